@@ -1,0 +1,1 @@
+"""Nouns, formats and pure rules. Standard library only; no I/O beyond reading what it is handed."""
