@@ -1,0 +1,1 @@
+"""C kernels behind one C ABI. Import `edgekit.native.door` to call them."""
