@@ -1,3 +1,3 @@
-"""edgekit fits networks to small boards, ships them signed, runs them inside a budget. Imports nothing by itself."""
+"""edgekit fits networks to small boards, ships and runs them inside a budget. Imports nothing."""
 
 __version__ = "0.1.0"

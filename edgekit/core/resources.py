@@ -17,14 +17,14 @@ DEMO_MODEL = "fashion_mnist_3exit.onnx"
 
 
 def device_profile_files() -> Mapping[str, Traversable]:
-    """Profile name -> its TOML file, sorted by name. In an editable install these are the checkout's own files."""
+    """Profile name -> its TOML file, sorted by name. An editable install serves the checkout's own files."""
     entries = files("edgekit.device_profiles").iterdir()
     found = {entry.name.removesuffix(".toml"): entry for entry in entries if entry.name.endswith(".toml")}
     return dict(sorted(found.items()))
 
 
 def demo_model_file() -> Traversable:
-    """The ONNX file with three exits that `edgekit demo` converts. Raises BadInput where it was not packaged."""
+    """The three-exit ONNX file that `edgekit demo` converts. Raises BadInput where it was not packaged."""
     try:
         model = files("edgekit.models") / DEMO_MODEL
     except ModuleNotFoundError:
