@@ -1,0 +1,54 @@
+"""The one table of job states: walked by the agent, mirrored by the fleet. No I/O, no clock."""
+
+from __future__ import annotations
+
+from edgekit.core.errors import EdgekitError
+
+# state -> event -> next state. `restart` is the agent coming back after a kill or power cut.
+TRANSITIONS: dict[str, dict[str, str]] = {
+    "received": {
+        "accept": "downloading",
+        "present": "verifying",
+        "refuse": "refused",
+        "fail": "failed",
+        "restart": "received",
+        "expire": "expired",
+    },
+    "downloading": {
+        "fetched": "verifying",
+        "refuse": "refused",
+        "fail": "failed",
+        "restart": "received",
+        "expire": "expired",
+    },
+    "verifying": {
+        "verified": "installed",
+        "refuse": "refused",
+        "fail": "failed",
+        "restart": "received",
+        "expire": "expired",
+    },
+    "installed": {"start": "trial", "fail": "failed", "restart": "received", "expire": "expired"},
+    "trial": {"pass": "active", "fail": "rolling_back", "restart": "received"},
+    "rolling_back": {"restored": "failed", "restart": "rolling_back"},
+    "active": {},
+    "failed": {},
+    "refused": {},
+    "expired": {},
+}
+STATES = tuple(TRANSITIONS)
+EVENTS = tuple(sorted({event for row in TRANSITIONS.values() for event in row}))
+FINAL = frozenset(state for state, row in TRANSITIONS.items() if not row)
+DONE = "active"
+
+
+class IllegalTransition(EdgekitError):
+    """An event came in a state that does not know it: a defect of the caller, never of the user."""
+
+
+def advance(state: str, event: str) -> str:
+    """The next state. Raises IllegalTransition where the table has no cell."""
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalTransition(f"job event {event!r} is not possible in state {state!r}") from None

@@ -1,0 +1,340 @@
+"""What board and server say to each other over MQTT, version 1. Encodes, decodes and checks; sends nothing."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekit.core import checks, jobs
+from edgekit.core.checks import canonical_json, flag, integer, name, number, optional, rows, table, text
+from edgekit.core.errors import BadInput
+from edgekit.core.policy import PolicySpec
+from edgekit.core.record import Record
+from edgekit.core.target import parse_label
+
+ROOT = "edgekit/v1"
+TO_BOARD = ("desired", "job", "ack")
+FROM_BOARD = ("status", "info", "reported", "job/event", "telemetry", "event")
+RETAINED = ("status", "info", "desired", "reported")
+COMPRESS_ABOVE = 1024
+MAX_PAYLOAD = 4 * 2**20  # bytes once unpacked
+_MAX_RECORDS = 10_000
+
+
+def topic(fleet: str, device: str, kind: str) -> str:
+    """`edgekit/v1/{fleet}/{device}/{kind}`."""
+    return f"{ROOT}/{fleet}/{device}/{kind}"
+
+
+def parse_topic(value: str) -> tuple[str, str, str]:
+    """fleet, device, kind. Raises BadInput for a topic that is not ours."""
+    parts = value.split("/", 4)
+    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in TO_BOARD + FROM_BOARD:  # noqa: PLR2004
+        raise checks.wrong("topic", f"{ROOT}/FLEET/DEVICE/KIND", value)
+    return name(parts[2], "topic: fleet"), name(parts[3], "topic: device"), parts[4]
+
+
+def encode(payload: Mapping[str, Any]) -> bytes:
+    """JSON with `"v":1`; zlib-compressed above 1 KiB."""
+    data = canonical_json({**payload, "v": 1})
+    return zlib.compress(data, 6) if len(data) > COMPRESS_ABOVE else data
+
+
+def decode(data: bytes, where: str = "message") -> Mapping[str, Any]:
+    """The JSON object in a payload, compressed or not. Raises BadInput; memory is bounded by MAX_PAYLOAD."""
+    if data[:1] != b"{":
+        unpacker = zlib.decompressobj()
+        try:
+            data = unpacker.decompress(data, MAX_PAYLOAD)
+        except zlib.error as err:
+            raise BadInput(f"{where} must be JSON or zlib-compressed JSON: {err}") from err
+        if unpacker.unconsumed_tail or not unpacker.eof:
+            raise BadInput(f"{where} is cut short or larger than {MAX_PAYLOAD} bytes")
+    elif len(data) > MAX_PAYLOAD:
+        raise BadInput(f"{where} is larger than {MAX_PAYLOAD} bytes")
+    payload = table(checks.parse_json(data, where), where)
+    if payload.get("v") != 1:
+        raise checks.wrong(f"{where}.v", "1 (a newer board or server must be met by a newer edgekit)", payload.get("v"))
+    return payload
+
+
+def signed_bytes(payload: Mapping[str, Any]) -> bytes:
+    """What the control key signs: the canonical payload without its `sig`."""
+    return canonical_json({key: value for key, value in payload.items() if key != "sig"} | {"v": 1})
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What a board should run. Retained; alone says it all. `n` grows with every command the control key signs.
+
+    target: `name/version`, or None to leave it as it is. policy, interval_s: None to leave as configured.
+    expires: Unix seconds after which an unfinished job ends as expired.
+    """
+
+    to: str  # fleet/device, so that one board's command is no other's
+    rev: int
+    n: int
+    job_id: str
+    target: str | None
+    policy: PolicySpec | None
+    interval_s: float | None
+    expires: float
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "desired") -> Desired:
+        """Read a decoded payload. Raises BadInput."""
+        target = optional(payload.get("target"), f"{where}.target", text)
+        if target is not None:
+            parse_label(target, f"{where}.target")
+        return cls(
+            to=text(payload.get("to"), f"{where}.to"),
+            rev=integer(payload.get("rev"), f"{where}.rev", 1),
+            n=integer(payload.get("n"), f"{where}.n", 1),
+            job_id=name(payload.get("job_id"), f"{where}.job_id"),
+            target=target,
+            policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),
+            interval_s=optional(payload.get("interval_s"), f"{where}.interval_s", lambda v, w: number(v, w, 0.1, 86400)),
+            expires=number(payload.get("expires"), f"{where}.expires", 0.0, 1e11),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload before it is signed."""
+        return {
+            "to": self.to,
+            "rev": self.rev,
+            "n": self.n,
+            "job_id": self.job_id,
+            "target": self.target,
+            "policy": self.policy.to_json() if self.policy else None,
+            "interval_s": self.interval_s,
+            "expires": self.expires,
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """Online or not; the will says offline with the boot_id that died."""
+
+    online: bool
+    boot_id: str
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "status") -> Status:
+        """Read a decoded payload. Raises BadInput."""
+        return cls(
+            flag(payload.get("online"), f"{where}.online"), name(payload.get("boot_id"), f"{where}.boot_id")
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {"online": self.online, "boot_id": self.boot_id}
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a board is and has. slots: labels of verified bundles. metadata: highest TUF versions seen, by role."""
+
+    profile: str
+    agent: str
+    boot_id: str
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    sensor: str = "none"
+    simulated: bool = False
+    slots: tuple[str, ...] = ()
+    metadata: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "info") -> Info:
+        """Read a decoded payload. Raises BadInput."""
+        runtimes = table(payload.get("runtimes", {}), f"{where}.runtimes")
+        metadata = table(payload.get("metadata", {}), f"{where}.metadata")
+        return cls(
+            profile=name(payload.get("profile"), f"{where}.profile"),
+            agent=text(payload.get("agent"), f"{where}.agent"),
+            boot_id=name(payload.get("boot_id"), f"{where}.boot_id"),
+            runtimes={text(k, where): text(v, f"{where}.runtimes.{k}") for k, v in runtimes.items()},
+            sensor=text(payload.get("sensor"), f"{where}.sensor"),
+            simulated=flag(payload.get("simulated", False), f"{where}.simulated"),
+            slots=rows(payload.get("slots", []), f"{where}.slots", text),
+            metadata={text(k, where): integer(v, f"{where}.metadata.{k}") for k, v in metadata.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {
+            "profile": self.profile,
+            "agent": self.agent,
+            "boot_id": self.boot_id,
+            "runtimes": dict(self.runtimes),
+            "sensor": self.sensor,
+            "simulated": self.simulated,
+            "slots": list(self.slots),
+            "metadata": dict(self.metadata),
+        }
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What is in force on a board, and why it differs from what was desired."""
+
+    rev: int  # of the desired state this answers; 0 before the first
+    job_id: str | None
+    state: str | None  # of that job
+    bundle: str | None  # name/version that serves
+    content_id: str | None
+    policy: PolicySpec | None  # in force now: a throttled board may run a tighter one than desired
+    interval_s: float
+    why: str | None
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "reported") -> Reported:
+        """Read a decoded payload. Raises BadInput."""
+        return cls(
+            rev=integer(payload.get("rev"), f"{where}.rev"),
+            job_id=optional(payload.get("job_id"), f"{where}.job_id", name),
+            state=optional(payload.get("state"), f"{where}.state", lambda v, w: checks.choice(v, w, jobs.STATES)),
+            bundle=optional(payload.get("bundle"), f"{where}.bundle", text),
+            content_id=optional(payload.get("content_id"), f"{where}.content_id", checks.sha256),
+            policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),
+            interval_s=number(payload.get("interval_s"), f"{where}.interval_s", 0.0),
+            why=optional(payload.get("why"), f"{where}.why", text),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {
+            "rev": self.rev,
+            "job_id": self.job_id,
+            "state": self.state,
+            "bundle": self.bundle,
+            "content_id": self.content_id,
+            "policy": self.policy.to_json() if self.policy else None,
+            "interval_s": self.interval_s,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One transition of a job. Held in the outbox like a Record: (boot_id, seq) names it, `ack` releases it."""
+
+    boot_id: str
+    seq: int
+    job_id: str
+    state: str
+    target: str | None
+    time: float | None
+    reason: str | None = None  # one of trust.REASONS, "superseded", "golden", ...
+    detail: str | None = None
+
+    @property
+    def event_id(self) -> str:
+        """Unique per board."""
+        return f"{self.boot_id}-{self.seq}"
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "job/event") -> JobEvent:
+        """Read a decoded payload. Raises BadInput."""
+        return cls(
+            boot_id=name(payload.get("boot_id"), f"{where}.boot_id"),
+            seq=integer(payload.get("seq"), f"{where}.seq", 1),
+            job_id=name(payload.get("job_id"), f"{where}.job_id"),
+            state=checks.choice(payload.get("state"), f"{where}.state", jobs.STATES),
+            target=optional(payload.get("target"), f"{where}.target", text),
+            time=optional(payload.get("time"), f"{where}.time", lambda v, w: number(v, w, 0.0, 1e11)),
+            reason=optional(payload.get("reason"), f"{where}.reason", text),
+            detail=optional(payload.get("detail"), f"{where}.detail", text),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {
+            "event_id": self.event_id,
+            "boot_id": self.boot_id,
+            "seq": self.seq,
+            "job_id": self.job_id,
+            "state": self.state,
+            "target": self.target,
+            "time": self.time,
+            "reason": self.reason,
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something an operator should know: throttle, deadline_missed, rollback, dropped. In the outbox like a Record."""
+
+    boot_id: str
+    seq: int
+    kind: str
+    time: float | None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "event") -> Event:
+        """Read a decoded payload. Raises BadInput."""
+        return cls(
+            boot_id=name(payload.get("boot_id"), f"{where}.boot_id"),
+            seq=integer(payload.get("seq"), f"{where}.seq", 1),
+            kind=name(payload.get("kind"), f"{where}.kind"),
+            time=optional(payload.get("time"), f"{where}.time", lambda v, w: number(v, w, 0.0, 1e11)),
+            detail=table(payload.get("detail", {}), f"{where}.detail"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {
+            "event_id": f"{self.boot_id}-{self.seq}",
+            "boot_id": self.boot_id,
+            "seq": self.seq,
+            "kind": self.kind,
+            "time": self.time,
+            "detail": dict(self.detail),
+        }
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Records of one boot. floor: the lowest seq of that boot the board still holds (Records and events alike)."""
+
+    boot_id: str
+    floor: int
+    records: tuple[Record, ...]
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "telemetry") -> Telemetry:
+        """Read a decoded payload. Raises BadInput."""
+        entries = payload.get("records")
+        if isinstance(entries, list) and len(entries) > _MAX_RECORDS:
+            raise checks.wrong(f"{where}.records", f"at most {_MAX_RECORDS} records", len(entries))
+        return cls(
+            name(payload.get("boot_id"), f"{where}.boot_id"),
+            integer(payload.get("floor"), f"{where}.floor", 1),
+            rows(entries, f"{where}.records", Record.parse),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {"boot_id": self.boot_id, "floor": self.floor, "records": [r.to_json() for r in self.records]}
+
+
+@dataclass(frozen=True)
+class Ack:
+    """All of that boot from its floor to `upto` is committed in the server's store."""
+
+    boot_id: str
+    upto: int
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "ack") -> Ack:
+        """Read a decoded payload. Raises BadInput."""
+        return cls(
+            name(payload.get("boot_id"), f"{where}.boot_id"), integer(payload.get("upto"), f"{where}.upto")
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload."""
+        return {"boot_id": self.boot_id, "upto": self.upto}

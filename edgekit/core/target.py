@@ -1,0 +1,83 @@
+"""One signed entry of the repository, as it stands in TUF's targets metadata. No keys, no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.core import checks
+from edgekit.core.errors import BadInput
+
+USES = ("run", "measure")
+STATES = ("current", "allowed", "revoked")
+_LABEL = re.compile(rf"({checks.NAME.pattern})/([1-9]\d{{0,9}})")
+
+
+@dataclass(frozen=True)
+class Target:
+    """name/version of a bundle, the profiles it is for, what it may be used for and whether it still may.
+
+    content_id: sha256 of the bundle's canonical manifest. executes_code: some part runs code from the bundle.
+    """
+
+    name: str
+    version: int
+    profiles: tuple[str, ...]
+    use: str
+    state: str
+    content_id: str
+    executes_code: bool = False
+
+    @property
+    def label(self) -> str:
+        """`name/version`."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def path(self) -> str:
+        """The target path in the repository."""
+        return target_path(self.name, self.version, self.use)
+
+    def to_custom(self) -> dict[str, Any]:
+        """TUF's `custom` field."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "profiles": list(self.profiles),
+            "use": self.use,
+            "state": self.state,
+            "content_id": self.content_id,
+            "executes_code": self.executes_code,
+        }
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Target:
+        """Read TUF's `custom` field. Raises BadInput."""
+        data: Mapping[str, Any] = checks.table(value, where)
+        return cls(
+            name=checks.name(data.get("name"), f"{where}.name"),
+            version=checks.integer(data.get("version"), f"{where}.version", 1, 2**31),
+            profiles=checks.rows(data.get("profiles"), f"{where}.profiles", checks.name),
+            use=checks.choice(data.get("use"), f"{where}.use", USES),
+            state=checks.choice(data.get("state"), f"{where}.state", STATES),
+            content_id=checks.sha256(data.get("content_id"), f"{where}.content_id"),
+            executes_code=checks.flag(data.get("executes_code", False), f"{where}.executes_code"),
+        )
+
+
+def target_path(name: str, version: int, use: str = "run") -> str:
+    """Where a bundle lies in the repository: `run/NAME/VERSION.edge` or `measure/NAME/VERSION.edge`."""
+    return f"{use}/{name}/{version}.edge"
+
+
+def parse_label(value: object, where: str) -> tuple[str, int]:
+    """Split `name/version`. Raises BadInput."""
+    match = _LABEL.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise checks.wrong(where, "NAME/VERSION of a bundle", value)
+    version = int(match[2])
+    if version > 2**31:
+        raise BadInput(f"{where}: version {version} is too large")
+    return match[1], version
