@@ -1,0 +1,42 @@
+"""How commands speak: one JSON object or tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, with `"v":1` first."""
+    sys.stdout.write(json.dumps({"v": 1, **value}, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def progress() -> Progress:
+    """A progress display on stderr; silent where stderr is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A figure for a table; unknown stays visible as such."""
+    return "unknown" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as percent for a table."""
+    return "unknown" if value is None else f"{100 * value:.{digits}f} %"
