@@ -1,1 +1,1 @@
-"""C kernels behind one C ABI. Import `edgekit.native.door` to call them."""
+"""C kernels behind one C ABI. `door` calls them, `packing` lays values out as their bits."""
