@@ -1,0 +1,71 @@
+"""The runtimes that execute a stage's parts: one a file, found by name. Each works on buffers the Session owns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core import registry
+from edgekit.core.manifest import Part
+
+Array = NDArray[Any]
+ENTRY_POINTS = "edgekit.backends"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How parts are opened. providers: execution providers in order, for backends that have them."""
+
+    threads: int = 1
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+
+class Runner(Protocol):
+    """One opened part. Its input and output buffers were fixed when it was opened."""
+
+    provider: str  # what really runs it, as the report names it
+
+    def run(self) -> None:
+        """Read the input buffers, fill the output buffers. Raises EdgekitError when the runtime fails."""
+
+
+# (file content, part, input buffers by name, output buffers by name, options) -> Runner
+Open = Callable[[bytes, Part, Mapping[str, Array], Mapping[str, Array], Options], Runner]
+
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "edgekit.runtime.backends.onnxruntime",
+    "null": "edgekit.runtime.backends.null",
+}
+
+
+def opener(name: str) -> Open:
+    """The backend's `open_part`. Raises BadInput that lists the known ones; imports only the one asked for."""
+    return registry.pick("backend", _table(), name)()
+
+
+def known_backends() -> tuple[str, ...]:
+    """Names of all backends, ours and installed ones."""
+    return tuple(sorted(_table()))
+
+
+@functools.cache
+def _table() -> dict[str, Callable[[], Open]]:
+    found: dict[str, Callable[[], Open]] = {point.name: point.load for point in entry_points(group=ENTRY_POINTS)}
+    return found | {name: functools.partial(_built_in, module) for name, module in BACKENDS.items()}
+
+
+def _built_in(module: str) -> Open:
+    open_part: Open = import_module(module).open_part
+    return open_part
+
+
+def allocate(dtype: str, shape: tuple[int, ...]) -> Array:
+    """A zeroed buffer, contiguous, that stays where it is."""
+    return np.zeros(shape, np.dtype(dtype))

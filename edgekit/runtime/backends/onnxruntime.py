@@ -1,0 +1,68 @@
+"""Run a stage's ONNX part with onnxruntime, its inputs and outputs bound once to the Session's buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.core.errors import BadBundle, BadInput, MissingExtra, one_line
+from edgekit.core.manifest import Part
+from edgekit.runtime.backends import Array, Options, Runner
+
+try:
+    import onnxruntime as ort
+except ImportError as err:
+    raise MissingExtra("backend onnxruntime needs: pip install 'edgekit[ort]'") from err
+
+_FATAL_ONLY = 4
+
+
+class OrtRunner:
+    """One InferenceSession and its I/O binding."""
+
+    def __init__(self, session: Any, binding: Any, file: str) -> None:
+        self.provider = str(session.get_providers()[0])
+        self._run = session.run_with_iobinding
+        self._binding = binding
+        self._file = file
+
+    def run(self) -> None:
+        """See backends.Runner."""
+        try:
+            self._run(self._binding)
+        except Exception as err:  # onnxruntime's errors share no root but Exception
+            raise BadBundle(f"{self._file}: onnxruntime failed: {one_line(err)}") from err
+
+
+def open_part(
+    data: bytes, part: Part, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Options
+) -> Runner:
+    """Open an ONNX part. Raises BadBundle when onnxruntime refuses it, BadInput for an unavailable provider."""
+    missing = [name for name in options.providers if name not in ort.get_available_providers()]
+    if len(missing) == len(options.providers):
+        available = ", ".join(ort.get_available_providers())
+        raise BadInput(f"onnxruntime here has none of {', '.join(options.providers)}; it has {available}")
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = _FATAL_ONLY
+    providers = [name for name in options.providers if name not in missing]
+    try:
+        session = ort.InferenceSession(data, settings, providers=providers)
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    except Exception as err:  # onnxruntime's errors share no root but Exception
+        raise BadBundle(f"{part.file}: onnxruntime {ort.__version__} refuses it: {one_line(err)}") from err
+    _check_shapes(part, session)
+    return OrtRunner(session, binding, part.file)
+
+
+def _check_shapes(part: Part, session: Any) -> None:
+    """Bound buffers are written blindly: what the graph says must be what the manifest says."""
+    for wanted, found in ((part.inputs, session.get_inputs()), (part.outputs, session.get_outputs())):
+        shapes = {node.name: tuple(node.shape) for node in found}
+        if shapes != {tensor.name: tensor.shape for tensor in wanted}:
+            raise BadBundle(f"{part.file}: the graph's tensors are {shapes}, not those its manifest lists")

@@ -1,0 +1,157 @@
+"""A loaded bundle that answers requests stage by stage. Not thread-safe: one owner at a time. Reads no label."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from edgekit.core.errors import BadInput
+from edgekit.core.manifest import Exit, Manifest
+from edgekit.core.trust import refusal
+from edgekit.runtime.backends import Array, Options, Runner, allocate, opener
+from edgekit.runtime.policy import Policy
+
+Clock = Callable[[], float]  # seconds, monotonic
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request brought.
+
+    outputs: the exit's output by name. confidence: None where the network has none. latency_ms: from the call of `run`
+    to the answer. deadline_missed: the policy had a deadline and the answer came after it.
+    """
+
+    outputs: Mapping[str, Array]
+    exit: str
+    exit_index: int
+    confidence: float | None
+    latency_ms: float
+    deadline_missed: bool = False
+
+    @property
+    def label(self) -> int | None:
+        """Index of the largest output where there is one output vector with several classes, else None."""
+        values = next(iter(self.outputs.values()))
+        return int(values.argmax()) if len(self.outputs) == 1 and values.size > 1 else None
+
+
+class Session:
+    """Stages opened once, every tensor that crosses a border in a buffer that stays where it is."""
+
+    def __init__(
+        self, manifest: Manifest, runners: tuple[tuple[Runner, ...], ...], buffers: Mapping[str, Array], clock: Clock
+    ) -> None:
+        self.manifest = manifest
+        self.exits: tuple[Exit, ...] = manifest.exits
+        self.providers = tuple(runner.provider for stage in runners for runner in stage)
+        self._runs = tuple(tuple(runner.run for runner in stage) for stage in runners)
+        self._buffers = buffers
+        self._inputs = tuple((entry.tensor.name, buffers[entry.tensor.name]) for entry in manifest.inputs)
+        self._confidences = tuple(None if e.confidence is None else buffers[e.confidence] for e in self.exits)
+        self._last = len(self.exits) - 1
+        self._clock = clock
+
+    def run(self, inputs: Mapping[str, Array], policy: Policy) -> Answer:
+        """Answer one request. inputs: each model input by name, of its full shape and dtype (batch 1).
+
+        Raises BadInput for inputs that do not fit, BadBundle when the runtime fails.
+        """
+        clock = self._clock
+        start = clock()
+        self._fill(inputs)
+        index, confidence = 0, None
+        for index, stage in enumerate(self._runs):
+            for run in stage:
+                run()
+            buffer = self._confidences[index]
+            confidence = None if buffer is None else float(buffer.flat[0])
+            if index == self._last:
+                break
+            if confidence is not None and policy.leave(index, confidence, (clock() - start) * 1e3):
+                break
+        leaving = self.exits[index]
+        outputs = {leaving.output: self._buffers[leaving.output].copy()}
+        latency_ms = (clock() - start) * 1e3
+        policy.observe(index, latency_ms)
+        missed = policy.deadline_ms is not None and latency_ms > policy.deadline_ms
+        return Answer(outputs, leaving.name, index, confidence, latency_ms, missed)
+
+    def stages(self, inputs: Mapping[str, Array]) -> Iterator[tuple[int, float]]:
+        """Run stage after stage to the end; yields its index and the ms since the start. For measuring."""
+        start = self._clock()
+        self._fill(inputs)
+        for index, stage in enumerate(self._runs):
+            for run in stage:
+                run()
+            yield index, (self._clock() - start) * 1e3
+
+    def output(self, exit_index: int) -> Array:
+        """The buffer of an exit's output: valid until the next run."""
+        return self._buffers[self.exits[exit_index].output]
+
+    def confidence(self, exit_index: int) -> float | None:
+        """An exit's confidence in the last run; None where it has none."""
+        buffer = self._confidences[exit_index]
+        return None if buffer is None else float(buffer.flat[0])
+
+    def run_all(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run every stage; copies of everything the stages made: outputs, confidences, hand-over tensors."""
+        for _ in self.stages(inputs):
+            pass
+        names = {entry.tensor.name for entry in self.manifest.inputs}
+        return {name: buffer.copy() for name, buffer in self._buffers.items() if name not in names}
+
+    def _fill(self, inputs: Mapping[str, Array]) -> None:
+        for name, buffer in self._inputs:
+            array = inputs.get(name)
+            if array is None or array.shape != buffer.shape or array.dtype != buffer.dtype:
+                came = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+                raise BadInput(f"input {name!r} must be {buffer.dtype} {list(buffer.shape)}, got {came}")
+            np.copyto(buffer, array)
+
+    def close(self) -> None:
+        """Free the runtimes. The session cannot be used afterwards."""
+        self._runs = ()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_session(
+    manifest: Manifest,
+    read: Callable[[str], bytes],
+    *,
+    threads: int = 1,
+    accepts_code: bool = False,
+    providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    clock: Clock = time.perf_counter,
+) -> Session:
+    """Open every part of every stage. read: member name -> bytes (`bundle.read`).
+
+    Raises Refused when a part runs code and `accepts_code` is false, MissingExtra when a runtime is not installed,
+    BadBundle when a runtime refuses its part.
+    """
+    if manifest.executes_code and not accepts_code:
+        raise refusal("code-not-accepted", manifest.name)
+    options = Options(threads, providers)
+    buffers = {entry.tensor.name: allocate(entry.tensor.dtype, entry.tensor.shape) for entry in manifest.inputs}
+    stages = []
+    for stage in manifest.stages:
+        runners = []
+        for part in stage.parts:
+            outputs = {tensor.name: allocate(tensor.dtype, tensor.shape) for tensor in part.outputs}
+            inputs = {tensor.name: buffers[tensor.name] for tensor in part.inputs}
+            runners.append(opener(part.backend)(read(part.file), part, inputs, outputs, options))
+            buffers.update(outputs)
+        stages.append(tuple(runners))
+    return Session(manifest, tuple(stages), buffers, clock)
