@@ -1,0 +1,82 @@
+"""Power from one hwmon chip that measures it (INA219, INA226 and the like), found by name, never by number.
+
+The selector is a chip's name or a channel's label, with `@ADDRESS` of the bus device where several carry it:
+`hwmon`, `hwmon:ina226`, `hwmon:ina226@1-0040`, `hwmon:VIN_12V`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.runtime.command import CommandRunner
+from edgekit.runtime.power.reading import Reading
+from edgekit.runtime.sysfs import Unreadable, read_number, text_or_none
+
+PREFERRED = ("ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina238")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One power input: the chip's name, its address on the bus, the channel's label (None: it has none)."""
+
+    chip: str
+    address: str
+    label: str | None
+    path: Path
+
+    def matches(self, selector: str) -> bool:
+        """Whether the selector means this channel."""
+        what, _, address = selector.partition("@")
+        return what in {self.chip, self.label} and address in {"", self.address}
+
+    def __str__(self) -> str:
+        return f"{self.chip}@{self.address}" + (f" {self.label}" if self.label else "")
+
+
+class Hwmon:
+    """One channel's power, looked up again at each reading: numbers change when a driver is bound again."""
+
+    def __init__(self, root: Path, selector: str) -> None:
+        self._folder = root / "sys/class/hwmon"
+        self._selector = selector
+        self.name = f"hwmon:{selector}" if selector else "hwmon"
+
+    def read(self) -> Reading:
+        found = channels(self._folder)
+        if self._selector:
+            found = [channel for channel in found if channel.matches(self._selector)]
+        else:
+            found = [channel for channel in found if channel.chip in PREFERRED] or found
+        if not found:
+            wanted = self._selector or "a power input"
+            return Reading(why=f"no hwmon chip here has {wanted}")
+        if len(found) > 1:
+            names = ", ".join(str(channel) for channel in found)
+            return Reading(why=f"several hwmon channels fit, name one: {names}")
+        if not self._selector:  # from now on this one and no other
+            self._selector = f"{found[0].chip}@{found[0].address}"
+        try:
+            return Reading(power_mw=read_number(found[0].path) / 1e3)
+        except Unreadable as err:
+            return Reading(why=str(err))
+
+
+def channels(folder: Path) -> list[Channel]:
+    """The power inputs under /sys/class/hwmon; a chip without a name is skipped."""
+    found = []
+    for chip in sorted(folder.glob("hwmon*")):
+        name = text_or_none(chip / "name")
+        if name is None:
+            continue
+        address = (chip / "device").resolve().name if (chip / "device").exists() else chip.resolve().name
+        found += [
+            Channel(name, address, text_or_none(path.with_name(path.name.replace("_input", "_label"))), path)
+            for path in sorted(chip.glob("power[0-9]*_input"))
+        ]
+    return found
+
+
+def open_hwmon(root: Path, run: CommandRunner, selector: str) -> Hwmon:
+    """Factory of `hwmon`."""
+    return Hwmon(root, selector)
