@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from edgekit import __version__
-from edgekit.core.errors import EdgekitError, WorldFailed, one_line
+from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 
 # verb -> its line in `edgekit --help`; the module edgekit/cli/<verb>.py is loaded only when the verb is used.
 VERBS = {
@@ -39,8 +39,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"edgekit.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
+        command: click.Command = importlib.import_module(f"edgekit.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -88,6 +87,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except MemoryError:
         return _complain("out of memory", WorldFailed.exit_code)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as err:
+        return _complain(one_line(err), BadInput.exit_code)
     except OSError as err:
         return _complain(one_line(err), WorldFailed.exit_code)
 
@@ -100,7 +101,7 @@ def one_line_of(err: click.ClickException) -> str:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"edgekit: {text}", file=sys.stderr)
+    click.echo(f"edgekit: {text}", err=True)
     return code
 
 

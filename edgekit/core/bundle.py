@@ -64,7 +64,9 @@ class Bundle:
 
 def members_of(files: Mapping[str, bytes]) -> tuple[Member, ...]:
     """The manifest's `files` for these contents, in the order they are packed."""
-    return tuple(Member(name, len(files[name]), hashlib.sha256(files[name]).hexdigest()) for name in sorted(files))
+    return tuple(
+        Member(name, len(files[name]), hashlib.sha256(files[name]).hexdigest()) for name in sorted(files)
+    )
 
 
 def pack(manifest: Manifest, files: Mapping[str, bytes], report: Mapping[str, Any]) -> bytes:
@@ -139,7 +141,7 @@ def _check_form(
 ) -> None:
     """Accept only the byte form `pack` writes: no gaps, no second names, no compression, nothing hidden."""
     names = [info.filename for info in infos]
-    if not 2 <= len(names) <= _MAX_MEMBERS or names[0] != MANIFEST or names[-1] != REPORT:  # noqa: PLR2004
+    if not 2 <= len(names) <= _MAX_MEMBERS or names[0] != MANIFEST or names[-1] != REPORT:
         raise BadBundle(f"{path}: not an edgekit bundle: {MANIFEST} must come first and {REPORT} last")
     for name in names:
         try:
@@ -154,7 +156,14 @@ def _check_form(
         wanted.CRC, wanted.file_size, wanted.compress_size = info.CRC, info.file_size, info.file_size
         header = wanted.FileHeader(zip64=False)
         file.seek(at)
-        fields = (info.compress_size, info.header_offset, info.external_attr, info.extra, info.comment, info.flag_bits)
+        fields = (
+            info.compress_size,
+            info.header_offset,
+            info.external_attr,
+            info.extra,
+            info.comment,
+            info.flag_bits,
+        )
         if file.read(len(header)) != header or fields != (info.file_size, at, _FILE_MODE, b"", b"", 0):
             raise BadBundle(f"{path}: member {info.filename!r} is not stored in the canonical form")
         at += len(header) + info.file_size

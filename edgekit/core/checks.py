@@ -46,7 +46,7 @@ def rows(value: object, where: str, parse: Callable[[object, str], T]) -> tuple[
 
 def text(value: object, where: str) -> str:
     """A non-empty text of at most 4096 characters."""
-    if not isinstance(value, str) or not value or len(value) > 4096:  # noqa: PLR2004
+    if not isinstance(value, str) or not value or len(value) > 4096:
         raise wrong(where, "a text", value)
     return value
 
@@ -109,9 +109,13 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8"), parse_constant=refuse)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
-        raise BadInput(f"{where} must be JSON: {type(err).__name__}: {' '.join(str(err).split())[:120]}") from err
+        raise BadInput(
+            f"{where} must be JSON: {type(err).__name__}: {' '.join(str(err).split())[:120]}"
+        ) from err
 
 
 def canonical_json(value: object) -> bytes:
     """The one byte form of a JSON value that is hashed and signed: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()

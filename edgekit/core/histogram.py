@@ -75,7 +75,10 @@ class Histogram:
 
     def to_json(self) -> dict[str, Any]:
         """Sparse: only buckets that hold something."""
-        return {"buckets": [[b, self.counts[b]] for b in sorted(self.counts)], "sum_ms": round(self.sum_ms, 6)}
+        return {
+            "buckets": [[b, self.counts[b]] for b in sorted(self.counts)],
+            "sum_ms": round(self.sum_ms, 6),
+        }
 
     @classmethod
     def parse(cls, value: object, where: str) -> Histogram:
@@ -94,7 +97,7 @@ class Histogram:
 
 
 def _is_pair(entry: object) -> bool:
-    return isinstance(entry, (list, tuple)) and len(entry) == 2  # noqa: PLR2004
+    return isinstance(entry, (list, tuple)) and len(entry) == 2
 
 
 def histogram(values_ms: Iterable[float]) -> Histogram:

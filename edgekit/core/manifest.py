@@ -29,7 +29,7 @@ def member_name(value: object, where: str) -> str:
     """A relative path of plain segments: no '..', no absolute path, no backslash, no control character."""
     if (
         not isinstance(value, str)
-        or len(value) > 200  # noqa: PLR2004
+        or len(value) > 200
         or not all(_SEGMENT.fullmatch(segment) for segment in value.split("/"))
     ):
         raise checks.wrong(where, "a plain relative file name", value)
@@ -51,7 +51,11 @@ class Tensor:
         shape = rows(data.get("shape"), f"{where}.shape", lambda v, w: integer(v, w, 1, 2**31))
         if len(shape) > _MAX_RANK:
             raise checks.wrong(f"{where}.shape", f"of rank {_MAX_RANK} at most", list(shape))
-        return cls(text(data.get("name"), f"{where}.name"), choice(data.get("dtype"), f"{where}.dtype", DTYPES), shape)
+        return cls(
+            text(data.get("name"), f"{where}.name"),
+            choice(data.get("dtype"), f"{where}.dtype", DTYPES),
+            shape,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of parse."""
@@ -143,7 +147,9 @@ class Preprocess:
         std = rows(data.get("std", [1.0]), f"{where}.std", lambda v, w: number(v, w, 1e-12))
         for key, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, 1 if channels == "L" else 3):
-                raise checks.wrong(f"{where}.{key}", f"one number or one per channel of {channels}", list(values))
+                raise checks.wrong(
+                    f"{where}.{key}", f"one number or one per channel of {channels}", list(values)
+                )
         return cls(
             channels,
             choice(data.get("resize", "stretch"), f"{where}.resize", RESIZES),
@@ -351,7 +357,7 @@ class Manifest:
         """Read and cross-check a manifest. Raises BadBundle; a newer major format is refused by name."""
         try:
             manifest = cls._parse(value, where)
-            manifest._check(where)
+            _check(manifest, where)
         except BadBundle:
             raise
         except BadInput as err:
@@ -366,7 +372,9 @@ class Manifest:
         if match is None:
             raise checks.wrong(f"{where}: format", f"{FORMAT!r}", form)
         if int(match[1]) != 1:
-            raise BadBundle(f"{where}: format {form!r} is newer than this edgekit reads ({FORMAT!r}): update edgekit")
+            raise BadBundle(
+                f"{where}: format {form!r} is newer than this edgekit reads ({FORMAT!r}): update edgekit"
+            )
         return cls(
             name=checks.name(data.get("name"), f"{where}: name"),
             version=integer(data.get("version"), f"{where}: version", 1, 2**31),
@@ -376,60 +384,13 @@ class Manifest:
             stages=rows(data.get("stages"), f"{where}: stages", Stage.parse),
             exits=rows(data.get("exits"), f"{where}: exits", Exit.parse),
             quality_metric=choice(data.get("quality_metric"), f"{where}: quality_metric", METRICS),
-            operating_points=rows(data.get("operating_points"), f"{where}: operating_points", OperatingPoint.parse),
+            operating_points=rows(
+                data.get("operating_points"), f"{where}: operating_points", OperatingPoint.parse
+            ),
             golden=Golden.parse(data.get("golden"), f"{where}: golden"),
             recipe=member_name(data.get("recipe"), f"{where}: recipe"),
             files=rows(data.get("files"), f"{where}: files", Member.parse),
         )
-
-    def _check(self, where: str) -> None:
-        listed = {member.name: member for member in self.files}
-        if len(listed) != len(self.files) or {MANIFEST, REPORT} & set(listed):
-            raise BadBundle(f"{where}: files must name each member once, without {MANIFEST} and {REPORT}")
-        used = {self.recipe, *self.golden.inputs.values(), *(o.file for o in self.golden.outputs)}
-        parts = [part for stage in self.stages for part in stage.parts]
-        for name in sorted(used | {part.file for part in parts}):
-            if name not in listed:
-                raise BadBundle(f"{where}: {name!r} is used but not listed in files")
-        for part in parts:
-            if listed[part.file].sha256 != part.sha256:
-                raise BadBundle(f"{where}: {part.file!r} has two different sha256")
-        if not (self.inputs and self.stages and self.exits and self.profiles):
-            raise BadBundle(f"{where}: inputs, profiles, stages and exits must each have at least one entry")
-        if [e.stage for e in self.exits] != list(range(len(self.stages))):
-            raise BadBundle(f"{where}: exits must be one per stage, in order")
-        self._check_flow(where)
-        self._check_points(where)
-
-    def _check_flow(self, where: str) -> None:
-        """Every part's input must have been made before it, or be an input of the network."""
-        known = {entry.tensor.name: entry.tensor for entry in self.inputs}
-        for index, stage in enumerate(self.stages):
-            for part in stage.parts:
-                for tensor in part.inputs:
-                    if known.get(tensor.name) != tensor:
-                        raise BadBundle(f"{where}: stages[{index}] wants {tensor.name!r}, which nothing before it makes")
-                known.update((tensor.name, tensor) for tensor in part.outputs)
-            made = self.exits[index]
-            for name in (made.output, made.confidence):
-                if name is not None and name not in known:
-                    raise BadBundle(f"{where}: exit {made.name!r} wants {name!r}, which its stage does not make")
-            if made.confidence is None and index + 1 < len(self.stages):
-                raise BadBundle(f"{where}: exit {made.name!r} needs a confidence, since stages follow it")
-        for output in self.golden.outputs:
-            if output.tensor not in known or output.stage >= len(self.stages):
-                raise BadBundle(f"{where}: golden output {output.tensor!r} is made by no stage")
-
-    def _check_points(self, where: str) -> None:
-        shares = [e.cost_share for e in self.exits]
-        if shares != sorted(shares):
-            raise BadBundle(f"{where}: exits must have growing cost_share")
-        costs = [p.cost_share for p in self.operating_points]
-        if costs != sorted(costs):
-            raise BadBundle(f"{where}: operating_points must go from cheapest to full")
-        for index, point in enumerate(self.operating_points):
-            if len(point.thresholds) != len(self.exits) - 1 or len(point.exit_shares) != len(self.exits):
-                raise BadBundle(f"{where}: operating_points[{index}] must have a threshold per exit but the last")
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of parse, complete: every key is present."""
@@ -458,3 +419,60 @@ class Manifest:
     def macs(self) -> float:
         """Multiply-accumulates of the whole network."""
         return sum(stage.macs for stage in self.stages)
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    listed = {member.name: member for member in manifest.files}
+    if len(listed) != len(manifest.files) or {MANIFEST, REPORT} & set(listed):
+        raise BadBundle(f"{where}: files must name each member once, without {MANIFEST} and {REPORT}")
+    used = {manifest.recipe, *manifest.golden.inputs.values(), *(o.file for o in manifest.golden.outputs)}
+    parts = [part for stage in manifest.stages for part in stage.parts]
+    for name in sorted(used | {part.file for part in parts}):
+        if name not in listed:
+            raise BadBundle(f"{where}: {name!r} is used but not listed in files")
+    for part in parts:
+        if listed[part.file].sha256 != part.sha256:
+            raise BadBundle(f"{where}: {part.file!r} has two different sha256")
+    if not (manifest.inputs and manifest.stages and manifest.exits and manifest.profiles):
+        raise BadBundle(f"{where}: inputs, profiles, stages and exits must each have at least one entry")
+    if [e.stage for e in manifest.exits] != list(range(len(manifest.stages))):
+        raise BadBundle(f"{where}: exits must be one per stage, in order")
+    _check_flow(manifest, where)
+    _check_points(manifest, where)
+
+
+def _check_flow(manifest: Manifest, where: str) -> None:
+    """Every part's input must have been made before it, or be an input of the network."""
+    known = {entry.tensor.name: entry.tensor for entry in manifest.inputs}
+    for index, stage in enumerate(manifest.stages):
+        for part in stage.parts:
+            for tensor in part.inputs:
+                if known.get(tensor.name) != tensor:
+                    raise BadBundle(
+                        f"{where}: stages[{index}] wants {tensor.name!r}, which nothing before it makes"
+                    )
+            for tensor in part.outputs:
+                if tensor.name in known:
+                    raise BadBundle(f"{where}: stages[{index}] makes {tensor.name!r} a second time")
+                known[tensor.name] = tensor
+        made = manifest.exits[index]
+        for name in (made.output, made.confidence):
+            if name is not None and name not in known:
+                raise BadBundle(f"{where}: exit {made.name!r} wants {name!r}, which its stage does not make")
+        if made.confidence is None and index + 1 < len(manifest.stages):
+            raise BadBundle(f"{where}: exit {made.name!r} needs a confidence, since stages follow it")
+    for output in manifest.golden.outputs:
+        if output.tensor not in known or output.stage >= len(manifest.stages):
+            raise BadBundle(f"{where}: golden output {output.tensor!r} is made by no stage")
+
+
+def _check_points(manifest: Manifest, where: str) -> None:
+    shares = [e.cost_share for e in manifest.exits]
+    if shares != sorted(shares):
+        raise BadBundle(f"{where}: exits must have growing cost_share")
+    costs = [p.cost_share for p in manifest.operating_points]
+    if costs != sorted(costs):
+        raise BadBundle(f"{where}: operating_points must go from cheapest to full")
+    for index, point in enumerate(manifest.operating_points):
+        if len(point.thresholds) != len(manifest.exits) - 1 or len(point.exit_shares) != len(manifest.exits):
+            raise BadBundle(f"{where}: operating_points[{index}] must have a threshold per exit but the last")

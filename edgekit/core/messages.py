@@ -31,7 +31,7 @@ def topic(fleet: str, device: str, kind: str) -> str:
 def parse_topic(value: str) -> tuple[str, str, str]:
     """fleet, device, kind. Raises BadInput for a topic that is not ours."""
     parts = value.split("/", 4)
-    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in TO_BOARD + FROM_BOARD:  # noqa: PLR2004
+    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in TO_BOARD + FROM_BOARD:
         raise checks.wrong("topic", f"{ROOT}/FLEET/DEVICE/KIND", value)
     return name(parts[2], "topic: fleet"), name(parts[3], "topic: device"), parts[4]
 
@@ -56,7 +56,9 @@ def decode(data: bytes, where: str = "message") -> Mapping[str, Any]:
         raise BadInput(f"{where} is larger than {MAX_PAYLOAD} bytes")
     payload = table(checks.parse_json(data, where), where)
     if payload.get("v") != 1:
-        raise checks.wrong(f"{where}.v", "1 (a newer board or server must be met by a newer edgekit)", payload.get("v"))
+        raise checks.wrong(
+            f"{where}.v", "1 (a newer board or server must be met by a newer edgekit)", payload.get("v")
+        )
     return payload
 
 
@@ -95,7 +97,9 @@ class Desired:
             job_id=name(payload.get("job_id"), f"{where}.job_id"),
             target=target,
             policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),
-            interval_s=optional(payload.get("interval_s"), f"{where}.interval_s", lambda v, w: number(v, w, 0.1, 86400)),
+            interval_s=optional(
+                payload.get("interval_s"), f"{where}.interval_s", lambda v, w: number(v, w, 0.1, 86400)
+            ),
             expires=number(payload.get("expires"), f"{where}.expires", 0.0, 1e11),
         )
 
@@ -194,7 +198,9 @@ class Reported:
         return cls(
             rev=integer(payload.get("rev"), f"{where}.rev"),
             job_id=optional(payload.get("job_id"), f"{where}.job_id", name),
-            state=optional(payload.get("state"), f"{where}.state", lambda v, w: checks.choice(v, w, jobs.STATES)),
+            state=optional(
+                payload.get("state"), f"{where}.state", lambda v, w: checks.choice(v, w, jobs.STATES)
+            ),
             bundle=optional(payload.get("bundle"), f"{where}.bundle", text),
             content_id=optional(payload.get("content_id"), f"{where}.content_id", checks.sha256),
             policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),

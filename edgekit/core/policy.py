@@ -47,9 +47,13 @@ class PolicySpec:
         if self.kind not in KINDS:
             raise checks.wrong("policy", "one of " + ", ".join(KINDS), self.kind)
         if (self.kind == "budget") != (self.budget is not None):
-            raise BadInput(f"policy {self.kind}: a budget goes with the budget policy, and it needs one (such as 3ms)")
+            raise BadInput(
+                f"policy {self.kind}: a budget goes with the budget policy, and it needs one (such as 3ms)"
+            )
         if (self.kind == "anytime") != (self.deadline_ms is not None):
-            raise BadInput(f"policy {self.kind}: a deadline in ms goes with the anytime policy, and it needs one")
+            raise BadInput(
+                f"policy {self.kind}: a deadline in ms goes with the anytime policy, and it needs one"
+            )
 
     def __str__(self) -> str:
         """Short text for tables: `full`, `budget 3ms`, `anytime 5ms`, `confidence 0.5pt`."""
@@ -77,7 +81,9 @@ class PolicySpec:
         return cls(
             checks.choice(data.get("kind"), f"{where}.kind", KINDS),
             checks.optional(data.get("budget"), f"{where}.budget", parse_budget),
-            checks.optional(data.get("deadline_ms"), f"{where}.deadline_ms", lambda v, w: checks.number(v, w, 1e-6)),
+            checks.optional(
+                data.get("deadline_ms"), f"{where}.deadline_ms", lambda v, w: checks.number(v, w, 1e-6)
+            ),
             checks.number(data.get("max_drop", DEFAULT_MAX_DROP), f"{where}.max_drop", 0.0, 100.0),
         )
 

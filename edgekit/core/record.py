@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekit.core import checks
 from edgekit.core.checks import choice, flag, integer, number, optional, table, text
-from edgekit.core.figure import PROVENANCES, Figure
+from edgekit.core.figure import PROVENANCES, Figure, unknown
 from edgekit.core.histogram import Histogram
 
 _MAX_EXITS = 64
@@ -32,7 +32,7 @@ class Record:
     correct: int = 0
     exit_counts: Mapping[str, int] = field(default_factory=dict)
     latency: Histogram = field(default_factory=Histogram)
-    energy: Figure = Figure(None, "mJ")  # energy of the whole interval
+    energy: Figure = field(default_factory=lambda: unknown("mJ"))  # energy of the whole interval
     energy_why: str | None = None  # why it is unknown
     busy_s: float = 0.0  # time spent inside inferences
     temperature_c: float | None = None
@@ -76,7 +76,9 @@ class Record:
         if len(exits) > _MAX_EXITS:
             raise checks.wrong(f"{where}.exit_counts", f"of at most {_MAX_EXITS} exits", len(exits))
         provenance = optional(
-            data.get("energy_provenance"), f"{where}.energy_provenance", lambda v, w: choice(v, w, PROVENANCES)
+            data.get("energy_provenance"),
+            f"{where}.energy_provenance",
+            lambda v, w: choice(v, w, PROVENANCES),
         )
         energy = optional(data.get("energy_mj"), f"{where}.energy_mj", lambda v, w: number(v, w, 0.0))
         if energy is not None and provenance is None:

@@ -48,11 +48,12 @@ class Change:
         """Read from JSON. Raises BadInput."""
         data = table(value, where)
         return cls(
-            optional(data.get("before"), f"{where}.before", number), optional(data.get("after"), f"{where}.after", number)
+            optional(data.get("before"), f"{where}.before", number),
+            optional(data.get("after"), f"{where}.after", number),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """before and after."""
+        """Before and after."""
         return {"before": self.before, "after": self.after}
 
 
@@ -245,12 +246,16 @@ class Report:
             latency_before=Latency.parse(latency.get("before"), f"{where}: latency_ms.before"),
             latency_after=Latency.parse(latency.get("after"), f"{where}: latency_ms.after"),
             latency_provenance=optional(
-                latency.get("provenance"), f"{where}: latency_ms.provenance", lambda v, w: checks.choice(v, w, PROVENANCES)
+                latency.get("provenance"),
+                f"{where}: latency_ms.provenance",
+                lambda v, w: checks.choice(v, w, PROVENANCES),
             ),
             latency_on=optional(latency.get("on"), f"{where}: latency_ms.on", text),
             exits=rows(data.get("exits"), f"{where}: exits", ExitReport.parse),
             policies=rows(data.get("policies"), f"{where}: policies", PolicyReport.parse),
-            operating_points=rows(data.get("operating_points"), f"{where}: operating_points", OperatingPoint.parse),
+            operating_points=rows(
+                data.get("operating_points"), f"{where}: operating_points", OperatingPoint.parse
+            ),
             layers=rows(data.get("layers"), f"{where}: layers", LayerReport.parse),
             dropped=rows(data.get("dropped"), f"{where}: dropped", Dropped.parse),
             limits_missed=rows(limits.get("missed"), f"{where}: limits.missed", text),

@@ -79,7 +79,9 @@ def decide(target: Target, board: Board, running: Running | None, use: str = "ru
     if target.state == "revoked":
         return Decision("revoked", target.label)
     if board.profile not in target.profiles:
-        return Decision("wrong-profile", f"{target.label} is for {', '.join(target.profiles)}; here is {board.profile}")
+        return Decision(
+            "wrong-profile", f"{target.label} is for {', '.join(target.profiles)}; here is {board.profile}"
+        )
     if target.use != use:
         return Decision("wrong-use", target.label)
     if target.use == "measure" and not board.accepts_measure:

@@ -112,17 +112,26 @@ class BudgetPolicy:
     deadline_ms: float | None = None
 
     def __init__(
-        self, budget: float, points: tuple[OperatingPoint, ...], exit_costs: tuple[float, ...], *, per_ms: float | None
+        self,
+        budget: float,
+        points: tuple[OperatingPoint, ...],
+        exit_costs: tuple[float, ...],
+        *,
+        per_ms: float | None,
     ) -> None:
         """exit_costs: cumulative cost of each exit in the budget's unit. per_ms: cost of one ms, where time is cost."""
-        expected = [sum(s * c for s, c in zip(point.exit_shares, exit_costs, strict=True)) for point in points]
+        expected = [
+            sum(s * c for s, c in zip(point.exit_shares, exit_costs, strict=True)) for point in points
+        ]
         order = sorted(range(len(points)), key=expected.__getitem__)
         self._points = tuple(points[index].thresholds for index in order)
         self.costs = tuple(expected[index] for index in order)
         self._exit_costs = exit_costs
         self._per_ms = per_ms
         self.budget = budget
-        self._index, self.state = choose(BudgetState(min(max(budget, self.costs[0]), self.costs[-1])), self.costs)
+        self._index, self.state = choose(
+            BudgetState(min(max(budget, self.costs[0]), self.costs[-1])), self.costs
+        )
 
     def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
         """See Policy."""
@@ -149,7 +158,9 @@ def make_policy(spec: PolicySpec, manifest: Manifest, costs: StageCosts | None) 
         return Anytime(spec.deadline_ms, costs)
     points = manifest.operating_points
     if not points:
-        raise BadInput(f"policy {spec.kind} needs operating points, and bundle {manifest.name} has none: use full or anytime")
+        raise BadInput(
+            f"policy {spec.kind} needs operating points, and bundle {manifest.name} has none: use full or anytime"
+        )
     if spec.budget is not None:
         exit_costs, per_ms = _exit_costs(spec.budget, manifest, costs)
         return BudgetPolicy(spec.budget.value, points, exit_costs, per_ms=per_ms)
@@ -157,7 +168,9 @@ def make_policy(spec: PolicySpec, manifest: Manifest, costs: StageCosts | None) 
     return Thresholds(next(point.thresholds for point in points if point.quality >= enough))
 
 
-def _exit_costs(budget: Budget, manifest: Manifest, costs: StageCosts | None) -> tuple[tuple[float, ...], float | None]:
+def _exit_costs(
+    budget: Budget, manifest: Manifest, costs: StageCosts | None
+) -> tuple[tuple[float, ...], float | None]:
     """Cumulative cost of each exit in the budget's unit, and the cost of 1 ms where time is the cost."""
     shares = tuple(e.cost_share for e in manifest.exits)
     if budget.unit == "%":
@@ -169,6 +182,8 @@ def _exit_costs(budget: Budget, manifest: Manifest, costs: StageCosts | None) ->
     if budget.unit == "ms":
         return costs.cumulative_ms, 1.0
     if costs.mj_per_ms is None:
-        raise BadInput("a budget in mJ needs a power sensor, and this machine has none that can be read: use ms or %")
+        raise BadInput(
+            "a budget in mJ needs a power sensor, and this machine has none that can be read: use ms or %"
+        )
     per_ms = costs.mj_per_ms
     return tuple(ms * per_ms for ms in costs.cumulative_ms), per_ms

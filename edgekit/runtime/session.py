@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
@@ -44,7 +43,11 @@ class Session:
     """Stages opened once, every tensor that crosses a border in a buffer that stays where it is."""
 
     def __init__(
-        self, manifest: Manifest, runners: tuple[tuple[Runner, ...], ...], buffers: Mapping[str, Array], clock: Clock
+        self,
+        manifest: Manifest,
+        runners: tuple[tuple[Runner, ...], ...],
+        buffers: Mapping[str, Array],
+        clock: Clock,
     ) -> None:
         self.manifest = manifest
         self.exits: tuple[Exit, ...] = manifest.exits
@@ -118,14 +121,6 @@ class Session:
         """Free the runtimes. The session cannot be used afterwards."""
         self._runs = ()
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def open_session(
     manifest: Manifest,
@@ -144,7 +139,9 @@ def open_session(
     if manifest.executes_code and not accepts_code:
         raise refusal("code-not-accepted", manifest.name)
     options = Options(threads, providers)
-    buffers = {entry.tensor.name: allocate(entry.tensor.dtype, entry.tensor.shape) for entry in manifest.inputs}
+    buffers = {
+        entry.tensor.name: allocate(entry.tensor.dtype, entry.tensor.shape) for entry in manifest.inputs
+    }
     stages = []
     for stage in manifest.stages:
         runners = []

@@ -57,7 +57,9 @@ def known_backends() -> tuple[str, ...]:
 
 @functools.cache
 def _table() -> dict[str, Callable[[], Open]]:
-    found: dict[str, Callable[[], Open]] = {point.name: point.load for point in entry_points(group=ENTRY_POINTS)}
+    found: dict[str, Callable[[], Open]] = {
+        point.name: point.load for point in entry_points(group=ENTRY_POINTS)
+    }
     return found | {name: functools.partial(_built_in, module) for name, module in BACKENDS.items()}
 
 

@@ -51,7 +51,11 @@ def open_part(
         known = dict(inputs)
         steps = []
         for name, step in wanted.items():
-            steps.append(_step(checks.table(step, f"{part.file}: {name}"), known, outputs[name], f"{part.file}: {name}"))
+            steps.append(
+                _step(
+                    checks.table(step, f"{part.file}: {name}"), known, outputs[name], f"{part.file}: {name}"
+                )
+            )
             known[name] = outputs[name]
     except BadInput as err:
         raise BadBundle(str(err)) from err
