@@ -69,7 +69,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Costs:
-    """What work costs on `threads` threads. macs_per_second: by number format; a missing one is unknown."""
+    """What work costs on `threads` threads. macs_per_second: by number format; one that is missing is unknown."""
 
     threads: int
     macs_per_second: Mapping[str, Figure]
@@ -202,6 +202,7 @@ def profile_from(data: Mapping[str, object], where: str) -> Profile:
     if not NAME.fullmatch(name):
         raise top.wrong("name", "a name (letters, digits, '_' and '-', at most 64)", name)
     cpu = _cpu(top.table("cpu"))
+    backends = _backends(top.tables("backends"))
     profile = Profile(
         name=name,
         title=top.optional_text("title") or name,
@@ -209,14 +210,19 @@ def profile_from(data: Mapping[str, object], where: str) -> Profile:
         memory=_memory(top.optional_table("memory")),
         os=top.optional_table("os").texts("supported"),
         python=top.optional_table("python").texts("versions"),
-        backends=_backends(top.tables("backends")),
-        cost=_costs(top.optional_table("cost"), cpu.cores),
+        backends=backends,
+        cost=_costs(top.optional_table("cost"), cpu.cores, fast_formats(backends)),
         power=_power(top.optional_table("power")),
         fpga=None if top.take("fpga") is None else _fpga(top.table("fpga")),
         extra=top.extra,
     )
     top.close()
     return profile
+
+
+def fast_formats(backends: Sequence[Backend]) -> tuple[str, ...]:
+    """The number formats that some backend runs fast, in the order of FORMATS."""
+    return tuple(fmt for fmt in FORMATS if any(fmt in backend.fast_formats for backend in backends))
 
 
 def known_profiles() -> tuple[str, ...]:
@@ -231,7 +237,7 @@ def profile(name_or_path: str) -> Profile:
     the known ones) or WorldFailed (the file cannot be read).
     """
     if is_path(name_or_path):
-        return parse_profile(_read(name_or_path), name_or_path)
+        return read_profile(name_or_path)
     files = device_profile_files()
     if name_or_path not in files:
         known = ", ".join(known_profiles())
@@ -244,14 +250,17 @@ def is_path(name_or_path: str) -> bool:
     return "/" in name_or_path or name_or_path.endswith(".toml")
 
 
-def _read(path: str) -> str:
+def read_profile(path: str) -> Profile:
+    """The profile in the file at `path`. Raises BadInput, or WorldFailed where the file cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as err:
-        wanted = "a TOML text file" if not isinstance(err, FileNotFoundError) else "an existing file"
-        raise BadInput(f"{path}: profile must be {wanted}") from err
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as err:
+        raise BadInput(f"{path}: no such file") from err
+    except (IsADirectoryError, UnicodeDecodeError) as err:
+        raise BadInput(f"{path}: profile must be a TOML text file") from err
     except OSError as err:
         raise WorldFailed(f"{path}: cannot be read: {err.strerror}") from err
+    return parse_profile(text, path)
 
 
 def _cpu(table: Table) -> Cpu:
@@ -296,11 +305,12 @@ def _backend(table: Table) -> Backend:
     )
 
 
-def _costs(table: Table, cores: int) -> Costs:
+def _costs(table: Table, cores: int, expected: Sequence[str]) -> Costs:
     by_format = table.optional_table("macs_per_second")
+    formats = [fmt for fmt in FORMATS if fmt in by_format.data or fmt in expected]
     return Costs(
         threads=table.optional_count("threads") or cores,
-        macs_per_second={fmt: by_format.figure(fmt, "MAC/s") for fmt in FORMATS if fmt in by_format.data},
+        macs_per_second={fmt: by_format.figure(fmt, "MAC/s") for fmt in formats},
         bytes_per_second=table.figure("bytes_per_second", "B/s"),
         call_overhead_us=table.figure("call_overhead_us", "us"),
     )

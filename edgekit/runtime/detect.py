@@ -85,6 +85,7 @@ def detect_host(
     board = board_profile(model)
     cpu = _cpu(root, when)
     machine = model or cpu.model
+    backends = _backends(cpu, board, installed or installed_version)
     return Profile(
         name=profiles.HOST,
         title=f"This machine: {machine}" + (f" (profile {board})" if board else ""),
@@ -92,8 +93,8 @@ def detect_host(
         memory=Memory(ram_mb=_ram_mb(root, when, machine), bandwidth_gb_s=unknown("GB/s")),
         os=_os(root),
         python=(f"{sys.version_info.major}.{sys.version_info.minor}",),
-        backends=_backends(cpu, board, installed or installed_version),
-        cost=Costs(threads=cpu.cores, macs_per_second={}),
+        backends=backends,
+        cost=Costs(cpu.cores, {fmt: unknown("MAC/s") for fmt in profiles.fast_formats(backends)}),
         power=Power(sensor=find_sensor(root)),
     )
 
