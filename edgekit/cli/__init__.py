@@ -1,1 +1,1 @@
-"""One file per verb. The only place where host, agent, fleet and repo meet; each verb imports what it needs when run."""
+"""One file per verb: the only place where host, agent, fleet and repo meet. Imports what it needs when run."""

@@ -72,8 +72,8 @@ def load_data(path: Path, inputs: tuple[Input, ...], labels: tuple[str, ...] | N
     """Open `path` for a model with these inputs and class names. Shapes are checked at once.
 
     .npz: `x` (or an array per input, by name): uint8 images (N, H, W[, 3]) where the input has preprocessing, else
-    tensors (N, *shape without the batch); `y`: labels, optional. Folder: images; sub-folder = label. IDX: the images
-    file, gzipped or not, with its labels file beside it. Raises BadInput.
+    tensors (N, *shape without the batch); `y`: labels, optional. Folder: images; sub-folder = label. One image.
+    IDX: the images file, gzipped or not, with its labels file beside it. Raises BadInput.
     """
     if path.is_dir():
         data = _folder(path, _single(path, inputs), labels)
@@ -83,6 +83,8 @@ def load_data(path: Path, inputs: tuple[Input, ...], labels: tuple[str, ...] | N
         )
     elif path.suffix == ".npz":
         data = _npz(path, inputs)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        data = _images([path], path.parent, _single(path, inputs), None)
     else:
         data = _idx(path, _single(path, inputs))
     if data.count == 0:
@@ -211,6 +213,10 @@ def _folder(path: Path, entry: Input, labels: tuple[str, ...] | None) -> Data:
     if None not in groups:
         index = label_index(sorted({group for group in groups if group is not None}), labels, str(path))
         values = np.array([index[group] for group in groups if group is not None], np.int64)
+    return _images(files, path, entry, values)
+
+
+def _images(files: list[Path], folder: Path, entry: Input, labels: NDArray[np.int64] | None) -> Data:
     name = entry.tensor.name
 
     def sample(number: int) -> dict[str, Array]:
@@ -220,7 +226,7 @@ def _folder(path: Path, entry: Input, labels: tuple[str, ...] | None) -> Data:
             raise BadInput(f"{files[number]}: {err}") from err
 
     return Data(
-        str(path), range(len(files)), values, sample, lambda number: str(files[number].relative_to(path))
+        str(folder), range(len(files)), labels, sample, lambda number: str(files[number].relative_to(folder))
     )
 
 

@@ -1,0 +1,92 @@
+"""`edgekit bench`: what a bundle does on this machine, by the code that runs in production."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from edgekit.cli.options import bundle_argument, json_option, policy_options
+from edgekit.cli.output import console, number, percent, print_json, progress
+from edgekit.core.bundle import open_bundle
+from edgekit.core.policy import policy_from_options
+from edgekit.runtime.command import runner
+from edgekit.runtime.data import load_data
+from edgekit.runtime.detect import find_profile
+from edgekit.runtime.energy import metered, per_unit, with_energy
+from edgekit.runtime.measure import golden_data, machine_name, measure_policy, stage_costs
+from edgekit.runtime.power import open_sensor
+from edgekit.runtime.session import open_session
+
+
+@click.command(epilog="Example:  edgekit bench model.edge --data test.npz --policy budget --budget 40%")
+@bundle_argument
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Inputs; without it the bundle's own golden cases."
+)
+@policy_options
+@json_option
+def command(
+    bundle: Path,
+    data: Path | None,
+    policy: str | None,
+    budget: str | None,
+    deadline_ms: float | None,
+    as_json: bool,
+) -> None:
+    """Measure BUNDLE here: latency, exits taken, accuracy where labels are known, energy where a sensor is."""
+    spec = policy_from_options(policy, budget, deadline_ms)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    golden = golden_data(manifest, opened.read)
+    inputs = load_data(data, manifest.inputs, manifest.labels) if data else golden
+    session = open_session(manifest, opened.read)
+    host = find_profile("host")
+    sensor = open_sensor(host.power.sensor, Path("/"), runner())
+    costs = stage_costs(session, golden)
+    if spec.budget is not None and spec.budget.unit == "mJ":
+        costs = with_energy(costs, session, golden, sensor)
+    with progress() as bar:
+        task = bar.add_task("bench", total=inputs.count)
+        result, window = metered(
+            sensor, lambda: measure_policy(session, inputs, spec, costs, lambda done: bar.advance(task, done))
+        )
+    energy = per_unit(window, result.requests)
+    known = energy.mj is not None
+    if as_json:
+        print_json(
+            {
+                "policy": result.policy,
+                "requests": result.requests,
+                "latency_ms": result.latency.to_json(),
+                "exit_counts": dict(result.exit_counts),
+                "accuracy": result.accuracy,
+                "energy_mj": {
+                    "mean": energy.mj,
+                    "provenance": "measured" if known else None,
+                    "on": machine_name() if known else None,
+                    "why": energy.why,
+                },
+                "bundle": opened.label,
+                "on": machine_name(),
+            }
+        )
+        return
+    table = Table(title=f"{opened.label} on {machine_name()}", title_justify="left", show_header=False)
+    latency = result.latency
+    table.add_row("policy", result.policy)
+    table.add_row("requests", str(result.requests))
+    for name, value in latency.to_json().items():
+        table.add_row(f"latency {name}", number(value, 3, " ms"))
+    total = max(1, result.requests)
+    table.add_row(
+        "exits taken", ", ".join(f"{name} {percent(n / total, 1)}" for name, n in result.exit_counts.items())
+    )
+    table.add_row(
+        "accuracy", percent(result.accuracy) if result.accuracy is not None else "unknown (no labels)"
+    )
+    table.add_row(
+        "energy per request", number(energy.mj, 3, " mJ, measured") if known else f"unknown ({energy.why})"
+    )
+    console.print(table)

@@ -1,0 +1,34 @@
+"""Options that several verbs share, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgekit.core.policy import KINDS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False))
+
+
+def policy_options(function: F) -> F:
+    """--policy, --budget, --deadline-ms."""
+    options = (
+        click.option(
+            "--policy", type=click.Choice(KINDS), help="How to choose the exit; full if nothing is said."
+        ),
+        click.option(
+            "--budget", metavar="AMOUNT", help="Mean cost per request: 3ms, 5mJ, 2MMAC or 40% of the network."
+        ),
+        click.option(
+            "--deadline-ms", type=click.FloatRange(min=0, min_open=True), help="Deadline of each request."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function

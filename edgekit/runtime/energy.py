@@ -1,0 +1,83 @@
+"""Energy of a piece of work on this machine: the energy of a window over what was done in it. Subtracts nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from edgekit.core.errors import BadInput
+from edgekit.runtime.data import Data
+from edgekit.runtime.policy import StageCosts
+from edgekit.runtime.power import EnergyMeter, EnergyWindow, PowerSensor
+from edgekit.runtime.session import Session
+
+T = TypeVar("T")
+SAMPLE_S = 0.05
+MIN_WINDOW_S = 1.0
+MIN_UPDATES = 20
+
+
+@dataclass(frozen=True)
+class EnergyPer:
+    """mJ of one unit of work. None: unknown, and `why` says why."""
+
+    mj: float | None
+    why: str | None = None
+
+
+def metered(
+    sensor: PowerSensor, work: Callable[[], T], clock: Callable[[], float] = time.monotonic
+) -> tuple[T, EnergyWindow]:
+    """Do `work` while the sensor is read every 50 ms; its result and the window's energy."""
+    meter, done = EnergyMeter(sensor, clock), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_S):
+            meter.sample()
+
+    thread = threading.Thread(target=sample, name="energy", daemon=True)
+    thread.start()
+    try:
+        result = work()
+    finally:
+        done.set()
+        thread.join()
+    return result, meter.close_window()
+
+
+def per_unit(window: EnergyWindow, units: float) -> EnergyPer:
+    """A window's energy over what was done in it; unknown for a window too short to mean anything."""
+    if window.energy_mj is None:
+        return EnergyPer(None, window.why)
+    if window.seconds < MIN_WINDOW_S or window.updates < MIN_UPDATES:
+        return EnergyPer(
+            None,
+            f"the window had {window.seconds:.1f} s and {window.updates} updates of the sensor; 1 s and 20 are needed",
+        )
+    return EnergyPer(window.energy_mj / units if units else None, None if units else "nothing was done")
+
+
+def with_energy(costs: StageCosts, session: Session, data: Data, sensor: PowerSensor) -> StageCosts:
+    """`costs` with mJ per ms of inference, from running the whole network for a little over a second.
+
+    Raises BadInput where the sensor gives no figure.
+    """
+
+    def work() -> float:
+        busy_ms, row, end = 0.0, 0, time.monotonic() + 1.25 * MIN_WINDOW_S
+        while time.monotonic() < end:
+            for _, elapsed in session.stages(data.inputs(row % data.count)):
+                pass
+            busy_ms, row = busy_ms + elapsed, row + 1
+        return busy_ms
+
+    busy_ms, window = metered(sensor, work)
+    energy = per_unit(window, busy_ms)
+    if energy.mj is None:
+        raise BadInput(
+            f"a budget in mJ needs a power sensor that can be read: {energy.why}; use ms, MMAC or %"
+        )
+    return replace(costs, mj_per_ms=energy.mj)
