@@ -13,6 +13,7 @@ from edgekit.core.errors import BadInput
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SHOWN_CHARACTERS = 60
 
 
@@ -45,8 +46,8 @@ def rows(value: object, where: str, parse: Callable[[object, str], T]) -> tuple[
 
 
 def text(value: object, where: str) -> str:
-    """A non-empty text of at most 4096 characters."""
-    if not isinstance(value, str) or not value or len(value) > 4096:
+    """At least one and at most 4096 characters; no NUL and no half of a surrogate pair, which databases refuse."""
+    if not isinstance(value, str) or not value or len(value) > 4096 or _UNSTORABLE.search(value):
         raise wrong(where, "a text", value)
     return value
 
@@ -88,7 +89,11 @@ def integer(value: object, where: str, low: int = 0, high: int = 2**53) -> int:
 
 def number(value: object, where: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number within [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        finite = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        finite = False
+    if not finite or not isinstance(value, (int, float)):
         raise wrong(where, "a finite number", value)
     if not low <= value <= high:
         raise wrong(where, f"a number from {low:g} to {high:g}", value)
@@ -108,7 +113,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
     try:
         return json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:  # ValueError: also an integer of too many digits
         raise BadInput(
             f"{where} must be JSON: {type(err).__name__}: {' '.join(str(err).split())[:120]}"
         ) from err
