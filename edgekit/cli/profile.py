@@ -18,7 +18,7 @@ _STYLE = {"measured": "green", "published": "cyan", "simulated": "magenta", "est
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-@click.group()
+@click.group(epilog="Example:  edgekit profile show raspberrypi5")
 def command() -> None:
     """List, show and check device profiles."""
 

@@ -15,7 +15,7 @@ class Work:
     """What one kind of operator in one number format does for one input.
 
     op: the operator's name ("Conv"). format: the number format it computes in ("float32", "float16", "int8",
-    "binary"). macs: multiply-accumulates. bytes: weights and activations read and written. calls: kernel calls.
+    "binary"). macs: multiply-accumulates. bytes: weights and activations, read or written. calls: of kernels.
     """
 
     op: str
@@ -50,16 +50,14 @@ class Work:
 def predict(profile: Profile, work: Iterable[Work]) -> Figure:
     """Latency in ms of one input on `profile`, estimated; unknown as soon as one needed coefficient is.
 
-    Each entry costs max(macs / macs_per_second, bytes / bytes_per_second) + calls * call_overhead (the roofline
-    model: Williams, Waterman, Patterson 2009), on `profile.cost.threads` threads.
+    Each entry costs max(macs / macs_per_second, bytes / bytes_per_second) + calls * call_overhead (the
+    roofline model: Williams, Waterman, Patterson 2009), on `profile.cost.threads` threads. No work: unknown.
     """
-    total_s = 0.0
-    for entry in work:
-        seconds = _seconds(profile.cost, entry)
-        if seconds is None:
-            return unknown("ms")
-        total_s += seconds
-    return Figure(total_s * 1e3, "ms", "estimated", on=profile.name)
+    parts = [_seconds(profile.cost, entry) for entry in work]
+    known = [seconds for seconds in parts if seconds is not None]
+    if not known or len(known) != len(parts):
+        return unknown("ms")
+    return Figure(sum(known) * 1e3, "ms", "estimated", on=profile.name)
 
 
 def macs(work: Iterable[Work]) -> int:

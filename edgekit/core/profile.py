@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.core.checks import NAME
-from edgekit.core.errors import BadInput, WorldFailed, one_line
+from edgekit.core.errors import BadInput, one_line
 from edgekit.core.figure import Figure, unknown
 from edgekit.core.registry import pick
 from edgekit.core.resources import device_profile_files
 from edgekit.core.table import Table
+from edgekit.core.toml import read_toml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -185,8 +186,8 @@ def parse_profile(text: str, where: str) -> Profile:
     """The profile that TOML `text` describes. Raises BadInput: where, what was wanted, what came."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        raise BadInput(f"{where}: profile must be a TOML file: {one_line(err)}") from err
+    except (ValueError, RecursionError) as err:
+        raise BadInput(f"{where}: must be a TOML file: {one_line(err)}") from err
     return profile_from(data, where)
 
 
@@ -251,16 +252,8 @@ def is_path(name_or_path: str) -> bool:
 
 
 def read_profile(path: str) -> Profile:
-    """The profile in the file at `path`. Raises BadInput, or WorldFailed where the file cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as err:
-        raise BadInput(f"{path}: no such file") from err
-    except (IsADirectoryError, UnicodeDecodeError) as err:
-        raise BadInput(f"{path}: profile must be a TOML text file") from err
-    except OSError as err:
-        raise WorldFailed(f"{path}: cannot be read: {err.strerror}") from err
-    return parse_profile(text, path)
+    """The profile in the file at `path`. Raises BadInput, or WorldFailed where the disk does not give it."""
+    return profile_from(read_toml(Path(path)), path)
 
 
 def _cpu(table: Table) -> Cpu:
