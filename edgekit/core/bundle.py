@@ -20,7 +20,6 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _FILE_MODE = 0o100644 << 16
 _MAX_MEMBERS = 10_000
 _MAX_JSON_BYTES = 16 * 2**20
-_END_RECORD = 22  # bytes of a zip's end record without comment
 _CHUNK = 1 << 20
 
 
@@ -119,7 +118,7 @@ def _verify(path: Path, file: IO[bytes], max_bytes: int) -> Bundle:
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as err:
         raise BadBundle(f"{path}: not an edgekit bundle: {err}") from err
     infos = archive.infolist()
-    _check_form(path, file, archive, infos, size)
+    _check_form(path, file, infos, size)
     try:
         manifest_data = _read_json(path, archive, infos[0])
         manifest = Manifest.parse(manifest_data, f"{path}: {MANIFEST}")
@@ -136,9 +135,7 @@ def _verify(path: Path, file: IO[bytes], max_bytes: int) -> Bundle:
     return Bundle(path, manifest, report, content_id(manifest), size)
 
 
-def _check_form(
-    path: Path, file: IO[bytes], archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], size: int
-) -> None:
+def _check_form(path: Path, file: IO[bytes], infos: list[zipfile.ZipInfo], size: int) -> None:
     """Accept only the byte form `pack` writes: no gaps, no second names, no compression, nothing hidden."""
     names = [info.filename for info in infos]
     if not 2 <= len(names) <= _MAX_MEMBERS or names[0] != MANIFEST or names[-1] != REPORT:
@@ -150,26 +147,36 @@ def _check_form(
             raise BadBundle(str(err)) from err
     if len(set(names)) != len(names):
         raise BadBundle(f"{path}: two members have the same name")
-    at = 0
+    at, directory = 0, b""
     for info in infos:
         wanted = _entry(info.filename)
         wanted.CRC, wanted.file_size, wanted.compress_size = info.CRC, info.file_size, info.file_size
         header = wanted.FileHeader(zip64=False)
         file.seek(at)
-        fields = (
-            info.compress_size,
-            info.header_offset,
-            info.external_attr,
-            info.extra,
-            info.comment,
-            info.flag_bits,
-        )
-        if file.read(len(header)) != header or fields != (info.file_size, at, _FILE_MODE, b"", b"", 0):
+        if file.read(len(header)) != header:
             raise BadBundle(f"{path}: member {info.filename!r} is not stored in the canonical form")
+        directory += _directory_entry(info, at)
         at += len(header) + info.file_size
-    directory = sum(46 + len(name) for name in names)
-    if archive.start_dir != at or size != at + directory + _END_RECORD or archive.comment:
-        raise BadBundle(f"{path}: holds bytes that belong to no member")
+    count, length = len(infos), len(directory)
+    end = directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, length, at, 0)
+    file.seek(at)
+    if at + len(end) != size or file.read(len(end)) != end:
+        raise BadBundle(f"{path}: is not in the canonical form, or holds bytes that belong to no member")
+
+
+def _directory_entry(info: zipfile.ZipInfo, at: int) -> bytes:
+    """The central directory's entry for a member at offset `at`, as `pack` writes it (APPNOTE 6.3, 4.3.12)."""
+    version, date = 20, 1 << 5 | 1  # 1980-01-01
+    fixed = struct.pack(
+        "<4s4B4H3L5H2L",
+        b"PK\1\2",
+        *(version, 3, version, 0),
+        *(0, zipfile.ZIP_STORED, 0, date),
+        *(info.CRC, info.file_size, info.file_size),
+        *(len(info.filename), 0, 0, 0, 0),
+        *(_FILE_MODE, at),
+    )
+    return fixed + info.filename.encode("ascii")
 
 
 def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:

@@ -31,7 +31,11 @@ class Figure:
     def __post_init__(self) -> None:
         if self.value is None:
             return
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
+        if (
+            isinstance(self.value, bool)
+            or not isinstance(self.value, (int, float))
+            or not math.isfinite(self.value)
+        ):
             raise BadInput(f"figure: value must be a finite number or null, got {self.value!r}")
         if self.provenance not in PROVENANCES:
             wanted = ", ".join(PROVENANCES)

@@ -11,14 +11,17 @@ from edgekit.core import checks
 
 LOW_MS = 0.001  # upper edge of bucket 0
 PER_DECADE = 20  # a bucket is 12.2 % wide, so a percentile read from it is at most 6 % off
-BUCKETS = 8 * PER_DECADE + 1  # 1 µs to 100 s; the last one also holds everything above
+HIGH_MS = 100_000.0  # upper edge of the last bucket, which also holds everything above
+BUCKETS = 8 * PER_DECADE + 1
 
 
 def bucket_of(value_ms: float) -> int:
     """The bucket a latency falls into: bucket i holds (edge(i-1), edge(i)]."""
     if not value_ms > LOW_MS:
         return 0
-    return min(BUCKETS - 1, math.ceil(math.log10(value_ms / LOW_MS) * PER_DECADE - 1e-9))
+    if value_ms >= HIGH_MS:
+        return BUCKETS - 1
+    return math.ceil(math.log10(value_ms / LOW_MS) * PER_DECADE - 1e-9)
 
 
 def edge_ms(bucket: int) -> float:

@@ -12,7 +12,7 @@ from edgekit.core.errors import BadInput
 from edgekit.runtime.data import Data
 from edgekit.runtime.policy import StageCosts
 from edgekit.runtime.power import EnergyMeter, EnergyWindow, PowerSensor
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Clock, Session
 
 T = TypeVar("T")
 SAMPLE_S = 0.05
@@ -29,7 +29,7 @@ class EnergyPer:
 
 
 def metered(
-    sensor: PowerSensor, work: Callable[[], T], clock: Callable[[], float] = time.monotonic
+    sensor: PowerSensor, work: Callable[[], T], clock: Clock = time.monotonic
 ) -> tuple[T, EnergyWindow]:
     """Do `work` while the sensor is read every 50 ms; its result and the window's energy."""
     meter, done = EnergyMeter(sensor, clock), threading.Event()
@@ -55,7 +55,7 @@ def per_unit(window: EnergyWindow, units: float) -> EnergyPer:
     if window.seconds < MIN_WINDOW_S or window.updates < MIN_UPDATES:
         return EnergyPer(
             None,
-            f"the window had {window.seconds:.1f} s and {window.updates} updates of the sensor; 1 s and 20 are needed",
+            f"{window.seconds:.1f} s with {window.updates} sensor updates is too short: {MIN_WINDOW_S:g} s and {MIN_UPDATES} are needed",
         )
     return EnergyPer(window.energy_mj / units if units else None, None if units else "nothing was done")
 
@@ -69,8 +69,7 @@ def with_energy(costs: StageCosts, session: Session, data: Data, sensor: PowerSe
     def work() -> float:
         busy_ms, row, end = 0.0, 0, time.monotonic() + 1.25 * MIN_WINDOW_S
         while time.monotonic() < end:
-            for _, elapsed in session.stages(data.inputs(row % data.count)):
-                pass
+            *_, (_, elapsed) = session.stages(data.inputs(row % data.count))
             busy_ms, row = busy_ms + elapsed, row + 1
         return busy_ms
 
