@@ -1,0 +1,157 @@
+"""A repository folder: where things lie in it, and its metadata read and verified. Writes nothing.
+
+    DIR/metadata/N.root.json N.targets.json N.snapshot.json timestamp.json
+    DIR/targets/run/NAME/VERSION.edge
+    DIR/keys/{root,targets,online}.pem      never served; root and targets belong elsewhere once boards are enrolled
+
+Snapshots are consistent (metadata files carry their version), so timestamp.json alone says what is in force: until it
+is replaced, nothing else that was written counts. Target files carry no hash in their name: a published version never
+changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.exceptions import UnverifiedSignatureError
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
+
+from edgekit.core.errors import BadInput, WorldFailed, one_line
+from edgekit.core.target import Target
+from edgekit.repo.keys import signer
+
+T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
+_ROOT_FILE = re.compile(r"([1-9]\d{0,9})\.root\.json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A target as the signed metadata describes it: edgekit's fields, and the file's length and hash."""
+
+    target: Target
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Current:
+    """The metadata in force, each verified by the one above it."""
+
+    root: Metadata[Root]
+    timestamp: Metadata[Timestamp]
+    snapshot: Metadata[Snapshot]
+    targets: Metadata[Targets]
+
+
+def metadata_folder(folder: Path) -> Path:
+    """Where metadata lies."""
+    return folder / "metadata"
+
+
+def target_file(folder: Path, path: str) -> Path:
+    """Where the file of a target path lies."""
+    return folder / "targets" / path
+
+
+def key_file(folder: Path, role: str) -> Path:
+    """Where `init` puts a role's private key."""
+    return folder / "keys" / f"{role}.pem"
+
+
+def parse(data: bytes, kind: type[T], where: str) -> Metadata[T]:
+    """Read one metadata file's bytes as a role. Raises BadInput; no signature is checked here."""
+    try:
+        found = Metadata[T].from_bytes(data)
+    except (DeserializationError, RecursionError) as err:
+        raise BadInput(f"{where}: must be TUF metadata: {one_line(err)}") from err
+    if not isinstance(found.signed, kind):
+        raise BadInput(f"{where}: must be {kind.type} metadata, got {found.signed.type}")
+    return found
+
+
+def entry_of(path: str, info: TargetFile, where: str = "targets") -> Entry:
+    """One target of the metadata. Raises BadInput where its fields or its path are not edgekit's."""
+    target = Target.parse(info.custom, f"{where}: {path}: custom")
+    if target.path != path:
+        raise BadInput(f"{where}: {path}: must lie at {target.path}")
+    sha256 = info.hashes.get("sha256")
+    if sha256 is None:
+        raise BadInput(f"{where}: {path}: must have a sha256")
+    return Entry(target, info.length, sha256)
+
+
+def entries(targets: Targets, where: str = "targets") -> Mapping[str, Entry]:
+    """Target path -> entry. Raises BadInput."""
+    return {path: entry_of(path, info, where) for path, info in sorted(targets.targets.items())}
+
+
+def is_signed_by(targets: Metadata[Targets], key: Ed25519PrivateKey) -> bool:
+    """Whether this very key signed the metadata: what its holder may build on, whoever handed it over."""
+    public = signer(key).public_key
+    signature = targets.signatures.get(public.keyid)
+    if signature is None:
+        return False
+    try:
+        public.verify_signature(signature, targets.signed_bytes)
+    except UnverifiedSignatureError:
+        return False
+    return True
+
+
+def verify(root: Root, metadata: Metadata[T], where: str) -> None:
+    """Check that enough of the keys that `root` names for the role signed it. Raises BadInput."""
+    try:
+        root.verify_delegate(metadata.signed.type, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError) as err:
+        raise BadInput(f"{where}: {one_line(err)}") from err
+
+
+def root_file(folder: Path) -> Path:
+    """The newest root metadata file. Raises BadInput where the folder is no repository."""
+    try:
+        found = {
+            int(m[1]): p for p in metadata_folder(folder).iterdir() if (m := _ROOT_FILE.fullmatch(p.name))
+        }
+    except FileNotFoundError:
+        found = {}
+    except OSError as err:
+        raise WorldFailed(f"{folder}: could not be read: {err.strerror or err}") from err
+    if not found:
+        raise BadInput(f"{folder}: is no repository; make one with: edgekit repo init {folder}")
+    return found[max(found)]
+
+
+def read_current(folder: Path) -> Current:
+    """Everything in force, verified from the newest root down. Raises BadInput, WorldFailed."""
+    base = metadata_folder(folder)
+    root = _read(root_file(folder), Root)
+    verify(root.signed, root, str(root_file(folder)))
+    timestamp = _verified(base / "timestamp.json", Timestamp, root.signed)
+    version = timestamp.signed.snapshot_meta.version
+    snapshot = _verified(base / f"{version}.snapshot.json", Snapshot, root.signed)
+    version = snapshot.signed.meta["targets.json"].version
+    targets = _verified(base / f"{version}.targets.json", Targets, root.signed)
+    return Current(root, timestamp, snapshot, targets)
+
+
+def _read(path: Path, kind: type[T]) -> Metadata[T]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as err:
+        raise BadInput(f"{path}: is missing: the repository is not complete") from err
+    except OSError as err:
+        raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
+    return parse(data, kind, str(path))
+
+
+def _verified(path: Path, kind: type[T], root: Root) -> Metadata[T]:
+    found = _read(path, kind)
+    verify(root, found, str(path))
+    return found

@@ -1,0 +1,206 @@
+"""Put signed targets metadata in force: bundles first, then targets, snapshot, and timestamp last.
+
+Every write is atomic and nothing that is in force is touched, so a kill between any two writes leaves a repository
+that clients still refresh from: the old state until timestamp.json is replaced, the new one after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
+
+from edgekit.core.bundle import open_bundle
+from edgekit.core.errors import BadBundle, BadInput, WorldFailed
+from edgekit.core.files import sync_folder, write_atomic
+from edgekit.repo.add import check_successor, measure, target_of
+from edgekit.repo.keys import read_key, signer
+from edgekit.repo.metadata import (
+    Current,
+    Entry,
+    key_file,
+    metadata_folder,
+    parse,
+    read_current,
+    target_file,
+    verify,
+)
+
+T = TypeVar("T", Snapshot, Timestamp)
+SNAPSHOT_LIFE = timedelta(days=30)
+TIMESTAMP_LIFE = timedelta(days=14)
+RENEW_TIMESTAMP_AFTER = timedelta(days=1)
+RENEW_SNAPSHOT_AFTER = timedelta(days=10)
+MAX_TARGETS_BYTES = 5_000_000  # what python-tuf's client reads; about 11,000 targets
+_KEPT_VERSIONS = 10  # a client that read the timestamp before the last ones still finds its files
+_VERSIONED = re.compile(r"([1-9]\d{0,9})\.(snapshot|targets)\.json")
+_CHUNK = 1 << 20
+
+
+def publish(folder: Path, data: bytes, bundles: Mapping[str, Path], now: datetime) -> Current:
+    """Verify and put in force the targets metadata `data`.
+
+    bundles: sha256 -> file, for each target that is new; the file is copied, or found in its place from a publication
+    that was cut short. Needs the online key in the folder.
+
+    Raises Conflict (not the next version), BadInput (not signed by the targets key of the root, expired, a bundle that
+    is missing or not what the metadata says), WorldFailed (disk).
+    """
+    if len(data) > MAX_TARGETS_BYTES:
+        raise BadInput(f"targets metadata must be at most {MAX_TARGETS_BYTES} bytes, got {len(data)}")
+    new = parse(data, Targets, "targets metadata")
+    with locked(folder):
+        online = read_key(key_file(folder, "online"))
+        current = read_current(folder)
+        verify(current.root.signed, new, "targets metadata")
+        if new.signed.is_expired(now):
+            raise BadInput(f"targets metadata has expired on {new.signed.expires:%Y-%m-%d}")
+        for path, entry in check_successor(current.targets.signed, new.signed).items():
+            make_folders(folder, f"targets/{PurePosixPath(path).parent}")
+            _place(target_file(folder, path), entry, bundles.get(entry.sha256))
+        write_atomic(metadata_folder(folder) / f"{new.signed.version}.targets.json", data)
+        named = meta_file(new.signed.version, data)
+        return replace(_write_online_roles(folder, current, named, now, online), targets=new)
+
+
+def renew(folder: Path, now: datetime) -> bool:
+    """Sign the timestamp anew when it is a day old, and the snapshot when it is ten: the server's daily duty.
+
+    Returns whether anything was due. Raises BadInput, WorldFailed.
+    """
+    with locked(folder):
+        current = read_current(folder)
+        snapshot, timestamp = current.snapshot.signed, current.timestamp.signed
+        snapshot_due = snapshot.expires - now < SNAPSHOT_LIFE - RENEW_SNAPSHOT_AFTER
+        if not snapshot_due and timestamp.expires - now > TIMESTAMP_LIFE - RENEW_TIMESTAMP_AFTER:
+            return False
+        online = read_key(key_file(folder, "online"))
+        _write_online_roles(
+            folder, current, snapshot.meta["targets.json"] if snapshot_due else None, now, online
+        )
+        return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One publisher at a time; the lock ends with its process, however that ends. Raises WorldFailed."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as err:
+        raise BadInput(f"{folder}: is no repository; make one with: edgekit repo init {folder}") from err
+    except OSError as err:
+        raise WorldFailed(f"{folder}: could not be locked: {err.strerror or err}") from err
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_folders(base: Path, below: str) -> Path:
+    """`base/below` with its parents, each entry synced. Raises WorldFailed."""
+    folder = base
+    try:
+        for part in Path(below).parts:
+            folder = folder / part
+            if not folder.is_dir():
+                folder.mkdir(exist_ok=True)
+                sync_folder(folder.parent)
+    except OSError as err:
+        raise WorldFailed(f"{folder}: could not be made: {err.strerror or err}") from err
+    return folder
+
+
+def write_online(folder: Path, name: str, metadata: Metadata[T], online: Ed25519PrivateKey) -> MetaFile:
+    """Sign with the online key and write atomically; how the file above names this one. Raises WorldFailed."""
+    metadata.sign(signer(online))
+    data = metadata.to_bytes()
+    write_atomic(metadata_folder(folder) / name, data)
+    return meta_file(metadata.signed.version, data)
+
+
+def meta_file(version: int, data: bytes) -> MetaFile:
+    """How snapshot and timestamp name a file: version, length and hash."""
+    return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _write_online_roles(
+    folder: Path, current: Current, targets: MetaFile | None, now: datetime, online: Ed25519PrivateKey
+) -> Current:
+    """Sign a snapshot (unless `targets` is None: the old one stays) and, last of all, the timestamp."""
+    snapshot, timestamp = deepcopy(current.snapshot), deepcopy(current.timestamp)
+    if targets is not None:
+        snapshot.signed.version += 1
+        snapshot.signed.expires = (now + SNAPSHOT_LIFE).replace(microsecond=0)
+        snapshot.signed.meta["targets.json"] = targets
+        name = f"{snapshot.signed.version}.snapshot.json"
+        timestamp.signed.snapshot_meta = write_online(folder, name, snapshot, online)
+    timestamp.signed.version += 1
+    timestamp.signed.expires = (now + TIMESTAMP_LIFE).replace(microsecond=0)
+    write_online(folder, "timestamp.json", timestamp, online)
+    _prune(folder, snapshot.signed)
+    return Current(current.root, timestamp, snapshot, current.targets)
+
+
+def _place(destination: Path, entry: Entry, source: Path | None) -> None:
+    """Copy a new target's file to its place, unless it is there. Raises BadInput, WorldFailed."""
+    label = entry.target.label
+    if _is(destination, entry):
+        return
+    if source is None:
+        raise BadInput(
+            f"targets metadata names {label}, whose bundle (sha256 {entry.sha256}) was not uploaded"
+        )
+    if not _is(source, entry):
+        raise BadBundle(f"{label}: the bundle is not the one that was signed: length or sha256 differ")
+    if target_of(open_bundle(source)) != replace(entry.target, state="current"):
+        raise BadBundle(f"{label}: the signed metadata does not describe the bundle that was uploaded")
+    copy_atomic(source, destination)
+
+
+def copy_atomic(source: Path, destination: Path) -> None:
+    """Copy a file of any size: temporary name, fsync of file and folder, rename. Raises WorldFailed."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    try:
+        with source.open("rb") as reader, temporary.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, _CHUNK)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(destination)
+        sync_folder(destination.parent)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise WorldFailed(f"{destination}: could not be written: {err.strerror or err}") from err
+
+
+def _is(path: Path, entry: Entry) -> bool:
+    """Whether the file has the signed length and hash."""
+    try:
+        return path.stat().st_size == entry.length and measure(path) == (entry.length, entry.sha256)
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
+
+
+def _prune(folder: Path, snapshot: Snapshot) -> None:
+    """Remove versions that no client can still be on its way to."""
+    newest = {"snapshot": snapshot.version, "targets": snapshot.meta["targets.json"].version}
+    for path in metadata_folder(folder).iterdir():
+        match = _VERSIONED.fullmatch(path.name)
+        if match and int(match[1]) <= newest[match[2]] - _KEPT_VERSIONS:
+            with contextlib.suppress(OSError):  # next time
+                path.unlink()

@@ -1,0 +1,60 @@
+"""A fixed clock, and python-tuf's own client reading a repository's folder as a board would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tuf.api.exceptions import DownloadHTTPError
+from tuf.ngclient import FetcherInterface, TargetFile, Updater, UpdaterConfig
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=timezone.utc)
+
+
+class FolderFetcher(FetcherInterface):
+    """Gives a folder's files for http://repo/... as a web server would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        path = self.folder / url.removeprefix("http://repo/")
+        if not path.is_file():
+            raise DownloadHTTPError("no such file", 404)
+        yield path.read_bytes()
+
+
+class BoardClient:
+    """A board's metadata client with a cache of its own."""
+
+    def __init__(self, repository: Path, cache: Path) -> None:
+        cache.mkdir()
+        self.cache, self.repository = cache, repository
+        self.root = (repository / "metadata" / "1.root.json").read_bytes()
+
+    def refresh(self) -> Updater:
+        """Walk the metadata; raises python-tuf's errors."""
+        updater = Updater(
+            str(self.cache),
+            "http://repo/metadata/",
+            str(self.cache),
+            "http://repo/targets/",
+            FolderFetcher(self.repository),
+            UpdaterConfig(prefix_targets_with_hash=False),
+            bootstrap=self.root,
+        )
+        updater._trusted_set.reference_time = NOW
+        updater.refresh()
+        return updater
+
+    def target(self, path: str) -> TargetFile | None:
+        """What the signed metadata says of a target."""
+        return self.refresh().get_targetinfo(path)
+
+    def download(self, path: str) -> bytes:
+        """The target's file, checked by python-tuf."""
+        updater = self.refresh()
+        info = updater.get_targetinfo(path)
+        assert info is not None
+        return Path(updater.download_target(info)).read_bytes()
