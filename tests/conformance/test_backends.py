@@ -1,0 +1,93 @@
+"""What every backend must do, whatever runs underneath."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgekit.core.errors import BadBundle
+from edgekit.core.manifest import Part, Tensor
+from edgekit.runtime.backends import BACKENDS, Options, known_backends, opener
+
+X, Y = Tensor("x", "float32", (1, 4)), Tensor("y", "float32", (1, 4))
+
+
+def null_doubler() -> bytes:
+    return json.dumps({"outputs": {"y": {"op": "affine", "from": "x", "scale": 2.0}}}).encode()
+
+
+def onnx_doubler() -> bytes:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    two = helper.make_tensor("two", kind, [1], [2.0])
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "two"], ["y"])],
+        "doubler",
+        [helper.make_tensor_value_info("x", kind, [1, 4])],
+        [helper.make_tensor_value_info("y", kind, [1, 4])],
+        [two],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+DOUBLERS: dict[str, Callable[[], bytes]] = {"null": null_doubler, "onnxruntime": onnx_doubler}
+
+
+def test_every_built_in_backend_is_in_this_suite() -> None:
+    assert set(DOUBLERS) == set(BACKENDS)
+    assert set(BACKENDS) <= set(known_backends())
+
+
+@pytest.fixture(params=sorted(DOUBLERS))
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    return name
+
+
+def part_of(backend: str, data: bytes, outputs: tuple[Tensor, ...] = (Y,)) -> Part:
+    return Part(backend, "stages/0", hashlib.sha256(data).hexdigest(), (X,), outputs)
+
+
+def test_it_reads_and_fills_the_buffers_it_was_given_every_time(backend: str) -> None:
+    data = DOUBLERS[backend]()
+    x, y = np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)
+    runner = opener(backend)(data, part_of(backend, data), {"x": x}, {"y": y}, Options())
+    for value in (1.0, -3.0):
+        x[...] = value
+        runner.run()
+        np.testing.assert_array_equal(y, np.full((1, 4), 2 * value, np.float32))
+    assert runner.provider
+
+
+def test_garbage_is_a_bad_bundle_in_one_line(backend: str) -> None:
+    for data in (b"", b"garbage", DOUBLERS[backend]()[:-7]):
+        x, y = np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)
+        with pytest.raises(BadBundle) as caught:
+            opener(backend)(data, part_of(backend, data), {"x": x}, {"y": y}, Options())
+        assert "\n" not in str(caught.value)
+        assert "stages/0" in str(caught.value)
+
+
+def test_outputs_other_than_the_manifests_are_a_bad_bundle(backend: str) -> None:
+    data = DOUBLERS[backend]()
+    z = Tensor("z", "float32", (1, 4))
+    x, out = np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)
+    with pytest.raises(BadBundle):
+        opener(backend)(data, part_of(backend, data, (z,)), {"x": x}, {"z": out}, Options())
+
+
+def test_a_buffer_of_another_shape_than_the_graphs_is_refused_before_it_is_written() -> None:
+    pytest.importorskip("onnxruntime")
+    data = onnx_doubler()
+    small = Tensor("y", "float32", (1, 2))
+    x, out = np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32)
+    with pytest.raises(BadBundle, match="not those its manifest lists"):
+        opener("onnxruntime")(data, part_of("onnxruntime", data, (small,)), {"x": x}, {"y": out}, Options())

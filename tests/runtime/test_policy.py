@@ -1,0 +1,160 @@
+"""Policies: what they cost, what they may see, and that a budget holds when the stream drifts."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from typing import get_type_hints
+
+import pytest
+from bundles import null_files, null_manifest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.core.errors import BadInput
+from edgekit.core.manifest import Manifest
+from edgekit.core.policy import Budget, PolicySpec
+from edgekit.runtime import policy as module
+from edgekit.runtime.policy import (
+    Anytime,
+    BudgetPolicy,
+    BudgetState,
+    Policy,
+    StageCosts,
+    Thresholds,
+    choose,
+    correct,
+    make_policy,
+)
+
+COSTS = StageCosts((1.0, 1.0, 2.0), (1.5, 1.5, 3.0))
+SHARES = (0.25, 0.5, 1.0)
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    files, parts = null_files()
+    return null_manifest(files, parts)
+
+
+def stream(policy: Policy, confidences: list[tuple[float, float]], *, ms_per_share: float = 4.0) -> list[int]:
+    """Exits taken for these (confidence at exit 1, at exit 2)."""
+    taken = []
+    for first, second in confidences:
+        at = 0 if policy.leave(0, first, 1.0) else 1 if policy.leave(1, second, 2.0) else 2
+        policy.observe(at, SHARES[at] * ms_per_share)
+        taken.append(at)
+    return taken
+
+
+def uniform(count: int, seed: int, low: float = 0.0, high: float = 1.0) -> list[tuple[float, float]]:
+    draw = random.Random(seed)
+    return [(draw.uniform(low, high), draw.uniform(low, high)) for _ in range(count)]
+
+
+def test_full_never_leaves_early(manifest: Manifest) -> None:
+    assert set(stream(make_policy(PolicySpec("full"), manifest, None), [(1.0, 1.0)] * 5)) == {2}
+
+
+def test_confidence_takes_the_cheapest_point_within_the_allowed_loss(manifest: Manifest) -> None:
+    policy = make_policy(PolicySpec("confidence", max_drop=1.0), manifest, None)
+    assert isinstance(policy, Thresholds)
+    assert policy.thresholds == (0.5, 0.5)
+    loose = make_policy(PolicySpec("confidence", max_drop=50.0), manifest, None)
+    assert isinstance(loose, Thresholds)
+    assert loose.thresholds == (0.0, 0.0)
+
+
+def test_anytime_goes_on_only_while_the_next_stage_fits(manifest: Manifest) -> None:
+    policy = make_policy(PolicySpec("anytime", None, 4.0), manifest, COSTS)
+    assert not policy.leave(0, 1.0, 2.4)
+    assert policy.leave(0, 0.0, 2.6)
+    assert not policy.leave(1, 1.0, 0.9)
+    assert policy.leave(1, 0.0, 1.1)
+    assert policy.deadline_ms == 4.0
+
+
+@pytest.mark.parametrize("percent", [30.0, 37.5, 45.0, 60.0, 80.0])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_budget_holds_on_a_stream_unlike_validation(manifest: Manifest, percent: float, seed: int) -> None:
+    policy = make_policy(PolicySpec("budget", Budget(percent, "%")), manifest, None)
+    taken = stream(policy, uniform(12_000, seed))
+    late = taken[4_000:]
+    assert sum(100 * SHARES[at] for at in late) / len(late) == pytest.approx(percent, rel=0.05)
+
+
+def test_a_budget_holds_when_the_stream_becomes_harder(manifest: Manifest) -> None:
+    policy = make_policy(PolicySpec("budget", Budget(45, "%")), manifest, None)
+    stream(policy, uniform(4_000, 3, 0.3, 1.0))
+    taken = stream(policy, uniform(9_000, 4, 0.0, 0.7))[3_000:]
+    assert sum(100 * SHARES[at] for at in taken) / len(taken) == pytest.approx(45, rel=0.05)
+
+
+def test_a_budget_in_ms_counts_the_time_that_really_passed(manifest: Manifest) -> None:
+    """The machine is twice as slow as when its stages were measured, as a throttled one is."""
+    policy = make_policy(PolicySpec("budget", Budget(3.0, "ms")), manifest, COSTS)
+    taken = stream(policy, uniform(12_000, 5), ms_per_share=8.0)[4_000:]
+    assert sum(8.0 * SHARES[at] for at in taken) / len(taken) == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_budget_below_the_first_exit_leaves_there_and_one_above_all_goes_on(manifest: Manifest) -> None:
+    low = make_policy(PolicySpec("budget", Budget(1, "%")), manifest, None)
+    assert set(stream(low, uniform(500, 6))) == {0}
+    high = make_policy(PolicySpec("budget", Budget(500, "%")), manifest, None)
+    assert set(stream(high, uniform(500, 7))) == {2}
+
+
+def test_budgets_in_macs_and_percent_are_the_same_thing(manifest: Manifest) -> None:
+    percent = make_policy(PolicySpec("budget", Budget(50, "%")), manifest, None)
+    macs = make_policy(PolicySpec("budget", Budget(manifest.macs / 2e6, "MMAC")), manifest, None)
+    inputs = uniform(300, 8)
+    assert stream(percent, inputs) == stream(macs, inputs)
+
+
+def test_an_energy_budget_without_a_sensor_is_refused_and_with_one_held(manifest: Manifest) -> None:
+    spec = PolicySpec("budget", Budget(6, "mJ"))
+    with pytest.raises(BadInput, match="power sensor"):
+        make_policy(spec, manifest, COSTS)
+    policy = make_policy(spec, manifest, StageCosts(COSTS.mean_ms, COSTS.p95_ms, mj_per_ms=3.0))
+    taken = stream(policy, uniform(12_000, 9))[4_000:]
+    assert sum(3.0 * 4.0 * SHARES[at] for at in taken) / len(taken) == pytest.approx(6.0, rel=0.05)
+
+
+def test_a_time_policy_without_measured_stages_is_refused(manifest: Manifest) -> None:
+    for spec in (PolicySpec("anytime", None, 1.0), PolicySpec("budget", Budget(1, "ms"))):
+        with pytest.raises(BadInput, match="measured on this machine"):
+            make_policy(spec, manifest, None)
+
+
+@given(st.floats(0.0, 2.0), st.lists(st.floats(0.01, 1.0), min_size=2, max_size=6, unique=True))
+def test_alternating_between_points_costs_what_is_aimed_for(aim: float, costs: list[float]) -> None:
+    table = tuple(sorted(costs))
+    state, spent, rounds = BudgetState(aim), 0.0, 2_000
+    for _ in range(rounds):
+        index, state = choose(state, table)
+        spent += table[index]
+    assert spent / rounds == pytest.approx(min(max(aim, table[0]), table[-1]), abs=1e-3)
+
+
+@given(st.floats(0.2, 1.0), st.floats(0.0, 5.0), st.floats(0.2, 1.0))
+def test_the_correction_moves_against_the_deviation_and_stays_in_the_table(
+    budget: float, cost: float, aim: float
+) -> None:
+    after = correct(BudgetState(aim), budget, cost, (0.2, 1.0)).aim
+    assert 0.2 <= after <= 1.0
+    assert after >= aim if cost < budget else after <= aim
+
+
+def test_no_deciding_function_takes_a_label() -> None:
+    for kind in (Thresholds, Anytime, BudgetPolicy, Policy):
+        for name in ("leave", "observe"):
+            assert set(get_type_hints(getattr(kind, name))) <= {
+                "exit_index",
+                "confidence",
+                "elapsed_ms",
+                "latency_ms",
+                "return",
+            }
+    for function in (choose, correct, make_policy):
+        assert not {"label", "labels", "y", "target"} & set(inspect.signature(function).parameters)
+    assert "label" not in inspect.getsource(module).replace("never a label", "")

@@ -1,0 +1,116 @@
+"""The Session: stages, early answers, and inputs that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import CLASSES, SHAPE, null_files, null_manifest, write_null_bundle
+
+from edgekit.core.bundle import Bundle, members_of
+from edgekit.core.errors import BadInput, Refused
+from edgekit.core.policy import PolicySpec
+from edgekit.runtime.policy import StageCosts, Thresholds, make_policy
+from edgekit.runtime.session import Session, open_session
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_null_bundle(tmp_path / "toy.edge")
+
+
+@pytest.fixture
+def session(bundle: Bundle) -> Iterator[Session]:
+    opened = open_session(bundle.manifest, bundle.read)
+    yield opened
+    opened.close()
+
+
+def image(*values: float) -> dict[str, np.ndarray]:
+    x = np.zeros(SHAPE, np.float32)
+    x.ravel()[: len(values)] = values
+    return {"x": x}
+
+
+def test_the_answer_is_that_of_the_exit_that_was_sure_enough(session: Session) -> None:
+    sure, unsure = image(9, 0, 0), image(0.1, 0, 0)
+    policy = Thresholds((0.9, 0.9))
+    early, late = session.run(sure, policy), session.run(unsure, policy)
+    assert (early.exit, early.exit_index) == ("exit1", 0)
+    assert (late.exit, late.exit_index) == ("exit3", 2)
+    assert early.confidence is not None
+    assert early.confidence >= 0.9
+    np.testing.assert_allclose(early.outputs["exit1"], [[9, 0, 0]])
+    np.testing.assert_allclose(late.outputs["exit3"], [[0.4, 0, 0]], rtol=1e-6)
+    assert early.label == 0
+
+
+def test_an_answer_stays_as_it_was_when_the_next_request_runs(session: Session) -> None:
+    policy = Thresholds((0.0, 0.0))
+    first = session.run(image(1, 2, 3), policy)
+    session.run(image(7, 8, 9), policy)
+    np.testing.assert_allclose(first.outputs["exit1"], [[1, 2, 3]])
+
+
+def test_later_stages_do_not_run_after_an_early_exit(session: Session) -> None:
+    session.run_all(image(1, 2, 3))
+    session.run(image(5, 5, 5), Thresholds((0.0, 0.0)))
+    np.testing.assert_allclose(session.output(2), [[4, 8, 12]])
+
+
+def test_run_all_gives_every_tensor_the_stages_make(session: Session) -> None:
+    made = session.run_all(image(1, 0, 0))
+    assert set(made) == {f"exit{i}{end}" for i in (1, 2, 3) for end in ("", "/confidence")}
+    assert made["exit3"].shape == (1, CLASSES)
+
+
+def test_a_missed_deadline_is_said_and_still_answered(bundle: Bundle) -> None:
+    ticks = iter(range(1000))
+    slow = open_session(bundle.manifest, bundle.read, clock=lambda: next(ticks) * 1.0)
+    costs = StageCosts((1.0,) * 3, (1.0,) * 3)
+    answer = slow.run(image(1), make_policy(PolicySpec("anytime", None, 5.0), bundle.manifest, costs))
+    assert answer.exit == "exit1"
+    assert answer.deadline_missed
+    assert answer.latency_ms == 2000.0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "came"),
+    [
+        ({}, "nothing"),
+        ({"y": np.zeros(SHAPE, np.float32)}, "nothing"),
+        ({"x": np.zeros((1, 1, 5, 4), np.float32)}, r"float32 \[1, 1, 5, 4\]"),
+        ({"x": np.zeros(SHAPE, np.float64)}, "float64"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_in_one_line(
+    session: Session, inputs: dict[str, np.ndarray], came: str
+) -> None:
+    with pytest.raises(BadInput, match=f"must be float32 .* got {came}"):
+        session.run(inputs, Thresholds((2.0, 2.0)))
+
+
+def test_a_bundle_that_runs_code_needs_consent() -> None:
+    files, parts = null_files()
+    manifest = null_manifest(files, [replace(part, executes_code=True) for part in parts])
+    with pytest.raises(Refused, match="code"):
+        open_session(manifest, files.__getitem__)
+    open_session(manifest, files.__getitem__, accepts_code=True).close()
+
+
+def test_an_unknown_backend_lists_the_known_ones() -> None:
+    files, parts = null_files()
+    manifest = null_manifest(files, [replace(part, backend="vulkan") for part in parts])
+    with pytest.raises(BadInput, match=r"unknown backend 'vulkan'; known: .*null, onnxruntime"):
+        open_session(manifest, files.__getitem__)
+
+
+def test_a_part_that_is_no_program_is_refused() -> None:
+    files, parts = null_files()
+    files["stages/1.json"] = b"{}"
+    manifest = replace(null_manifest(files, parts), files=members_of(files))
+    with pytest.raises(BadInput, match=r"stages/1\.json"):
+        open_session(manifest, files.__getitem__)
