@@ -18,10 +18,10 @@ PREFERRED = ("ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina238
 
 @dataclass(frozen=True)
 class Channel:
-    """One power input: the chip's name, its address on the bus, the channel's label (None: it has none)."""
+    """One power input: its chip's name and address on the bus, and its own label; None: it has none."""
 
-    chip: str
-    address: str
+    chip: str | None
+    address: str | None
     label: str | None
     path: Path
 
@@ -31,7 +31,10 @@ class Channel:
         return what in {self.chip, self.label} and address in {"", self.address}
 
     def __str__(self) -> str:
-        return f"{self.chip}@{self.address}" + (f" {self.label}" if self.label else "")
+        """The selector that means this channel, as far as there is one."""
+        return (self.label or self.chip or "a chip without a name") + (
+            f"@{self.address}" if self.address else ""
+        )
 
 
 class Hwmon:
@@ -54,8 +57,8 @@ class Hwmon:
         if len(found) > 1:
             names = ", ".join(str(channel) for channel in found)
             return Reading(why=f"several hwmon channels fit, name one: {names}")
-        if not self._selector:  # from now on this one and no other
-            self._selector = f"{found[0].chip}@{found[0].address}"
+        if not self._selector and found[0].chip is not None:  # from now on this one and no other
+            self._selector = str(found[0])
         try:
             return Reading(power_mw=read_number(found[0].path) / 1e3)
         except Unreadable as err:
@@ -63,17 +66,15 @@ class Hwmon:
 
 
 def channels(folder: Path) -> list[Channel]:
-    """The power inputs under /sys/class/hwmon; a chip without a name is skipped."""
+    """The power inputs under /sys/class/hwmon. A power chip has one even where its file is missing just now."""
     found = []
     for chip in sorted(folder.glob("hwmon*")):
-        name = text_or_none(chip / "name")
-        if name is None:
-            continue
-        address = (chip / "device").resolve().name if (chip / "device").exists() else chip.resolve().name
-        found += [
-            Channel(name, address, text_or_none(path.with_name(path.name.replace("_input", "_label"))), path)
-            for path in sorted(chip.glob("power[0-9]*_input"))
-        ]
+        name, device = text_or_none(chip / "name"), chip / "device"
+        address = device.resolve().name if device.exists() else None
+        expected = {chip / "power1_input"} if name in PREFERRED else set()
+        for path in sorted({*chip.glob("power[0-9]*_input"), *expected}):
+            label = text_or_none(path.with_name(path.name.replace("_input", "_label")))
+            found.append(Channel(name, address, label, path))
     return found
 
 

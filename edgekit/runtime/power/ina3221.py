@@ -78,15 +78,21 @@ class Ina3221:
 
 def _jetpack4(root: Path) -> Iterator[Channel]:
     for device in sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*-*/iio:device*")):
-        for power in sorted(device.glob("in_power[0-2]_input")):
-            yield Channel(device / f"rail_name_{power.name[8]}", (power,), 1.0)
+        for number in _numbers(device, "in_power[0-2]_input", "rail_name_[0-2]"):
+            yield Channel(device / f"rail_name_{number}", (device / f"in_power{number}_input",), 1.0)
 
 
 def _jetpack5(root: Path) -> Iterator[Channel]:
     for chip in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*-*/hwmon/hwmon*")):
-        for volts in sorted(chip.glob("in[1-3]_input")):
-            number = volts.name[2]
-            yield Channel(chip / f"in{number}_label", (volts, chip / f"curr{number}_input"), 1e-3)
+        for number in _numbers(chip, "in[1-3]_input", "in[1-3]_label", "curr[1-3]_input"):
+            factors = (chip / f"in{number}_input", chip / f"curr{number}_input")
+            yield Channel(chip / f"in{number}_label", factors, 1e-3)
+
+
+def _numbers(folder: Path, *patterns: str) -> list[str]:
+    """The channels that at least one file speaks of: a missing file must not make a channel go unnoticed."""
+    names = (path.name for pattern in patterns for path in folder.glob(pattern))
+    return sorted({digit for name in names for digit in name if digit.isdigit()})
 
 
 def open_ina3221(root: Path, run: CommandRunner, selector: str) -> Ina3221:

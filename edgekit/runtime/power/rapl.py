@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.runtime.command import CommandRunner
 from edgekit.runtime.power.reading import Reading, SameRails, no_selector
-from edgekit.runtime.sysfs import Unreadable, read_number, text_or_none
+from edgekit.runtime.sysfs import Unreadable, read_number, read_text
 
 
 @dataclass
@@ -30,10 +30,10 @@ class Rapl:
         self._same = SameRails()
 
     def read(self) -> Reading:
-        zones = self._zones()
-        if not zones and not self._counters:
-            return Reading(why=f"no package zone in {self._folder}")
         try:
+            zones = self._zones()
+            if not zones and not self._counters:
+                return Reading(why=f"no package zone in {self._folder}")
             raw = {name: read_number(zone / "energy_uj") for name, zone in zones.items()}
             changed = self._same.change(raw)
             if changed is not None:
@@ -45,8 +45,10 @@ class Rapl:
         return Reading(energy_mj=sum(c.wraps_uj + c.last_uj for c in self._counters.values()) / 1e3)
 
     def _zones(self) -> dict[str, Path]:
-        named = ((text_or_none(zone / "name"), zone) for zone in sorted(self._folder.glob("intel-rapl:*")))
-        return {name: zone for name, zone in named if name is not None and name.startswith("package-")}
+        """Package name -> folder. Raises Unreadable where a zone's name is missing: it might be a package."""
+        outer = (zone for zone in sorted(self._folder.glob("intel-rapl:*")) if zone.name.count(":") == 1)
+        named = {read_text(zone / "name"): zone for zone in outer}
+        return {name: zone for name, zone in named.items() if name.startswith("package-")}
 
     def _unwrap(self, name: str, value: float, zone: Path) -> None:
         counter = self._counters.setdefault(name, _Counter(value))
