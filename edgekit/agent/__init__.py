@@ -1,0 +1,1 @@
+"""The daemon on the board: fetches, verifies, runs, measures, reports. Serves whatever the network does."""

@@ -1,0 +1,32 @@
+"""Which time may be believed on a board without a battery-backed clock. Asks the kernel, never the network."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+
+_EARLIEST = 1_735_689_600.0  # 2025: no edgekit runs before it was written
+_SLACK_S = 3600.0  # what an honest clock may have been corrected backwards since
+_TIMEX_BYTES = 512  # more than any struct timex
+_NOT_SYNCHRONIZED = 5  # TIME_ERROR of adjtimex(2)
+
+
+def trusted(now: float, good_time: float) -> float | None:
+    """`now` (Unix seconds) where it can be true: not before edgekit, nor before a time already seen. Else None."""
+    return now if now >= max(_EARLIEST, good_time - _SLACK_S) else None
+
+
+def trusted_now(good_time: float) -> float | None:
+    """The clock's time where it can be believed."""
+    return trusted(time.time(), good_time)
+
+
+def synchronized() -> bool:
+    """Whether the kernel's clock is disciplined by NTP, as adjtimex(2) says."""
+    try:
+        return int(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))) not in (
+            -1,
+            _NOT_SYNCHRONIZED,
+        )
+    except (OSError, AttributeError):
+        return False

@@ -1,0 +1,306 @@
+"""agent.toml, parsed once: errors say file, key, what was wanted, what came. Reads secrets, never shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from edgekit.core import checks
+from edgekit.core.errors import BadInput, EdgekitError, one_line
+from edgekit.core.policy import PolicySpec
+from edgekit.core.profile import Profile
+from edgekit.core.table import Table
+from edgekit.runtime.detect import find_profile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+AUTO = "auto"
+PROTOCOLS = (AUTO, "5", "3.1.1")
+ACKS = ("server", "broker")
+_SECTIONS = (
+    "device", "broker", "repository", "trust", "telemetry", "sensors", "policy", "limits", "source",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where MQTT goes. protocol: "auto" begins with MQTT 5 and falls back to 3.1.1 where the broker wants that."""
+
+    host: str
+    port: int
+    username: str
+    password: str | None = field(repr=False)
+    tls: bool
+    ca: Path | None
+    protocol: str
+    keepalive_s: int
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where bundles come from. url has no trailing slash; below it lie metadata/ and targets/."""
+
+    url: str
+    token: str | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The enrolled roots: TUF's root.json as bytes, and the control key as PEM."""
+
+    root: bytes = field(repr=False)
+    control_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """How often a Record is made, whose word releases it, and how much may wait for that."""
+
+    interval_s: float
+    ack: str
+    resend_s: float
+    outbox_bytes: int
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """power: a sensor's name ("auto" was resolved from the profile). simulated: every figure is labelled so."""
+
+    power: str
+    sysroot: Path
+    simulated: bool
+    sample_s: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What no command from outside can exceed."""
+
+    throttled_factor: float
+    accepts_code: bool
+    max_bundle_bytes: int
+    min_interval_s: float
+    golden_timeout_s: float
+    golden_memory_mb: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where requests come from. rate_hz None: as fast as they are answered."""
+
+    kind: str
+    path: Path | None
+    loop: bool
+    rate_hz: float | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything in agent.toml. unknown: keys this version does not know, by dotted path; kept and ignored."""
+
+    path: Path
+    fleet: str
+    name: str
+    profile: Profile
+    state_dir: Path
+    broker: Broker
+    repository: Repository
+    trust: Trust
+    telemetry: Telemetry
+    sensors: Sensors
+    policy: PolicySpec
+    limits: Limits
+    source: Source
+    unknown: tuple[str, ...]
+
+    @property
+    def address(self) -> str:
+        """`fleet/device`: client id, user name, and the `to` of commands."""
+        return f"{self.fleet}/{self.name}"
+
+
+def load_config(path: Path) -> Config:
+    """Read agent.toml and the files it names; relative paths start at its folder. Raises BadInput, one line."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as err:
+        raise BadInput(
+            f"{path}: wanted an agent.toml (edgekit fleet enroll writes one): {err.strerror}"
+        ) from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise BadInput(f"{path}: must be a TOML file: {one_line(err)}") from err
+    return parse_config(data, path)
+
+
+def parse_config(data: Mapping[str, object], path: Path) -> Config:
+    """The config in a parsed TOML document that stands at `path`. Raises BadInput."""
+    top = Table(data, str(path))
+    sections = {name: top.optional_table(name) for name in _SECTIONS}
+    device, folder = sections["device"], path.resolve().parent
+    fleet, name = _get(device, "fleet", checks.name), _get(device, "name", checks.name)
+    sysroot = folder / _get(sections["sensors"], "sysroot", checks.text, "/")
+    profile = _profile(device, sysroot)
+    config = Config(
+        path=path,
+        fleet=fleet,
+        name=name,
+        profile=profile,
+        state_dir=folder / _get(device, "state_dir", checks.text, "state"),
+        broker=_broker(sections["broker"], folder, f"{fleet}/{name}"),
+        repository=_repository(sections["repository"], folder),
+        trust=Trust(
+            _read(sections["trust"], "root", folder, "root.json"),
+            _read(sections["trust"], "control_key", folder, "control.pub"),
+        ),
+        telemetry=_telemetry(sections["telemetry"]),
+        sensors=_sensors(sections["sensors"], sysroot, profile),
+        policy=_policy(sections["policy"], path),
+        limits=_limits(sections["limits"]),
+        source=_source(sections["source"], folder),
+        unknown=(),
+    )
+    top.close()
+    return replace(config, unknown=tuple(sorted(top.extra)))
+
+
+def _get(table: Table, key: str, parse: Callable[[object, str], T], default: T | None = None) -> T:
+    """The value under `key`, parsed; where it is missing `default`, or an error if there is none."""
+    value = table.take(key)
+    if value is None and default is not None:
+        return default
+    try:
+        return parse(value, f"{table.where}: {table.key(key)}")
+    except BadInput as err:
+        if value is None:
+            raise BadInput(str(err).removesuffix("null") + "nothing") from err
+        raise
+
+
+def _maybe(table: Table, key: str, parse: Callable[[object, str], T]) -> T | None:
+    """The value under `key`, parsed; None where it is missing."""
+    return None if table.take(key) is None else _get(table, key, parse)
+
+
+def _number(low: float, high: float) -> Callable[[object, str], float]:
+    return lambda value, where: checks.number(value, where, low, high)
+
+
+def _whole(low: int, high: int) -> Callable[[object, str], int]:
+    return lambda value, where: checks.integer(value, where, low, high)
+
+
+def _word(*allowed: str) -> Callable[[object, str], str]:
+    return lambda value, where: checks.choice(value, where, allowed)
+
+
+def _read(table: Table, key: str, folder: Path, default: str | None = None) -> bytes:
+    """The content of the file that `key` names."""
+    name = _get(table, key, checks.text, default)
+    try:
+        return (folder / name).read_bytes()
+    except OSError as err:
+        wanted = f"a file that can be read ({err.strerror})"
+        raise checks.wrong(f"{table.where}: {table.key(key)}", wanted, name) from err
+
+
+def _secret(table: Table, key: str, folder: Path) -> str | None:
+    """The one line in the secret file that `key` names; None where no file is named."""
+    if table.take(key) is None:
+        return None
+    try:
+        text = _read(table, key, folder).decode("utf-8").strip()
+    except UnicodeDecodeError as err:
+        raise BadInput(f"{table.where}: {table.key(key)} must name a text file") from err
+    if not text:
+        raise BadInput(f"{table.where}: {table.key(key)} must name a file with a secret in it, it is empty")
+    return text
+
+
+def _profile(device: Table, sysroot: Path) -> Profile:
+    name = _get(device, "profile", checks.text)
+    try:
+        return find_profile(name, sysroot)
+    except EdgekitError as err:
+        raise BadInput(f"{device.where}: device.profile: {one_line(err)}") from err
+
+
+def _broker(table: Table, folder: Path, address: str) -> Broker:
+    tls = _get(table, "tls", checks.flag, False)
+    ca = _maybe(table, "ca", checks.text)
+    return Broker(
+        host=_get(table, "host", checks.text),
+        port=_get(table, "port", _whole(1, 65535), 8883 if tls else 1883),
+        username=_get(table, "username", checks.text, address),
+        password=_secret(table, "password_file", folder),
+        tls=tls,
+        ca=None if ca is None else folder / ca,
+        protocol=_get(table, "protocol", _word(*PROTOCOLS), AUTO),
+        keepalive_s=_get(table, "keepalive_s", _whole(5, 3600), 30),
+    )
+
+
+def _url(value: object, where: str) -> str:
+    text = checks.text(value, where)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise checks.wrong(where, "an http:// or https:// address", value)
+    return text.rstrip("/")
+
+
+def _repository(table: Table, folder: Path) -> Repository:
+    return Repository(_get(table, "url", _url), _secret(table, "token_file", folder))
+
+
+def _telemetry(table: Table) -> Telemetry:
+    return Telemetry(
+        interval_s=_get(table, "interval_s", _number(0.1, 86_400), 60.0),
+        ack=_get(table, "ack", _word(*ACKS), "server"),
+        resend_s=_get(table, "resend_s", _number(0.1, 3600), 20.0),
+        outbox_bytes=round(_get(table, "outbox_mb", _number(0.01, 100_000), 64.0) * 2**20),
+    )
+
+
+def _sensors(table: Table, sysroot: Path, profile: Profile) -> Sensors:
+    power = _get(table, "power", checks.text, AUTO)
+    return Sensors(
+        power=profile.power.sensor if power == AUTO else power,
+        sysroot=sysroot,
+        simulated=_get(table, "simulated", checks.flag, False),
+        sample_s=_get(table, "sample_s", _number(0.01, 60), 0.5),
+    )
+
+
+def _policy(table: Table, path: Path) -> PolicySpec:
+    for key in ("kind", "budget", "deadline_ms", "max_drop"):
+        table.take(key)
+    return PolicySpec.parse({"kind": "full", **table.data}, f"{path}: policy")
+
+
+def _limits(table: Table) -> Limits:
+    return Limits(
+        throttled_factor=_get(table, "throttled_factor", _number(0.01, 1.0), 0.6),
+        accepts_code=_get(table, "accepts_code", checks.flag, False),
+        max_bundle_bytes=round(_get(table, "max_bundle_mb", _number(0.01, 100_000), 512.0) * 2**20),
+        min_interval_s=_get(table, "min_interval_s", _number(0.1, 86_400), 1.0),
+        golden_timeout_s=_get(table, "golden_timeout_s", _number(0.1, 3600), 60.0),
+        golden_memory_mb=_get(table, "golden_memory_mb", _whole(16, 10**6), 1024),
+    )
+
+
+def _source(table: Table, folder: Path) -> Source:
+    kind = _get(table, "kind", checks.text, "none")
+    path = _maybe(table, "path", checks.text)
+    return Source(
+        kind=kind,
+        path=None if path is None else folder / path,
+        loop=_get(table, "loop", checks.flag, False),
+        rate_hz=_maybe(table, "rate_hz", _number(1e-6, 1e6)),
+    )

@@ -1,0 +1,204 @@
+"""What the agent must remember over a power cut: one file, the old one or the new one. Never fatal to read."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.core import checks, jobs
+from edgekit.core.checks import integer, name, number, optional, table, text
+from edgekit.core.errors import BadInput, WorldFailed, one_line
+from edgekit.core.files import write_atomic
+from edgekit.core.policy import PolicySpec
+from edgekit.core.target import parse_label
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A committed bundle: it passed its trial here."""
+
+    content_id: str
+    label: str  # name/version
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Slot:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        label = text(data.get("label"), f"{where}.label")
+        parse_label(label, f"{where}.label")
+        return cls(checks.sha256(data.get("content_id"), f"{where}.content_id"), label)
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {"content_id": self.content_id, "label": self.label}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The one job of this board: what was commanded, and how far it came.
+
+    restarts: how often the agent came back in the middle of it. reported: its end stands in the outbox.
+    """
+
+    job_id: str
+    rev: int
+    target: str | None  # name/version; None: policy and interval only
+    policy: PolicySpec | None
+    interval_s: float | None
+    expires: float
+    state: str = "received"
+    reason: str | None = None
+    detail: str | None = None
+    restarts: int = 0
+    reported: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether no event can move it any more."""
+        return self.state in jobs.FINAL
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Job:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        return cls(
+            job_id=name(data.get("job_id"), f"{where}.job_id"),
+            rev=integer(data.get("rev"), f"{where}.rev"),
+            target=optional(data.get("target"), f"{where}.target", text),
+            policy=optional(data.get("policy"), f"{where}.policy", PolicySpec.parse),
+            interval_s=optional(data.get("interval_s"), f"{where}.interval_s", number),
+            expires=number(data.get("expires"), f"{where}.expires"),
+            state=checks.choice(data.get("state"), f"{where}.state", jobs.STATES),
+            reason=optional(data.get("reason"), f"{where}.reason", text),
+            detail=optional(data.get("detail"), f"{where}.detail", text),
+            restarts=integer(data.get("restarts"), f"{where}.restarts"),
+            reported=checks.flag(data.get("reported"), f"{where}.reported"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {
+            "job_id": self.job_id,
+            "rev": self.rev,
+            "target": self.target,
+            "policy": self.policy.to_json() if self.policy else None,
+            "interval_s": self.interval_s,
+            "expires": self.expires,
+            "state": self.state,
+            "reason": self.reason,
+            "detail": self.detail,
+            "restarts": self.restarts,
+            "reported": self.reported,
+        }
+
+
+@dataclass(frozen=True)
+class State:
+    """rev, n: of the last command. policy, interval_s: what it commanded; None: as configured.
+
+    commits: how many bundles were ever committed. metadata: highest TUF version seen, by role. good_time: the latest
+    Unix time at which fresh metadata was valid; the clock is never believed to be before it.
+    """
+
+    rev: int = 0
+    n: int = 0
+    job: Job | None = None
+    active: Slot | None = None
+    previous: Slot | None = None
+    commits: int = 0
+    policy: PolicySpec | None = None
+    interval_s: float | None = None
+    metadata: Mapping[str, int] = field(default_factory=dict)
+    good_time: float = 0.0
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> State:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        if data.get("v") != 1:
+            raise checks.wrong(f"{where}: v", "1", data.get("v"))
+        metadata = table(data.get("metadata"), f"{where}: metadata")
+        return cls(
+            rev=integer(data.get("rev"), f"{where}: rev"),
+            n=integer(data.get("n"), f"{where}: n"),
+            job=optional(data.get("job"), f"{where}: job", Job.parse),
+            active=optional(data.get("active"), f"{where}: active", Slot.parse),
+            previous=optional(data.get("previous"), f"{where}: previous", Slot.parse),
+            commits=integer(data.get("commits"), f"{where}: commits"),
+            policy=optional(data.get("policy"), f"{where}: policy", PolicySpec.parse),
+            interval_s=optional(data.get("interval_s"), f"{where}: interval_s", number),
+            metadata={
+                role: integer(version, f"{where}: metadata.{role}") for role, version in metadata.items()
+            },
+            good_time=number(data.get("good_time"), f"{where}: good_time", 0.0),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {
+            "v": 1,
+            "rev": self.rev,
+            "n": self.n,
+            "job": self.job.to_json() if self.job else None,
+            "active": self.active.to_json() if self.active else None,
+            "previous": self.previous.to_json() if self.previous else None,
+            "commits": self.commits,
+            "policy": self.policy.to_json() if self.policy else None,
+            "interval_s": self.interval_s,
+            "metadata": dict(self.metadata),
+            "good_time": self.good_time,
+        }
+
+
+class StateFile:
+    """The state in memory and on disk. Safe from several threads; a reader takes `current` once and keeps it."""
+
+    def __init__(self, path: Path, repair: Callable[[], State]) -> None:
+        """Load `path`; no file is the first start. An unreadable one is replaced by what `repair` finds in the slots.
+
+        repaired: why it had to be repaired, None when it had not.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        self._unsaved = False
+        self.repaired: str | None = None
+        try:
+            self.current = State.parse(checks.parse_json(path.read_bytes(), str(path)), str(path))
+        except FileNotFoundError:
+            self.current = repair()
+            if self.current != State():
+                self.repaired = "the file was gone"
+        except (BadInput, OSError) as err:
+            self.repaired = one_line(err)
+            self.current = repair()
+        if self.repaired is not None:
+            log.warning("state repaired from the slots: %s", self.repaired)
+            self._unsaved = True
+            self.note()
+
+    def commit(self, **changes: object) -> State:
+        """Change fields; on disk before this returns. Raises WorldFailed, and then nothing has changed."""
+        with self._lock:
+            wanted = replace(self.current, **changes)  # type: ignore[arg-type]  # field names are the caller's
+            if wanted != self.current or self._unsaved:
+                write_atomic(self._path, checks.canonical_json(wanted.to_json()), 0o600)
+                self._unsaved = False
+            self.current = wanted
+            return wanted
+
+    def note(self, **changes: object) -> State:
+        """Change fields; a disk that fails is logged, and the next change writes all of it."""
+        try:
+            return self.commit(**changes)
+        except WorldFailed as err:
+            log.error("state kept in memory only: %s", one_line(err))  # noqa: TRY400  (the line says it all)
+            with self._lock:
+                self.current = replace(self.current, **changes)  # type: ignore[arg-type]  # as above
+                self._unsaved = True
+                return self.current
