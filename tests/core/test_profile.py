@@ -91,6 +91,15 @@ def test_a_small_profile_parses_and_what_it_leaves_out_is_unknown() -> None:
             "backends = []\n" + SMALL.split("[[backends]]", maxsplit=1)[0],
             "profile.toml: backends must be a list of at least one table, got []",
         ),
+        (
+            changed("cores = 4", 'cores = 4\nfeatures = "neon"'),
+            'profile.toml: cpu.features must be a list of texts, got "neon"',
+        ),
+        (
+            changed("cores = 4", 'cores = 4\nfeatures = ["neon", 2]'),
+            'profile.toml: cpu.features must be a list of texts, got ["neon", 2]',
+        ),
+        (changed('isa = "armv8-a"', 'isa = " "'), 'profile.toml: cpu.isa must be a text, got " "'),
         ("a = " + "[" * 5000, "profile.toml: must be a TOML file: "),
         ("format = ", "profile.toml: must be a TOML file: "),
     ],
