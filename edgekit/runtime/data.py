@@ -22,7 +22,7 @@ Array = NDArray[Any]
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-_IDX_IMAGES, _IDX_LABELS = 0x803, 0x801
+_IDX_UINT8 = 0x800  # the magic number of unsigned bytes; the rank is added
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,12 @@ def _labels(array: Array, count: int, where: str) -> NDArray[np.int64]:
 
 
 def _idx(path: Path, entry: Input) -> Data:
-    images = _read_idx(path, _IDX_IMAGES)
+    images = read_idx(path, 3)
     image_size(entry)
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     labels = None
     if beside != path and beside.exists():
-        labels = _labels(_read_idx(beside, _IDX_LABELS), len(images), str(beside))
+        labels = _labels(read_idx(beside, 1), len(images), str(beside))
     count, read = _reader(images, entry, str(path))
     name = entry.tensor.name
     return Data(
@@ -180,16 +180,16 @@ def _idx(path: Path, entry: Input) -> Data:
     )
 
 
-def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
+def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
+    """An IDX file of unsigned bytes, gzipped or not, of this rank (images 3, labels 1). Raises BadInput."""
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as err:
         raise BadInput(f"{path}: cannot be read: {one_line(err)}") from err
-    rank = magic & 0xFF
     header = 4 + 4 * rank
-    if len(raw) < header or struct.unpack(">I", raw[:4])[0] != magic:
+    if len(raw) < header or struct.unpack(">I", raw[:4])[0] != _IDX_UINT8 + rank:
         raise BadInput(
             f"{path}: not data edgekit reads (an .npz, a folder of images, or an IDX file of {rank} dimensions)"
         )
@@ -203,9 +203,10 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
 
 def _folder(path: Path, entry: Input, labels: tuple[str, ...] | None) -> Data:
     image_size(entry)
+    found = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     files = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-    )
+        found, key=lambda file: (file.name, file)
+    )  # by name: a stream sorted by label is no stream
     if not files:
         raise BadInput(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     groups = [file.relative_to(path).parts[0] if file.parent != path else None for file in files]

@@ -1,0 +1,146 @@
+"""`edgekit demo`: a model, three simulated boards, a broker and a server on this machine, from file to fleet view."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from edgekit.cli.demo import steps
+from edgekit.cli.demo.processes import Processes
+from edgekit.cli.options import json_option
+from edgekit.cli.output import console, number, percent, print_json
+
+TEST_IMAGES = 10_000
+
+
+@click.command(epilog="Example:  edgekit demo --keep")
+@click.option("--keep", is_flag=True, help="Leave the fleet's page up at the end, until Ctrl-C.")
+@click.option(
+    "--images",
+    type=click.IntRange(100, TEST_IMAGES),
+    default=TEST_IMAGES,
+    show_default=True,
+    help="How many of the test images each board runs.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with Fashion-MNIST's IDX files.")
+@json_option
+def command(keep: bool, images: int, data: Path | None, as_json: bool) -> None:
+    """Run all of edgekit on this machine.
+
+    Converts the demo model for three boards, signs and pushes the bundles, runs the test images on three agents with
+    simulated sensors, throttles one of them, restarts the broker, and shows what the fleet server saw. Every figure of
+    the boards' sensors is simulated; latency is this machine's.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    progress = Console(stderr=True, highlight=False)
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        progress.print(f"[dim]{time.monotonic() - start:6.1f} s[/dim]  {text}")
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-demo-") as folder:
+        demo = steps.Demo(Path(folder), images, say, Processes(Path(folder)))
+        try:
+            result, address = _story(demo, data)
+            if as_json:
+                print_json(result)
+            else:
+                _show(result)
+            if keep:
+                _keep(address, as_json)
+        finally:
+            demo.end()
+    say("everything that was started is gone")
+
+
+def _interrupt(number_: int, frame: FrameType | None) -> NoReturn:
+    del number_, frame
+    raise KeyboardInterrupt
+
+
+def _story(demo: steps.Demo, data: Path | None) -> tuple[dict[str, Any], str]:
+    source = steps.find_data(data)
+    demo.say("prepare Fashion-MNIST: calibration, validation, test images")
+    steps.prepare_data(demo, source)
+    demo.say("start repository, fleet server and broker")
+    client, address = steps.start_server(demo)
+    converted = steps.convert_all(demo)
+    demo.say("measure the budget policy against the full one")
+    measured = steps.measure_budget(demo)
+    demo.say("enroll three boards and start their agents")
+    steps.enroll_and_start(demo, address)
+    steps.push_all(demo, address)
+    demo.say(f"{demo.images} images on each board")
+    steps.stream(demo, client)
+    summaries = steps.stop_agents(demo)
+    view = steps.fleet_view(demo, client, summaries)
+    ratio = measured["budget"]["latency_ms"]["mean"] / measured["full"]["latency_ms"]["mean"]
+    first = converted[steps.BOARDS[0].profile]
+    result = {
+        **view,
+        "fp32_accuracy": first["accuracy"]["before"],
+        "budget_accuracy": measured["budget"]["accuracy"],
+        "budget_over_full_latency": ratio,
+    }
+    return result, address
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    table = Table(title="What the fleet server saw", title_justify="left")
+    for column in (
+        "board",
+        "profile",
+        "bundle",
+        "requests",
+        "accuracy",
+        "exits taken",
+        "p50",
+        "p95",
+        "energy",
+    ):
+        table.add_column(
+            column, justify="right" if column in ("requests", "accuracy", "p50", "p95") else "left"
+        )
+    for board in result["boards"]:
+        total = max(1, sum(board["exit_counts"].values()))
+        energy = board["energy_mj"]
+        table.add_row(
+            board["name"],
+            board["profile"],
+            str(board["bundle"]),
+            str(board["requests"]),
+            percent(board["accuracy"]),
+            " / ".join(percent(count / total, 0) for count in board["exit_counts"].values()),
+            number(board["latency_ms"]["p50"], 3, " ms"),
+            number(board["latency_ms"]["p95"], 3, " ms"),
+            "unknown"
+            if energy["mean"] is None
+            else f"{energy['mean']:.2f} mJ a request, {energy['provenance']}",
+        )
+    console.print(table)
+    telemetry = result["telemetry"]
+    console.print(
+        f"fp32 last exit {percent(result['fp32_accuracy'])}; int8 with a budget of {steps.BUDGET} of the network "
+        f"{percent(result['budget_accuracy'])} at {result['budget_over_full_latency']:.2f}x the full policy's mean latency"
+    )
+    console.print(f"telemetry: {telemetry['sent']} records sent, {telemetry['received']} received")
+    console.print("Latency is this machine's, not the boards'. Energy is simulated.")
+
+
+def _keep(address: str, as_json: bool) -> None:
+    line = f"The fleet's page: {address}  (Ctrl-C ends it)"
+    sys.stderr.write(line + "\n") if as_json else console.print(line)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,277 @@
+"""The demo's story, step by step: the real commands as processes, and what they said, read back through their JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgekit.cli.demo.boards import BOARDS, Sensors, SimulatedBoard
+from edgekit.cli.demo.processes import Process, Processes, free_port, wait_for
+from edgekit.client import Client
+from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.resources import demo_model_file
+from edgekit.runtime.data import read_idx
+
+FLEET = "demo"
+DATA_FOLDERS = (
+    Path("/usr/share/datasets/fashion-mnist"),
+    Path(os.environ.get("EDGEKIT_CACHE", "~/.cache/edgekit")).expanduser() / "fashion-mnist",
+)
+HELD_OUT = 5_000  # the last images of the training file: the model never saw them
+CALIBRATION = 500
+BUDGET = "38%"
+THROTTLED_FACTOR = 0.7
+INTERVAL_S = 1
+RATE_HZ = 700
+START_S, PUSH_S, STREAM_S = 40.0, 120.0, 180.0
+Say = Callable[[str], None]
+
+
+@dataclass
+class Demo:
+    """Everything the steps share. folder: where all files go. images: how many of the test images each board runs."""
+
+    folder: Path
+    images: int
+    say: Say
+    processes: Processes
+    sensors: list[Sensors] = field(default_factory=list)
+    agents: dict[str, Process] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    @property
+    def bundles(self) -> Path:
+        """Where converted bundles lie."""
+        return self.folder / "bundles"
+
+    def end(self) -> None:
+        """End every process and simulated board."""
+        for sensor in self.sensors:
+            sensor.stop()
+        self.processes.end_all()
+
+
+def edgekit(*arguments: str | Path) -> list[str]:
+    """The command line of one of our verbs, in this very environment."""
+    code = "from edgekit.cli.main import main; main()"
+    return [sys.executable, "-c", code, *(str(argument) for argument in arguments)]
+
+
+def call(*arguments: str | Path) -> dict[str, Any]:
+    """Run a verb with --json to its end. Raises WorldFailed with its own line when it fails."""
+    done = subprocess.run(edgekit(*arguments, "--json"), capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout.strip():
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise WorldFailed(f"demo: edgekit {arguments[0]} ended with code {done.returncode}: {said[-1]}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def find_data(given: Path | None) -> Path:
+    """The folder with Fashion-MNIST's IDX files. Raises BadInput that says how to get them."""
+    for folder in [given] if given else DATA_FOLDERS:
+        if (folder / "t10k-images-idx3-ubyte.gz").exists():
+            return folder
+    raise BadInput(
+        "Fashion-MNIST was not found: install Debian's dataset-fashion-mnist, run tools/fetch_data.py, or give --data FOLDER"
+    )
+
+
+def prepare_data(demo: Demo, source: Path) -> None:
+    """Calibration and validation from held-out training images; the test images as a folder, a sub-folder a label."""
+    images = read_idx(source / "train-images-idx3-ubyte.gz", 3)[-HELD_OUT:]
+    labels = read_idx(source / "train-labels-idx1-ubyte.gz", 1)[-HELD_OUT:]
+    np.savez(demo.folder / "calib.npz", x=images[:CALIBRATION])
+    np.savez(demo.folder / "val.npz", x=images[CALIBRATION:], y=labels[CALIBRATION:])
+    images = read_idx(source / "t10k-images-idx3-ubyte.gz", 3)[: demo.images]
+    labels = read_idx(source / "t10k-labels-idx1-ubyte.gz", 1)[: demo.images]
+    np.savez(demo.folder / "test.npz", x=images, y=labels)
+    folder = demo.folder / "images"
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+    for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(pixels).save(folder / str(label) / f"{index:05d}.png", compress_level=1)
+
+
+def convert_all(demo: Demo) -> dict[str, Any]:
+    """One bundle per board's profile. What `edgekit convert --json` said, by profile."""
+    model = demo.folder / "model.onnx"
+    model.write_bytes(demo_model_file().read_bytes())
+    demo.bundles.mkdir()
+    answers = {}
+    for board in BOARDS:
+        demo.say(f"convert for {board.profile}")
+        answers[board.profile] = call(
+            *(
+                "convert",
+                model,
+                "--profile",
+                board.profile,
+                "--name",
+                f"fashion-{board.name}",
+                "--version",
+                "1",
+            ),
+            *("--calib", demo.folder / "calib.npz", "--val", demo.folder / "val.npz"),
+            *("--eval", demo.folder / "test.npz", "-o", demo.bundles / f"{board.name}.edge"),
+            *("--report", demo.bundles / f"{board.name}.html"),
+        )
+    return answers
+
+
+def start_server(demo: Demo) -> tuple[Client, str]:
+    """Repository, fleet server and broker; the server's client and address."""
+    repository, server = demo.folder / "repository", demo.folder / "server"
+    call("repo", "init", repository)
+    server.mkdir()
+    port = free_port()
+    (demo.folder / "fleet.toml").write_text(
+        f'fleet = "{FLEET}"\ndata_dir = "server"\nrepository = "repository"\n\n[web]\nhost = "127.0.0.1"\nport = 0\n\n'
+        f'[broker]\nhost = "127.0.0.1"\nport = {port}\nfiles_dir = "broker"\npid_file = "broker/mosquitto.pid"\n'
+    )
+    fleet = demo.processes.start("fleet", edgekit("fleet", "serve", "--config", demo.folder / "fleet.toml"))
+    files = demo.folder / "broker"
+    wait_for("the fleet server's start", lambda: (server / "address").exists(), START_S, [fleet])
+    wait_for("the broker's password file", lambda: (files / "passwd").exists(), START_S, [fleet])
+    user = "user root\n" if os.geteuid() == 0 else ""
+    (files / "mosquitto.conf").write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {files / 'passwd'}\nacl_file {files / 'acl'}\n"
+        f"pid_file {files / 'mosquitto.pid'}\npersistence false\nlog_dest stdout\n{user}"
+    )
+    start_broker(demo)
+    address = (server / "address").read_text().strip()
+    return Client(address, (server / "api.token").read_text().strip()), address
+
+
+def start_broker(demo: Demo) -> Process:
+    """Mosquitto with the server's password and access files."""
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise BadInput("mosquitto is not installed: apt-get install mosquitto, or run tools/demo, which does")
+    return demo.processes.start("mosquitto", [program, "-c", demo.folder / "broker/mosquitto.conf"])
+
+
+def enroll_and_start(demo: Demo, address: str) -> None:
+    """Enroll every board, give it simulated sensors and the images, and start its agent."""
+    token = demo.folder / "server/api.token"
+    for board in BOARDS:
+        folder = demo.folder / "boards" / board.name
+        call(
+            *("fleet", "enroll", board.name, "--profile", board.profile, "--tag", "demo", "-o", folder),
+            *("--server", address, "--token-file", token),
+        )
+        demo.sensors.append(Sensors(board, folder / "sysroot"))
+        write_agent_config(folder / "agent.toml", board, demo.folder / "images")
+        demo.agents[board.name] = demo.processes.start(
+            f"agent-{board.name}",
+            edgekit("agent", "--config", folder / "agent.toml", "--json"),
+            output=demo.folder / "boards" / f"{board.name}.json",
+        )
+
+
+def write_agent_config(path: Path, board: SimulatedBoard, images: Path) -> None:
+    """What a person would change in the enrolled agent.toml: sensors, policy, limits, source, interval."""
+    kept = [part for part in path.read_text().split("\n[") if part.split("]")[0] not in _CHANGED]
+    path.write_text(
+        "\n[".join(kept).rstrip()
+        + f'\n\n[telemetry]\ninterval_s = {INTERVAL_S}\nack = "server"\n'
+        + '\n[sensors]\npower = "auto"\nsysroot = "sysroot"\nsimulated = true\nsample_s = 0.2\n'
+        + f'\n[policy]\nkind = "budget"\nbudget = "{BUDGET}"\n'
+        + f"\n[limits]\nthrottled_factor = {THROTTLED_FACTOR}\nmin_interval_s = 0.5\n"
+        + f'\n[source]\nkind = "folder"\npath = "{images}"\nrate_hz = {RATE_HZ}\n'
+    )
+
+
+_CHANGED = ("telemetry", "sensors", "policy", "limits", "source")
+
+
+def push_all(demo: Demo, address: str) -> None:
+    """Sign each bundle with the engineer's key, publish it, and wait until its board runs it."""
+    for board in BOARDS:
+        demo.say(f"push fashion-{board.name}/1 to {board.profile}")
+        answer = call(
+            *("push", demo.bundles / f"{board.name}.edge", "--server", address),
+            *("--key", demo.folder / "repository/keys/targets.pem", "--to", f"profile={board.profile}"),
+            *("--token-file", demo.folder / "server/api.token", "--wait", f"{PUSH_S:g}"),
+        )
+        states = {name: device["state"] for name, device in answer["devices"].items()}
+        if set(states.values()) != {"active"}:
+            raise WorldFailed(f"demo: the push to {board.profile} ended as {states}")
+
+
+def stream(demo: Demo, client: Client) -> None:
+    """Let the boards run all images; throttle the first half-way, restart the broker once."""
+    throttled, half = demo.sensors[0], demo.images // 2
+
+    def requests() -> Mapping[str, int]:
+        return {device["name"]: device["requests"] for device in client.devices()}
+
+    def reached(count: int, name: str | None = None) -> bool:
+        done = requests()
+        return min(done.values()) >= count if name is None else done.get(name, 0) >= count
+
+    running = list(demo.processes.running)
+    wait_for("half of the images", lambda: reached(half, throttled.board.name), STREAM_S, running)
+    demo.say(f"{throttled.board.name} is throttled: its budget tightens")
+    throttled.throttle(on=True)
+    demo.say("the broker is restarted")
+    broker = next(process for process in demo.processes.running if process.name == "mosquitto")
+    demo.processes.end(broker)
+    time.sleep(random.uniform(0.5, 1.0))
+    running = [*demo.processes.running, start_broker(demo)]
+    wait_for("the last image", lambda: reached(demo.images), STREAM_S, running)
+
+
+def stop_agents(demo: Demo) -> dict[str, Any]:
+    """End every agent; what each said about itself at its end."""
+    summaries = {}
+    for name, process in demo.agents.items():
+        code = demo.processes.end(process)
+        if code != 0:
+            raise WorldFailed(f"demo: agent {name} ended with code {code}; its log is {process.log}")
+        summaries[name] = json.loads((demo.folder / "boards" / f"{name}.json").read_text().splitlines()[-1])
+    return summaries
+
+
+def measure_budget(demo: Demo) -> dict[str, Any]:
+    """The first board's bundle on this machine: full against budget, alternating, so that both see the same machine."""
+    bundle, data = demo.bundles / f"{BOARDS[0].name}.edge", demo.folder / "test.npz"
+    full = call("bench", bundle, "--data", data, "--policy", "full")
+    budget = call("bench", bundle, "--data", data, "--policy", "budget", "--budget", BUDGET)
+    return {"full": full, "budget": budget}
+
+
+def fleet_view(demo: Demo, client: Client, summaries: Mapping[str, Any]) -> dict[str, Any]:
+    """The boards as the fleet sees them, and records made against records received."""
+    devices = {device["name"]: device for device in client.devices()}
+    boards = []
+    for board in BOARDS:
+        device = devices[board.name]
+        boards.append(
+            {
+                "name": board.name,
+                "profile": board.profile,
+                "bundle": device["bundle"],
+                "online": device["online"],
+                "requests": device["requests"],
+                "accuracy": device["accuracy"],
+                "exit_counts": device["exit_counts"],
+                "latency_ms": device["latency_ms"],
+                "energy_mj": device["energy_mj"],
+            }
+        )
+    sent = sum(summary["records"]["made"] for summary in summaries.values())
+    received = sum(device["records"] for device in devices.values())
+    return {"boards": boards, "telemetry": {"sent": sent, "received": received}}
