@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgekit.cli.demo import steps
+from edgekit.cli.demo.boards import BOARDS
 from edgekit.cli.demo.processes import Processes
 from edgekit.cli.options import json_option
 from edgekit.cli.output import console, number, percent, print_json
@@ -85,7 +86,7 @@ def _story(demo: steps.Demo, data: Path | None) -> tuple[dict[str, Any], str]:
     summaries = steps.stop_agents(demo)
     view = steps.fleet_view(demo, client, summaries)
     ratio = measured["budget"]["latency_ms"]["mean"] / measured["full"]["latency_ms"]["mean"]
-    first = converted[steps.BOARDS[0].profile]
+    first = converted[BOARDS[0].profile]
     result = {
         **view,
         "fp32_accuracy": first["accuracy"]["before"],
@@ -131,7 +132,7 @@ def _show(result: Mapping[str, Any]) -> None:
     telemetry = result["telemetry"]
     console.print(
         f"fp32 last exit {percent(result['fp32_accuracy'])}; int8 with a budget of {steps.BUDGET} of the network "
-        f"{percent(result['budget_accuracy'])} at {result['budget_over_full_latency']:.2f}x the full policy's mean latency"
+        f"{percent(result['budget_accuracy'])}, at {result['budget_over_full_latency']:.2f}x the full policy's mean"
     )
     console.print(f"telemetry: {telemetry['sent']} records sent, {telemetry['received']} received")
     console.print("Latency is this machine's, not the boards'. Energy is simulated.")

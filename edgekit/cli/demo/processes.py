@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,14 +15,9 @@ from pathlib import Path
 
 from edgekit.core.errors import WorldFailed
 
-_PR_SET_PDEATHSIG = 1
 _STOP_S = 10.0
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _die_with_parent() -> None:
-    """In the child: end when the demo dies, however it dies (Linux)."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+# util-linux: the program is ended by the kernel when the demo dies, however it dies.
+_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def free_port() -> int:
@@ -88,12 +83,11 @@ class Processes:
         log = self.logs / f"{name}.log"
         with log.open("ab") as errors, (output or log).open("ab") as out:
             popen = subprocess.Popen(
-                [str(part) for part in command],
+                [*(_WITH_PARENT if shutil.which("setpriv") else ()), *(str(part) for part in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         process = Process(name, popen, log)
         self.running.append(process)

@@ -85,7 +85,7 @@ def find_data(given: Path | None) -> Path:
         if (folder / "t10k-images-idx3-ubyte.gz").exists():
             return folder
     raise BadInput(
-        "Fashion-MNIST was not found: install Debian's dataset-fashion-mnist, run tools/fetch_data.py, or give --data FOLDER"
+        "Fashion-MNIST not found: apt-get install dataset-fashion-mnist, run tools/fetch_data.py, or give --data FOLDER"
     )
 
 
@@ -143,11 +143,12 @@ def start_server(demo: Demo) -> tuple[Client, str]:
     )
     fleet = demo.processes.start("fleet", edgekit("fleet", "serve", "--config", demo.folder / "fleet.toml"))
     files = demo.folder / "broker"
-    wait_for("the fleet server's start", lambda: (server / "address").exists(), START_S, [fleet])
-    wait_for("the broker's password file", lambda: (files / "passwd").exists(), START_S, [fleet])
+    wait_for("the fleet server's start", (server / "address").exists, START_S, [fleet])
+    wait_for("the broker's password file", (files / "passwd").exists, START_S, [fleet])
     user = "user root\n" if os.geteuid() == 0 else ""
     (files / "mosquitto.conf").write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {files / 'passwd'}\nacl_file {files / 'acl'}\n"
+        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {files / 'passwd'}\n"
+        f"acl_file {files / 'acl'}\n"
         f"pid_file {files / 'mosquitto.pid'}\npersistence false\nlog_dest stdout\n{user}"
     )
     start_broker(demo)
