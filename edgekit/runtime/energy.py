@@ -55,7 +55,8 @@ def per_unit(window: EnergyWindow, units: float) -> EnergyPer:
     if window.seconds < MIN_WINDOW_S or window.updates < MIN_UPDATES:
         return EnergyPer(
             None,
-            f"{window.seconds:.1f} s with {window.updates} sensor updates is too short: {MIN_WINDOW_S:g} s and {MIN_UPDATES} are needed",
+            f"{window.seconds:.1f} s with {window.updates} sensor updates is too short: "
+            f"{MIN_WINDOW_S:g} s and {MIN_UPDATES} are needed",
         )
     return EnergyPer(window.energy_mj / units if units else None, None if units else "nothing was done")
 

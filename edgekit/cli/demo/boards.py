@@ -45,11 +45,10 @@ def _pi5(root: Path, watts: float) -> Mapping[Path, str]:
         "DDR_VDD2": (1.10, 0.2),
         "3V3_SYS": (3.30, 0.1),
     }  # volts, share of the power
-    lines = [
-        f"{rail}_A current({i})={watts * share / volts:.5f}A"
-        for i, (rail, (volts, share)) in enumerate(rails.items())
-    ]
-    lines += [f"{rail}_V volt({i + 8})={volts:.5f}V" for i, (rail, (volts, _)) in enumerate(rails.items())]
+    lines = []
+    for index, (rail, (volts, share)) in enumerate(rails.items()):
+        lines.append(f"{rail}_A current({index})={watts * share / volts:.5f}A")
+        lines.append(f"{rail}_V volt({index + 8})={volts:.5f}V")
     return {root / "pmic_read_adc": "\n".join([*lines, "EXT5V_V volt(24)=5.12000V", ""])}
 
 
