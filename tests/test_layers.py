@@ -31,7 +31,7 @@ LAYERS: Mapping[str, frozenset[str]] = {
 # The same keys -> the packages of others that may be imported there, besides the standard library.
 _TUF = {"cryptography", "securesystemslib", "tuf"}
 _NUMBERS = {"PIL", "numpy"}
-_CLICK = {"click", "rich", "rich_click"}
+_CLICK = {"click", "rich"}
 _HOST = _NUMBERS | {"ai_edge_litert", "google", "onnx", "onnx_ir", "onnxruntime"}
 THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "__init__": frozenset(),

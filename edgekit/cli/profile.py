@@ -32,12 +32,12 @@ def list_profiles(as_json: bool) -> None:
         print_json({"profiles": [_summary(profile) for profile in found]})
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("profile", "processor"):
-        table.add_column(column, overflow="fold")
+    table.add_column("profile", no_wrap=True)
+    table.add_column("processor", no_wrap=True, overflow="ellipsis", ratio=1)
     for column in ("cores", "clock", "RAM"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("runs fast", "power sensor"):
-        table.add_column(column)
+    for column in ("runs fast", "sensor"):
+        table.add_column(column, no_wrap=True)
     for profile in found:
         table.add_row(
             Text(profile.name, "bold"),
