@@ -32,8 +32,8 @@ def list_profiles(as_json: bool) -> None:
         print_json({"profiles": [_summary(profile) for profile in found]})
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("profile", no_wrap=True, min_width=max(len(profile.name) for profile in found))
-    table.add_column("processor", no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column("profile", no_wrap=True)
+    table.add_column("processor")  # the one that wraps
     for column in ("cores", "clock", "RAM"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("runs fast", "sensor"):
