@@ -31,22 +31,14 @@ def list_profiles(as_json: bool) -> None:
     if as_json:
         print_json({"profiles": [_summary(profile) for profile in found]})
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("profile", no_wrap=True)
-    table.add_column("processor")  # the one that wraps
-    for column in ("cores", "clock", "RAM"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("runs fast", "sensor"):
-        table.add_column(column, no_wrap=True)
+    table = Table("profile", "processor", "RAM", "runs fast", box=None, pad_edge=False, header_style="bold")
     for profile in found:
+        processor = profile.cpu.model.partition(" with ")[0]
         table.add_row(
             Text(profile.name, "bold"),
-            Text(profile.cpu.model),
-            str(profile.cpu.cores),
-            _value(profile.cpu.clock_ghz),
+            Text(f"{profile.cpu.cores} x {processor}"),
             _value(profile.memory.ram_mb),
             ", ".join(profile.backends[0].fast_formats),
-            Text(profile.power.sensor, "dim" if profile.power.sensor == "none" else ""),
         )
     console.print(table)
 
