@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -81,10 +80,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(one_line(err), err.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (`edgekit ... | head`): not worth a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MemoryError:
         return _complain("out of memory", WorldFailed.exit_code)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as err:

@@ -1,0 +1,101 @@
+"""What each command prints with --json, as JSON Schema (2020-12). Keys may be added within version 1, never renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.core.figure import PROVENANCES
+from edgekit.core.jobs import STATES
+from edgekit.core.manifest import METRICS
+
+Schema = dict[str, Any]
+
+NUMBER: Schema = {"type": ["number", "null"]}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+TEXT: Schema = {"type": "string", "minLength": 1}
+TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
+FLAG: Schema = {"type": "boolean"}
+FRACTION: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+PROVENANCE: Schema = {"enum": [*PROVENANCES, None]}
+COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
+
+
+def table(**properties: Schema) -> Schema:
+    """An object that has all these keys, and may have more."""
+    return {"type": "object", "properties": properties, "required": sorted(properties)}
+
+
+def rows(entry: Schema) -> Schema:
+    """A list of entries."""
+    return {"type": "array", "items": entry}
+
+
+def output(**properties: Schema) -> Schema:
+    """A command's object: these keys and `"v":1`."""
+    return table(v={"const": 1}, **properties)
+
+
+LATENCY = table(mean=NUMBER, p50=NUMBER, p95=NUMBER, p99=NUMBER)
+ENERGY = table(mean=NUMBER, provenance=PROVENANCE, on=TEXT_OR_NULL)
+BEFORE_AFTER = table(before=NUMBER, after=NUMBER)
+
+OUTPUTS: Mapping[str, Schema] = {
+    "convert": output(
+        bundle=TEXT,
+        profile=TEXT,
+        size_bytes=BEFORE_AFTER,
+        latency_ms=table(before=LATENCY, after=LATENCY, provenance=PROVENANCE, on=TEXT_OR_NULL),
+        accuracy=table(metric={"enum": list(METRICS)}, before=FRACTION, after=FRACTION),
+        exits=rows(table(name=TEXT, accuracy=FRACTION, cost_share=FRACTION)),
+        limits=table(met=FLAG, missed=rows(TEXT)),
+        dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
+    ),
+    "run": output(
+        answers=rows(
+            table(
+                input=TEXT,
+                outputs={"type": "object"},
+                label={"type": ["string", "integer", "null"]},
+                exit=TEXT,
+                confidence=FRACTION,
+                latency_ms=NUMBER,
+            )
+        )
+    ),
+    "bench": output(
+        policy=TEXT,
+        requests=COUNT,
+        latency_ms=LATENCY,
+        exit_counts=COUNTS,
+        accuracy=FRACTION,
+        energy_mj=ENERGY,
+    ),
+    "demo": output(
+        boards=rows(
+            table(
+                name=TEXT,
+                profile=TEXT,
+                bundle=TEXT_OR_NULL,
+                online=FLAG,
+                requests=COUNT,
+                accuracy=FRACTION,
+                exit_counts=COUNTS,
+                latency_ms=LATENCY,
+                energy_mj=ENERGY,
+            )
+        ),
+        fp32_accuracy=FRACTION,
+        budget_over_full_latency=NUMBER,
+        telemetry=table(sent=COUNT, received=COUNT),
+    ),
+    "profile list": output(profiles=rows(table(name=TEXT, title=TEXT, fast_formats=rows(TEXT)))),
+    "profile show": output(profile=table(name=TEXT, title=TEXT)),
+    "profile check": output(file=TEXT, name=TEXT, warnings=rows(TEXT)),
+    "native": output(
+        abi=COUNT,
+        cpu_features=rows(TEXT),
+        kernels=rows(table(family=TEXT, name=TEXT, built=FLAG, supported=FLAG, chosen=FLAG)),
+    ),
+}
+JOB_STATES: Schema = {"enum": list(STATES)}
