@@ -1,0 +1,214 @@
+"""`edgekit convert`: fit a model to a board and pack it as a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from edgekit.cli.options import json_option
+from edgekit.cli.output import console, number, percent, print_json, progress
+from edgekit.core.checks import NAME
+from edgekit.core.errors import BadInput
+from edgekit.core.files import write_atomic
+from edgekit.core.report import Report
+from edgekit.host.convert import DEFAULT_MAX_DROP, Conversion, Request, check_recipe, convert
+from edgekit.host.limits import Limits
+from edgekit.host.load import InputSpec, parse_shapes, read_input_spec
+from edgekit.host.recipe import read_recipe
+from edgekit.host.report_html import Page, render, verdict
+from edgekit.host.watch import Tick
+from edgekit.runtime.detect import find_profile
+
+LIMIT_MISSED = 1
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
+_EXAMPLE = (
+    "Example:  edgekit convert model.onnx --profile raspberrypi4b --calib images/ --eval test.npz -o model.edge "
+    "--report model.html"
+)
+_path = click.Path(path_type=Path)
+_limit = click.FloatRange(min=0)
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("model", type=_path)
+@click.option(
+    "--profile", required=True, help="The board: a name from `edgekit profile list`, `host`, or a TOML file."
+)
+@click.option(
+    "--calib", required=True, type=_path, help="Inputs, labelled or not: .npz, folder of images, IDX file."
+)
+@click.option(
+    "--eval", "evaluation", type=_path, help="Data that only judges; without it the validation data does."
+)
+@click.option(
+    "--val", type=_path, help="Data for the exits' thresholds; without it a seeded fifth of --calib."
+)
+@click.option("--name", help="The bundle's name; the model file's if nothing is said.")
+@click.option(
+    "--version", type=click.IntRange(1, 2**31), default=1, show_default=True, help="The bundle's version."
+)
+@click.option(
+    "--input-spec", type=_path, help="TOML that describes inputs, exits and labels the model does not name."
+)
+@click.option(
+    "--shape", "shapes", multiple=True, help="Fix symbolic sizes: 1,3,224,224, or NAME=1,3,224,224."
+)
+@click.option("--recipe", type=_path, help="Make it exactly as this recipe says (recipe.toml of a bundle).")
+@click.option(
+    "--max-drop",
+    type=_limit,
+    help=f"Points of accuracy (without labels: of agreement) that may be lost. Steps that cost more are taken back "
+    f"(if not given: more than {DEFAULT_MAX_DROP:g}, without labels 2).",
+)
+@click.option("--max-latency-ms", type=_limit, help="Limit for the mean latency with all stages run.")
+@click.option("--max-energy-mj", type=_limit, help="Limit for the energy of a request with all stages run.")
+@click.option("--max-size-kb", type=_limit, help="Limit for the model files in the bundle, in kB.")
+@click.option("-o", "--output", required=True, type=_path, help="The bundle to write (.edge).")
+@click.option("--report", "report_path", type=_path, help="Also write the report as HTML.")
+@json_option
+def command(
+    model: Path,
+    profile: str,
+    calib: Path,
+    evaluation: Path | None,
+    val: Path | None,
+    name: str | None,
+    version: int,
+    input_spec: Path | None,
+    shapes: tuple[str, ...],
+    recipe: Path | None,
+    max_drop: float | None,
+    max_latency_ms: float | None,
+    max_energy_mj: float | None,
+    max_size_kb: float | None,
+    output: Path,
+    report_path: Path | None,
+    as_json: bool,
+) -> int:
+    """Fit MODEL (ONNX) to a board: int8 where it does no harm, a stage per exit, thresholds, measured, packed.
+
+    Exit code 1: the bundle is written, but a limit you set is not met.
+    """
+    request = Request(
+        model=model,
+        profile=find_profile(profile),
+        calib=calib,
+        val=val,
+        evaluation=evaluation,
+        name=_bundle_name(name, model),
+        version=version,
+        shapes=parse_shapes(shapes),
+        input_spec=read_input_spec(input_spec) if input_spec else InputSpec(),
+        recipe=read_recipe(recipe) if recipe else None,
+        limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
+    )
+    _check_target(output)
+    if request.recipe is not None:
+        check_recipe(request.recipe, request.profile)
+    made = convert(request, _watch)
+    write_atomic(output, made.content)
+    if report_path is not None:
+        write_atomic(report_path, render(_page(made)).encode())
+    if as_json:
+        print_json(_json(made, output))
+    else:
+        _print(made, output)
+    return LIMIT_MISSED if made.report.limits_missed else 0
+
+
+def _bundle_name(given: str | None, model: Path) -> str:
+    name = given or _NOT_IN_A_NAME.sub("-", model.stem).strip("-_")[:64]
+    if not NAME.fullmatch(name):
+        raise BadInput(f"--name must be letters, digits, '_' and '-', at most 64, got {name!r}")
+    return name
+
+
+def _check_target(output: Path) -> None:
+    """Minutes of work must not end at a folder that is not there."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise BadInput(f"{output}: -o must be a file in an existing folder")
+
+
+@contextlib.contextmanager
+def _watch(what: str, total: int) -> Iterator[Tick]:
+    with progress() as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def _page(made: Conversion) -> Page:
+    finished = made.finished
+    recipe = finished.files[finished.manifest.recipe].decode()
+    return Page(finished.manifest, made.report, recipe, finished.content_id, len(made.content))
+
+
+def _json(made: Conversion, output: Path) -> dict[str, object]:
+    report = made.report.to_json()
+    return {
+        "bundle": str(output),
+        "profile": made.report.profile,
+        "size_bytes": report["size_bytes"],
+        "latency_ms": report["latency_ms"],
+        "accuracy": {"metric": made.report.metric, **report["accuracy"]},
+        "exits": report["exits"],
+        "limits": report["limits"],
+        "dropped": report["dropped"],
+        "policies": report["policies"],
+        "data": report["data"],
+        "label": made.report.bundle,
+        "content_id": made.finished.content_id,
+        "bundle_bytes": len(made.content),
+    }
+
+
+def _print(made: Conversion, output: Path) -> None:
+    report = made.report
+    table = Table("", "before", "after", title=f"{report.bundle} for {report.profile}", title_justify="left")
+    table.add_row(_metric(report), percent(report.accuracy.before), percent(report.accuracy.after))
+    table.add_row(
+        f"mean latency ({report.latency_provenance or 'unknown'})",
+        number(report.latency_before.mean, 4, " ms"),
+        number(report.latency_after.mean, 4, " ms"),
+    )
+    sizes = [
+        None if size is None else size / 1e3 for size in (report.size_bytes.before, report.size_bytes.after)
+    ]
+    table.add_row("model files", *(number(size, 1, " kB") for size in sizes))
+    console.print(table)
+    exits = Table("exit", "accuracy", "cost", "mean latency")
+    for entry in report.exits:
+        exits.add_row(
+            entry.name,
+            percent(entry.accuracy),
+            percent(entry.cost_share, 1),
+            number(entry.latency_mean_ms, 4, " ms"),
+        )
+    console.print(exits)
+    for policy in report.policies:
+        mix = ", ".join(f"{name} {count}" for name, count in policy.exit_counts.items())
+        console.print(
+            f"policy {policy.policy}: {percent(policy.accuracy)}, exits {mix}", markup=False, soft_wrap=True
+        )
+    for dropped in report.dropped:
+        console.print(
+            f"taken back: {dropped.step} for {dropped.layer}: {dropped.why}", markup=False, soft_wrap=True
+        )
+    for line in report.limits_missed:
+        console.print(f"limit missed: {line}", markup=False, soft_wrap=True)
+    for use in report.data:
+        if use.role != "evaluation" and use.role.startswith("evaluation"):
+            console.print(
+                f"judged on {use.role.removeprefix('evaluation ').strip('()')}", markup=False, soft_wrap=True
+            )
+    console.print(
+        f"{output}: {len(made.content) / 1e3:.1f} kB. {verdict(report)}", markup=False, soft_wrap=True
+    )
+
+
+def _metric(report: Report) -> str:
+    return "top-1 accuracy" if report.metric == "top1" else "agreement with the model that came in"

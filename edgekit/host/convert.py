@@ -1,0 +1,275 @@
+"""Convert: load, add confidences, fold, quantize if it does no harm, split, lower, find thresholds, judge, pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.core.errors import BadInput
+from edgekit.core.profile import HOST, Backend, Profile
+from edgekit.core.report import Dropped, Report
+from edgekit.host.bench import interleaved
+from edgekit.host.calibrate import METHODS, Calibration, Range, calibrate
+from edgekit.host.choose import POINTS, operating_points
+from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
+from edgekit.host.graph import Graph
+from edgekit.host.judge import Judged, judge
+from edgekit.host.limits import Limits
+from edgekit.host.load import InputSpec, Shapes, load
+from edgekit.host.lower import backend_for
+from edgekit.host.ort import open_model
+from edgekit.host.pack import GOLDEN, Draft, Finished, draft, finish, golden_cases
+from edgekit.host.passes import PASSES, Context
+from edgekit.host.passes.base import Int8
+from edgekit.host.passes.quantize_static import is_quantized
+from edgekit.host.recipe import Recipe, Step
+from edgekit.host.split import Stage, split
+from edgekit.host.sqnr import decibel, spread
+from edgekit.host.watch import Watch, unwatched
+from edgekit.runtime.backends import Array
+from edgekit.runtime.data import Data
+from edgekit.runtime.measure import ExitTable, exit_table
+
+SEED = 1
+DEFAULT_MAX_DROP = 0.5  # points of accuracy int8 may cost before it is taken back
+DEFAULT_MAX_DISAGREEMENT = 2.0  # the same without labels: most answers that change were wrong before, too
+_BEFORE, _INT8_STEP = ("confidence", "fold"), "quantize_static"
+_TRIAL_SAMPLES = 256  # on which the calibration methods are compared
+_VNNI = ("avx512vnni", "avxvnni", "amx_int8")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants. recipe: make it exactly so, deciding nothing."""
+
+    model: Path
+    profile: Profile
+    calib: Path
+    val: Path | None = None
+    evaluation: Path | None = None
+    name: str = "model"
+    version: int = 1
+    shapes: Shapes = field(default_factory=dict)
+    input_spec: InputSpec = field(default_factory=InputSpec)
+    recipe: Recipe | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether times measured here are the target's."""
+        return self.profile.name == HOST
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The bundle and what is known of it."""
+
+    finished: Finished
+    report: Report
+    content: bytes  # the .edge file
+
+
+def convert(request: Request, watch: Watch = unwatched) -> Conversion:
+    """Fit a model to a board. The same request on the same versions gives the same content_id.
+
+    Raises BadInput for a model, data or profile that cannot be used, WorldFailed when the disk fails.
+    """
+    backend = backend_for(request.profile)
+    loaded = load(request.model, request.shapes, request.input_spec)
+    seed, fraction = _split_of(request.recipe)
+    data = read_datasets(loaded.graph, request.calib, request.val, request.evaluation, fraction, seed)
+
+    plain = run_passes(loaded.graph, _BEFORE, Context())
+    chosen = choose_format(request, backend, plain, data, watch)
+    dropped = [*(Dropped(name, "output", "no exit names it") for name in loaded.left_out), *chosen.dropped]
+    recipe = request.recipe or Recipe(
+        profile=request.profile.name,
+        backend=backend.name,
+        passes=(*_BEFORE, *((_INT8_STEP,) if chosen.int8 else ())),
+        int8=chosen.int8,
+        taken_back=tuple(Step(entry.layer, entry.step) for entry in chosen.dropped),
+        seed=seed,
+        validation_fraction=fraction,
+        points=POINTS,
+        golden=GOLDEN,
+    )
+
+    shares = [leaving.cost_share for leaving in chosen.made.manifest.exits]
+    points = operating_points(chosen.validated, shares, recipe.points)
+    metric = "top1" if chosen.validated.correct is not None else "agreement"
+    golden = golden_cases(chosen.made, data.calibration, chosen.ranges, recipe.golden)
+    finished = finish(chosen.made, points, metric, golden, recipe)
+
+    whole = draft(loaded.graph, [whole_stage(loaded.graph)], backend, request.name, request.version, HOST)
+    judged = Judged(
+        profile=request.profile,
+        on_this_machine=request.on_this_machine,
+        whole=whole,
+        size_before=loaded.size_bytes,
+        plain=plain,
+        graph=chosen.graph,
+        made=chosen.made,
+        finished=finished,
+        data=data,
+        dropped=tuple(dropped),
+        limits=request.limits,
+    )
+    report = judge(judged, watch)
+    return Conversion(finished, report, finished.pack(report))
+
+
+def run_passes(graph: Graph, names: Sequence[str], context: Context) -> Graph:
+    """Apply passes in order."""
+    for name in names:
+        graph = PASSES[name].apply(graph, context)
+    return graph
+
+
+def whole_stage(graph: Graph) -> Stage:
+    """The network that came in as one stage that gives all its outputs: what a bundle is compared with."""
+    last = graph.exits[-1]
+    everything = split(Graph(graph.model, (last,), graph.inputs, graph.labels))[0]
+    if len(graph.exits) == 1:
+        return everything
+    outputs = {name: tensor for stage in split(graph) for tensor in stage.outputs for name in [tensor.name]}
+    names = (last.output, *(entry.output for entry in graph.exits[:-1]))
+    return Stage(0, last, graph.copy(), everything.inputs, tuple(outputs[name] for name in names))
+
+
+# --- which number format ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The graph that is lowered, how it validated, and what was taken back on the way."""
+
+    graph: Graph
+    made: Draft
+    validated: ExitTable
+    int8: Int8 | None
+    ranges: Mapping[str, Range]
+    dropped: tuple[Dropped, ...]
+
+
+def choose_format(request: Request, backend: Backend, plain: Graph, data: Datasets, watch: Watch) -> Chosen:
+    """int8 where the board runs it fast and it does no harm, else float. A recipe says which and is followed."""
+    given = request.recipe
+    if given is not None and _INT8_STEP not in given.passes:
+        taken_back = tuple(Dropped(step.layer, step.name, "the recipe says so") for step in given.taken_back)
+        return _chosen(request, backend, plain, data, watch, None, {}, taken_back)
+    why_not = None if given is not None else why_not_int8(plain, request.profile, backend)
+    if why_not is not None:
+        return _chosen(request, backend, plain, data, watch, None, {}, (Dropped("*", _INT8_STEP, why_not),))
+
+    with watch("calibrate", data.calibration.count) as tick:
+        seen = calibrate(plain, data.calibration, tick)
+    int8 = given.int8 if given is not None else None
+    if int8 is None:
+        int8 = best_int8(plain, seen, data.calibration, request.profile, backend)
+    ranges = seen.ranges(int8.method)
+    quantized = PASSES[_INT8_STEP].apply(plain, Context(int8, ranges))
+    tried = _chosen(request, backend, quantized, data, watch, int8, ranges, ())
+    if given is not None:
+        return tried
+    stayed = _chosen(request, backend, plain, data, watch, None, {}, ())
+    harm = harm_of(stayed, tried, data, request.limits.max_drop, timed=request.on_this_machine)
+    if harm is None:
+        return tried
+    return Chosen(stayed.graph, stayed.made, stayed.validated, None, {}, (Dropped("*", _INT8_STEP, harm),))
+
+
+def _chosen(
+    request: Request,
+    backend: Backend,
+    graph: Graph,
+    data: Datasets,
+    watch: Watch,
+    int8: Int8 | None,
+    ranges: Mapping[str, Range],
+    dropped: tuple[Dropped, ...],
+) -> Chosen:
+    """Lower the graph and run it on the validation data."""
+    made = draft(graph, split(graph), backend, request.name, request.version, request.profile.name)
+    with watch(f"validate {'int8' if int8 else 'float'}", data.validation.count) as tick:
+        validated = exit_table(made.open(), data.validation, tick)
+    return Chosen(graph, made, validated, int8, ranges, dropped)
+
+
+def why_not_int8(graph: Graph, profile: Profile, backend: Backend) -> str | None:
+    """A reason to leave int8 alone that needs no trial; None where there is none."""
+    if is_quantized(graph):
+        return "the model that came in is quantized already"
+    if "int8" not in backend.fast_formats or backend.int8_activation is None:
+        return f"int8 is not faster than float32 on {profile.name} with {backend.name}"
+    if not any(node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") for node in graph.model.graph):
+        return "the network multiplies nothing"
+    return None
+
+
+def best_int8(graph: Graph, seen: Calibration, data: Data, profile: Profile, backend: Backend) -> Int8:
+    """The calibration method whose answers stay closest to the float network's, on some calibration samples."""
+    activation = backend.int8_activation or "uint8"
+    reduce_range = activation == "uint8" and not set(_VNNI) & set(profile.cpu.features)
+    samples = [data.inputs(index) for index in spread(data.count, _TRIAL_SAMPLES)]
+    outputs = [entry.output for entry in graph.exits]
+    wanted = _answers(graph, outputs, samples)
+
+    def closeness(int8: Int8) -> float:
+        quantized = PASSES[_INT8_STEP].apply(graph, Context(int8, seen.ranges(int8.method)))
+        return sum(
+            _sqnr(want, got) for want, got in zip(wanted, _answers(quantized, outputs, samples), strict=True)
+        )
+
+    return max((Int8(activation, reduce_range, method) for method in METHODS), key=closeness)
+
+
+def _answers(graph: Graph, outputs: list[str], samples: list[dict[str, Array]]) -> list[Array]:
+    session = open_model(graph.proto().SerializeToString())
+    rows = [session.run(outputs, sample) for sample in samples]
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _sqnr(want: Array, got: Array) -> float:
+    return decibel(
+        float(np.square(want, dtype=np.float64).sum()), float(np.square(want - got, dtype=np.float64).sum())
+    )
+
+
+def harm_of(
+    stayed: Chosen, tried: Chosen, data: Datasets, max_drop: float | None, *, timed: bool
+) -> str | None:
+    """Why int8 must be taken back; None where it does no harm. Judged on validation data, never on evaluation data."""
+    drop, limit, what = _drop(stayed.validated, tried.validated, max_drop)
+    if drop is not None and drop > limit + 1e-9:
+        return f"it costs {drop:.2f} points of {what} on the validation data, more than {limit:g}"
+    if timed:
+        times = interleaved((stayed.made.open(), tried.made.open()), data.validation)
+        float_ms, int8_ms = (float(np.median(mine[:, -1])) for mine in times)
+        if int8_ms > float_ms:
+            return f"it is slower here: {int8_ms:.4g} ms against {float_ms:.4g} ms in float32 (interleaved medians)"
+    return None
+
+
+def _drop(stayed: ExitTable, tried: ExitTable, max_drop: float | None) -> tuple[float | None, float, str]:
+    """Points lost at the last exit, how many may be, and of what."""
+    if stayed.correct is not None and tried.correct is not None:
+        lost = 100 * float(stayed.correct[:, -1].mean() - tried.correct[:, -1].mean())
+        return lost, DEFAULT_MAX_DROP if max_drop is None else max_drop, "accuracy"
+    before, after = stayed.predicted[:, -1], tried.predicted[:, -1]
+    limit = DEFAULT_MAX_DISAGREEMENT if max_drop is None else max_drop
+    if (before < 0).any():
+        return None, limit, "agreement"
+    return 100 * float((before != after).mean()), limit, "agreement"
+
+
+def _split_of(recipe: Recipe | None) -> tuple[int, float]:
+    return (SEED, VALIDATION_FRACTION) if recipe is None else (recipe.seed, recipe.validation_fraction)
+
+
+def check_recipe(recipe: Recipe, profile: Profile) -> None:
+    """A recipe is for one board. Raises BadInput for another."""
+    if recipe.profile != profile.name:
+        raise BadInput(f"--recipe is for the profile {recipe.profile}, got --profile {profile.name}")

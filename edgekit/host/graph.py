@@ -1,0 +1,130 @@
+"""The Graph noun: an ONNX model in memory and what we know of it. A value: passes return new ones, none is changed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from edgekit.core.errors import BadInput
+from edgekit.core.manifest import DTYPES, Input, Tensor
+
+
+@dataclass(frozen=True)
+class GraphExit:
+    """A place where an answer can be given. confidence: the scalar that decides, None until a pass has put it in."""
+
+    name: str
+    output: str
+    confidence: str | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What the exit gives: its output, and its confidence where it has one."""
+        return (self.output,) if self.confidence is None else (self.output, self.confidence)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An onnx-ir model, its exits from the first to the last, its inputs as a bundle describes them, class names.
+
+    Whoever wants to change the model works on `copy()`: the tensors are shared, the structure is not.
+    """
+
+    model: ir.Model
+    exits: tuple[GraphExit, ...]
+    inputs: tuple[Input, ...]
+    labels: tuple[str, ...] | None = None
+
+    def copy(self) -> ir.Model:
+        """A model of the same structure that may be changed; weights are shared and must be replaced, not written."""
+        return self.model.clone()
+
+    def with_model(self, model: ir.Model) -> Graph:
+        """The same knowledge about another model, whose shapes are inferred anew."""
+        return replace(self, model=infer_shapes(model))
+
+    def proto(self) -> onnx.ModelProto:
+        """A protobuf of its own, for the doors of onnx and onnxruntime."""
+        return ir.to_proto(self.model)
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's operators."""
+        return self.model.opset_imports.get("", 0)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all weights."""
+        return sum(int(value.const_value.size) for value in initializers(self.model) if value.const_value)
+
+    def fingerprint(self) -> str:
+        """sha256 of the model's bytes: conformance compares it before and after a pass."""
+        return hashlib.sha256(model_bytes(self.model)).hexdigest()
+
+
+def initializers(model: ir.Model) -> tuple[ir.Value, ...]:
+    """The weights, in the order of the model."""
+    return tuple(model.graph.initializers.values())
+
+
+def model_bytes(model: ir.Model) -> bytes:
+    """The model in protobuf's deterministic form, weights sorted by name: the same model gives the same bytes."""
+    proto = ir.to_proto(model)
+    weights = sorted(proto.graph.initializer, key=lambda tensor: tensor.name)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(weights)
+    infos = sorted(proto.graph.value_info, key=lambda info: info.name)
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(infos)
+    return proto.SerializeToString(deterministic=True)
+
+
+def infer_shapes(model: ir.Model) -> ir.Model:
+    """Fill in shapes and types as far as onnx can tell them. Changes the model it is given, and returns it."""
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    return model
+
+
+def values(model: ir.Model) -> dict[str, ir.Value]:
+    """Every value of the main graph by name: inputs, weights, and what nodes make."""
+    found = {value.name: value for value in (*model.graph.inputs, *initializers(model)) if value.name}
+    found.update((value.name, value) for node in model.graph for value in node.outputs if value.name)
+    return found
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The value's shape where every dimension is a known number, else None."""
+    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(size) for size in value.shape if isinstance(size, int))
+
+
+def dtype_name(value: ir.Value) -> str | None:
+    """The value's type as manifests write it ("float32"), None where it is unknown or none of theirs."""
+    if value.dtype is None:
+        return None
+    try:
+        name = str(value.dtype.numpy())
+    except TypeError:  # strings and other things that are no numbers
+        return None
+    return name if name in DTYPES else None
+
+
+def tensor_of(value: ir.Value) -> Tensor:
+    """The value as it crosses a border. Raises BadInput where its shape or type is not known."""
+    shape, dtype = static_shape(value), dtype_name(value)
+    if shape is None:
+        raise BadInput(f"tensor {value.name!r} must have a known shape, got {value.shape}: give --shape")
+    if dtype is None:
+        raise BadInput(f"tensor {value.name!r} must be one of {', '.join(DTYPES)}, got {value.dtype}")
+    return Tensor(value.name or "", dtype, shape)
+
+
+def is_class_vector(value: ir.Value) -> bool:
+    """Whether the value holds one number per class: one dimension above 1, all others 1."""
+    shape = static_shape(value)
+    return shape is not None and sum(size > 1 for size in shape) == 1

@@ -1,0 +1,48 @@
+"""Limits a user sets, checked against what the report says. A figure nobody knows meets no limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.core.figure import Figure
+from edgekit.core.report import Change
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_drop: points of accuracy (or of agreement, without labels). None: no such limit."""
+
+    max_drop: float | None = None
+    max_latency_ms: float | None = None
+    max_energy_mj: float | None = None
+    max_size_kb: float | None = None
+
+    def missed(
+        self, accuracy: Change, latency_ms: float | None, energy_mj: Figure, size_bytes: float | None
+    ) -> tuple[str, ...]:
+        """One line per limit that is not met: the option, what it wanted, what came, and what may help."""
+        drop = None
+        if accuracy.before is not None and accuracy.after is not None:
+            drop = 100 * (accuracy.before - accuracy.after)
+        size_kb = None if size_bytes is None else size_bytes / 1e3
+        checked = (
+            ("max-drop", self.max_drop, drop, "points", "allow more, or give more calibration data"),
+            ("max-latency-ms", self.max_latency_ms, latency_ms, "ms", "allow more, or run with a budget"),
+            (
+                "max-energy-mj",
+                self.max_energy_mj,
+                energy_mj.value,
+                "mJ",
+                "allow more, or measure with a sensor",
+            ),
+            ("max-size-kb", self.max_size_kb, size_kb, "kB", "allow more, or start from a smaller network"),
+        )
+        return tuple(
+            f"{option}: wanted at most {limit:g} {unit}, got {_shown(came, unit)}: {remedy}"
+            for option, limit, came, unit, remedy in checked
+            if limit is not None and (came is None or came > limit + 1e-9)
+        )
+
+
+def _shown(came: float | None, unit: str) -> str:
+    return "unknown" if came is None else f"{came:.4g} {unit}"

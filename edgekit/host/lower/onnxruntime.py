@@ -1,0 +1,42 @@
+"""Stage -> ONNX file for onnxruntime: opset and IR version at or below what the board's release loads."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+
+from edgekit.core.errors import BadInput, one_line
+from edgekit.core.profile import Backend
+from edgekit.host.graph import model_bytes
+from edgekit.host.lower.base import LoweredPart
+from edgekit.host.split import Stage
+
+NAME = "onnxruntime"
+_PRODUCER = "edgekit"
+_USUAL_IR = 10  # of what onnx 1.16 and later write for opset 21; older readers are asked for through max_ir
+
+
+def lower(stage: Stage, backend: Backend) -> tuple[LoweredPart, ...]:
+    """The stage's one part. The same stage gives the same bytes. Raises BadInput where its opset is too new."""
+    model = _below_ceiling(stage, backend.max_opset)
+    model.ir_version = min(_USUAL_IR, backend.max_ir or _USUAL_IR)
+    model.producer_name, model.producer_version = _PRODUCER, None
+    model.doc_string = model.domain = None
+    model.graph.name = f"stage{stage.index}"
+    model.graph.doc_string = None
+    return (LoweredPart(NAME, "onnx", model_bytes(model), stage.inputs, stage.outputs),)
+
+
+def _below_ceiling(stage: Stage, ceiling: int | None) -> ir.Model:
+    model = stage.model.clone()
+    opset = model.opset_imports.get("", 0)
+    if ceiling is None or opset <= ceiling:
+        return model
+    try:
+        return ir.from_proto(version_converter.convert_version(ir.to_proto(model), ceiling))
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as err:
+        raise BadInput(
+            f"the board's onnxruntime loads opset {ceiling} at most, the model uses {opset}, and onnx cannot lower it: "
+            f"{one_line(err)[:120]}"
+        ) from err

@@ -1,0 +1,60 @@
+"""The converter's own door to onnxruntime: a model opened quietly, on one thread. Production runs the Session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgekit.core.errors import BadInput, MissingExtra, one_line
+from edgekit.runtime.backends import Array
+
+try:
+    import onnxruntime
+except ImportError as err:
+    raise MissingExtra("convert needs: pip install 'edgekit[host]'") from err
+
+_FATAL_ONLY = 4
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+class OpenModel(Protocol):
+    """What is used of onnxruntime's InferenceSession."""
+
+    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Array]) -> list[Array]:
+        """The named outputs (None: all) for one set of inputs."""
+
+
+def open_model(content: bytes, *, optimize: bool = True) -> OpenModel:
+    """A session over a model's bytes. Raises BadInput when onnxruntime refuses it."""
+    options = _options()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session: OpenModel = onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
+    except Exception as err:  # onnxruntime's errors share no root but Exception
+        raise refused(err) from err
+    return session
+
+
+def optimize_offline(content: bytes, target: Path) -> None:
+    """Write the model to `target` after onnxruntime's basic, hardware-independent rewrites. Raises BadInput."""
+    options = _options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    try:
+        onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
+    except Exception as err:  # onnxruntime's errors share no root but Exception
+        raise refused(err) from err
+
+
+def refused(err: Exception) -> BadInput:
+    """onnxruntime's complaint as one line of ours."""
+    return BadInput(f"onnxruntime {onnxruntime.__version__} refuses the model: {one_line(err)[:300]}")
+
+
+def _options() -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    return options

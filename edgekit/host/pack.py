@@ -1,0 +1,239 @@
+"""Compose a bundle: stages lowered to part files, golden cases, operating points, recipe, report. Decides nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core import bundle
+from edgekit.core.manifest import (
+    Exit,
+    Golden,
+    GoldenOutput,
+    Manifest,
+    OperatingPoint,
+    Part,
+)
+from edgekit.core.manifest import (
+    Stage as ManifestStage,
+)
+from edgekit.core.profile import Backend
+from edgekit.core.report import Report
+from edgekit.host.calibrate import Range
+from edgekit.host.graph import Graph, model_bytes
+from edgekit.host.lower import LOWERINGS
+from edgekit.host.ort import open_model
+from edgekit.host.recipe import MEMBER, Recipe
+from edgekit.host.split import Stage
+from edgekit.host.sqnr import spread
+from edgekit.host.work import layers, work
+from edgekit.runtime.backends import Array
+from edgekit.runtime.data import Data
+from edgekit.runtime.session import Session, open_session
+
+GOLDEN = 16
+_INT8_STEPS = 3  # other processors round sums otherwise: a step or two is no error
+_FLOAT_STEPS = 0.25
+_STEPS = 255  # of an 8-bit range: the unit of tolerances, for float outputs too
+_NO_GOLDEN = Golden(1, {}, ())
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A network that runs, not yet a bundle: no operating points, golden cases, recipe or report."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+    stages: tuple[Stage, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all part files together."""
+        return sum(map(len, self.files.values()))
+
+    def open(self) -> Session:
+        """The Session that boards run, over the files in memory, on one thread."""
+        return open_session(self.manifest, self.files.__getitem__)
+
+
+def draft(
+    graph: Graph, stages: Sequence[Stage], backend: Backend, name: str, version: int, profile: str
+) -> Draft:
+    """Lower the stages and describe them. Raises BadInput where the board's runtime is too old for the model."""
+    files: dict[str, bytes] = {}
+    described = []
+    for stage in stages:
+        lowered = LOWERINGS[backend.name](stage, backend)
+        parts = []
+        for index, part in enumerate(lowered):
+            number = f"{stage.index}" if len(lowered) == 1 else f"{stage.index}.{index}"
+            file = f"stages/{number}.{part.suffix}"
+            files[file] = part.content
+            digest = hashlib.sha256(part.content).hexdigest()
+            parts.append(Part(part.backend, file, digest, part.inputs, part.outputs))
+        described.append(ManifestStage(tuple(parts), work(layers(stage.model))))
+    manifest = Manifest(
+        name=name,
+        version=version,
+        profiles=(profile,),
+        inputs=graph.inputs,
+        labels=graph.labels,
+        stages=tuple(described),
+        exits=_exits(stages, described),
+        quality_metric="top1",
+        operating_points=(),
+        golden=_NO_GOLDEN,
+        recipe=MEMBER,
+        files=bundle.members_of(files),
+    )
+    return Draft(manifest, files, tuple(stages))
+
+
+def _exits(stages: Sequence[Stage], described: Sequence[ManifestStage]) -> tuple[Exit, ...]:
+    """Cost shares are cumulative MACs over all; bytes moved where a network multiplies nothing."""
+    costs: list[float] = [stage.macs for stage in described]
+    if not sum(costs):
+        costs = [float(sum(entry.bytes for entry in stage.work)) or 1.0 for stage in described]
+    total = sum(costs)
+    return tuple(
+        Exit(stage.exit.name, stage.index, stage.exit.output, stage.exit.confidence, min(1.0, spent / total))
+        for stage, spent in zip(stages, itertools.accumulate(costs), strict=True)
+    )
+
+
+# --- golden cases -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GoldenCases:
+    """What goes into the manifest, and its files."""
+
+    golden: Golden
+    files: Mapping[str, bytes]
+
+
+def golden_cases(made: Draft, data: Data, ranges: Mapping[str, Range], count: int) -> GoldenCases:
+    """Inputs spread over `data`, with what every stage makes of them here, and how far a board may be off.
+
+    The unit of a tolerance is the tensor's quantization step: 1 for codes, 1/255 of what calibration saw for floats. An
+    int8 tensor may be off by three steps, or by twice what the same graph differs when its codes are computed in float:
+    other processors round elsewhere. Samples repeat where `data` has fewer than `count`.
+    """
+    picked = spread(data.count, count)
+    chosen = [picked[index % len(picked)] for index in range(count)]
+    samples = [data.inputs(index) for index in chosen]
+    session = made.open()
+    answers = [session.run_all(sample) for sample in samples]
+    quantized = any(entry.format == "int8" for stage in made.manifest.stages for entry in stage.work)
+    plain = _run_unfused(made.stages, samples) if quantized else answers
+    files: dict[str, bytes] = {}
+    inputs = {}
+    for entry in made.manifest.inputs:
+        name = entry.tensor.name
+        inputs[name] = _member(files, f"golden/in.{_plain(name)}")
+        files[inputs[name]] = _npy(np.stack([sample[name] for sample in samples]))
+    outputs = []
+    confidences = {e.confidence: e.output for e in made.manifest.exits if e.confidence is not None}
+    tolerances: dict[str, float] = {}
+    for stage in made.stages:
+        for tensor in stage.outputs:
+            want = np.stack([answer[tensor.name] for answer in answers])
+            other = np.stack([answer[tensor.name] for answer in plain])
+            if tensor.name in confidences:  # the largest softmax moves by at most half of what the logits do
+                tolerance = min(1.0, 0.5 * tolerances[confidences[tensor.name]] + 1e-5)
+            else:
+                tolerance = _tolerance(want, other, ranges.get(tensor.name), quantized=quantized)
+            tolerances[tensor.name] = tolerance
+            file = _member(files, f"golden/{stage.index}.{_plain(tensor.name)}")
+            files[file] = _npy(want)
+            outputs.append(GoldenOutput(tensor.name, stage.index, file, tolerance))
+    return GoldenCases(Golden(count, inputs, tuple(outputs)), files)
+
+
+def _tolerance(want: Array, other: Array, seen: Range | None, *, quantized: bool) -> float:
+    if want.dtype.kind in "iu":
+        step = 1.0
+    else:
+        low, high = seen if seen is not None else (float(want.min(initial=0.0)), float(want.max(initial=0.0)))
+        step = max(high - low, 1e-6) / _STEPS
+    if not quantized:
+        return _FLOAT_STEPS * step
+    off = float(np.abs(want.astype(np.float64) - other.astype(np.float64)).max(initial=0.0))
+    return max(_INT8_STEPS, math.ceil(2 * off / step)) * step
+
+
+def _run_unfused(stages: Sequence[Stage], samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """The stages without any rewriting: codes are dequantized, computed in float and rounded again."""
+    known = [dict(sample) for sample in samples]
+    for stage in stages:
+        session = open_model(model_bytes(stage.model), optimize=False)
+        names = [tensor.name for tensor in stage.outputs]
+        for values in known:
+            made = session.run(names, {tensor.name: values[tensor.name] for tensor in stage.inputs})
+            values.update(zip(names, made, strict=True))
+    return known
+
+
+def _plain(name: str) -> str:
+    return _UNSAFE.sub("_", name)[:80] or "_"
+
+
+def _member(files: Mapping[str, bytes], stem: str) -> str:
+    """A member's name that no other has: tensors may differ only in characters that file names cannot hold."""
+    names = itertools.chain([f"{stem}.npy"], (f"{stem}.{index}.npy" for index in itertools.count(2)))
+    return next(name for name in names if name not in files)
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+# --- the bundle ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Everything of a bundle but its report, which needs the bundle to be measured first."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+
+    @property
+    def content_id(self) -> str:
+        """The bundle's identity."""
+        return bundle.content_id(self.manifest)
+
+    def open(self) -> Session:
+        """The Session that boards run."""
+        return open_session(self.manifest, self.files.__getitem__)
+
+    def pack(self, report: Report) -> bytes:
+        """The `.edge` file."""
+        return bundle.pack(self.manifest, self.files, report.to_json())
+
+
+def finish(
+    made: Draft, points: Sequence[OperatingPoint], metric: str, golden: GoldenCases, recipe: Recipe
+) -> Finished:
+    """Put the parts together and check them as every reader will. Raises BadBundle."""
+    files = {**made.files, **golden.files, MEMBER: recipe.to_toml().encode()}
+    manifest = replace(
+        made.manifest,
+        quality_metric=metric,
+        operating_points=tuple(points),
+        golden=golden.golden,
+        files=bundle.members_of(files),
+    )
+    return Finished(Manifest.parse(manifest.to_json()), files)

@@ -1,0 +1,179 @@
+"""Static int8: QuantizeLinear/DequantizeLinear pairs in the graph, weights per channel, ranges from calibration.
+
+onnxruntime's QDQ writer is the engine; the ranges are ours. What only decides (confidences) and the answers themselves
+stay float: a decision or a top-1 must not hang on an 8-bit step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedOpsetsPass
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from edgekit.core.errors import BadInput
+from edgekit.host.graph import Graph, values
+from edgekit.host.passes.base import Context, Int8, Pass
+
+WEIGHTS = "int8"
+PER_CHANNEL = True
+OPS = (
+    *(
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Mul",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "Sigmoid",
+        "Concat",
+        "Split",
+    ),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Pad", "Slice", "Gather", "Transpose"),
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+)
+_ALREADY = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+)
+_FLOAT_OUTPUT = ("Gemm", "MatMul")  # int8 kernels that can give a float answer
+_TAIL = (
+    *("Softmax", "LogSoftmax", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
+    *("GlobalAveragePool", "AveragePool", "ReduceMean"),
+)
+
+
+def apply(graph: Graph, context: Context) -> Graph:
+    """The graph in int8 as `context.int8` says, over `context.ranges`. Raises BadInput without either."""
+    if context.int8 is None or not context.ranges:
+        raise BadInput("quantize_static needs an int8 format and calibrated ranges")
+    if is_quantized(graph):
+        raise BadInput("quantize_static needs a float model, got one that is quantized already")
+    kept = {*float_nodes(graph), *context.int8.keep_float}
+    unknown = kept - {node.name for node in graph.model.graph}
+    if unknown:
+        raise BadInput(f"keep_float names no node of the model: {', '.join(sorted(map(str, unknown)))}")
+    model = ir.from_proto(_write_qdq(graph.proto(), context, sorted(kept)))
+    for entry in graph.exits:
+        _float_answer(model, entry.output)
+    for tidy in (NameFixPass(), RemoveUnusedOpsetsPass()):
+        model = tidy(model).model
+    model.graph.sort()
+    return graph.with_model(model)
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether some integer arithmetic is in the graph already."""
+    return any(node.op_type in _ALREADY for node in graph.model.graph)
+
+
+def float_nodes(graph: Graph) -> tuple[str, ...]:
+    """Names of nodes that stay float: those no answer needs (confidences), and the last steps to an answer."""
+    wanted = _ancestors(graph.model, [entry.output for entry in graph.exits])
+    decide = [node.name or "" for node in graph.model.graph if node not in wanted]
+    tails = [node.name or "" for entry in graph.exits for node in _tail(values(graph.model)[entry.output])]
+    return tuple(dict.fromkeys((*decide, *tails)))
+
+
+def _ancestors(model: ir.Model, names: list[str]) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    named = values(model)
+    stack = [named[name].producer() for name in names]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend(value.producer() for value in node.inputs if value is not None)
+    return found
+
+
+def _tail(value: ir.Value) -> Iterator[ir.Node]:
+    """The steps after the last product: pooling, views, a bias that is added, softmax."""
+    node = value.producer()
+    while node is not None:
+        data = [entry for entry in node.inputs if entry is not None and not entry.is_initializer()]
+        adds_bias = node.op_type == "Add" and len(data) == 1
+        if not data or not (node.op_type in _TAIL or adds_bias):
+            return
+        yield node
+        node = data[0].producer()
+
+
+def _write_qdq(proto: onnx.ModelProto, context: Context, kept: list[str]) -> onnx.ModelProto:
+    int8 = context.int8 or Int8("uint8")
+    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in context.ranges.items()}
+    activation = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[int8.activation]
+    data = TensorsData(CalibrationMethod.MinMax, ranges)
+    with _quiet():
+        engine = QDQQuantizer(
+            proto, PER_CHANNEL, int8.reduce_range, QuantType.QInt8, activation, data, [], kept, list(OPS), {}
+        )
+        engine.quantize_model()
+    written: onnx.ModelProto = engine.model.model
+    return written
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The engine speaks through the root logger about tensors it rightly leaves alone."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def _float_answer(model: ir.Model, output: str) -> None:
+    """Where a product gives the answer, leave out the pair that would round it to 8 bits."""
+    value = values(model)[output]
+    node = value.producer()
+    while node is not None:
+        pair = _pair(node)
+        if pair is not None:
+            quantize, source = pair
+            maker = source.producer()
+            if maker is None or maker.op_type not in _FLOAT_OUTPUT:
+                return
+            name, rounded = node.outputs[0].name, node.outputs[0]
+            is_output = rounded.is_graph_output()
+            rounded.replace_all_uses_with(source, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+            if not quantize.outputs[0].uses():
+                model.graph.remove(quantize, safe=True)
+            if is_output:
+                rounded.name = f"{name}/rounded"
+                source.name = name
+            return
+        if node.op_type not in (*_TAIL, "Add"):
+            return
+        data = [entry for entry in node.inputs if entry is not None and entry.producer() is not None]
+        node = data[0].producer() if data else None
+
+
+def _pair(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """For a DequantizeLinear behind a QuantizeLinear: that one, and the float tensor before both."""
+    if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return None
+    quantize = node.inputs[0].producer()
+    if quantize is None or quantize.op_type != "QuantizeLinear" or quantize.inputs[0] is None:
+        return None
+    return quantize, quantize.inputs[0]
+
+
+PASS = Pass("quantize_static", apply, min_sqnr_db=15.0, needs_ranges=True)

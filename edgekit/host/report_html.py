@@ -1,0 +1,310 @@
+"""The HTML face of a report: one self-contained page, for screen and paper. Shows figures; computes none but ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from edgekit.core.manifest import METRICS, Manifest
+from edgekit.core.report import Change, Latency, Report
+from edgekit.host.report_plot import plot
+from edgekit.host.report_style import STYLE
+
+_METRIC_NAMES = dict(zip(METRICS, ("top-1 accuracy", "agreement with the model that came in"), strict=True))
+_PROVENANCE = {
+    "measured": "measured on",
+    "estimated": "estimated from",
+    "simulated": "simulated on",
+    "published": "published for",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows. recipe: the TOML text; bundle_bytes: the whole file, None before it is written."""
+
+    manifest: Manifest
+    report: Report
+    recipe: str
+    content_id: str
+    bundle_bytes: int | None = None
+
+
+def render(page: Page) -> str:
+    """The page. Loads nothing from anywhere; every text from the bundle is escaped."""
+    report = page.report
+    sections = (
+        _header(page),
+        _tiles(page),
+        _section("Accuracy over cost", _plot(page), _plot_note(report)),
+        _section("Exits", _exits(page), "Each exit used alone, on the evaluation data."),
+        _section(
+            "Policies", _policies(page), "One stream of requests under each policy, on the evaluation data."
+        ),
+        _section("Before and after", _before_after(page)),
+        _section("Operating points", _points(page), _points_note(report)),
+        _section("Layers", _layers(report), _layers_note()),
+        _section("Taken back", _dropped(report)),
+        _section("Limits", _limits(report)),
+        _section("Data", _data(report)),
+        _section(
+            "Recipe", f"<pre>{escape(page.recipe)}</pre>", "Save as recipe.toml and give it to --recipe."
+        ),
+        _footer(page),
+    )
+    title = escape(f"{report.bundle} for {report.profile}")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(sections)
+        + "\n</main></body></html>\n"
+    )
+
+
+# --- the top ------------------------------------------------------------------------------------------------
+
+
+def _header(page: Page) -> str:
+    report = page.report
+    met = not report.limits_missed
+    badge = '<span class="good">limits met</span>' if met else '<span class="bad">a limit is missed</span>'
+    return (
+        f"<header><h1>{escape(report.bundle)} <small>for {escape(report.profile)}</small></h1>"
+        f'<p class="verdict">{escape(verdict(report))} {badge}</p></header>'
+    )
+
+
+def verdict(report: Report) -> str:
+    """What the conversion brought, in one sentence."""
+    parts = []
+    faster = _ratio(report.latency_before.mean, report.latency_after.mean)
+    if faster is not None:
+        how = {"measured": "", "estimated": " (estimated)"}.get(report.latency_provenance or "", "")
+        parts.append(f"{faster:.1f}× faster{how}" if faster >= 1 else f"{1 / faster:.1f}× slower{how}")
+    smaller = _ratio(report.size_bytes.before, report.size_bytes.after)
+    if smaller is not None:
+        parts.append(f"{smaller:.1f}× smaller" if smaller >= 1 else f"{1 / smaller:.1f}× larger")
+    points = drop_points(report.accuracy)
+    if points is not None:
+        what = "accuracy" if report.metric == METRICS[0] else "agreement"
+        parts.append(f"{what} {'unchanged' if abs(points) < 0.005 else f'{-points:+.2f} points'}")
+    return (", ".join(parts) or "Nothing could be compared") + "."
+
+
+def drop_points(accuracy: Change) -> float | None:
+    """Points lost, None where unknown."""
+    if accuracy.before is None or accuracy.after is None:
+        return None
+    return 100 * (accuracy.before - accuracy.after)
+
+
+def _ratio(before: float | None, after: float | None) -> float | None:
+    return before / after if before and after else None
+
+
+def _tiles(page: Page) -> str:
+    report = page.report
+    metric = _METRIC_NAMES[report.metric]
+    latency = f"{_ms(report.latency_before.mean)} → {_ms(report.latency_after.mean)}"
+    size = f"{_kb(report.size_bytes.before)} → {_kb(report.size_bytes.after)}"
+    tiles = (
+        (
+            metric,
+            f"{_percent(report.accuracy.before)} → {_percent(report.accuracy.after)}",
+            "last exit, on the evaluation data",
+        ),
+        ("mean latency, all stages", latency, _origin(report)),
+        (
+            "model files",
+            size,
+            f"bundle {_kb(page.bundle_bytes)}" if page.bundle_bytes else "without golden cases",
+        ),
+    )
+    inner = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><p>{escape(note)}</p></div>"
+        for name, value, note in tiles
+    )
+    return f'<dl class="tiles">{inner}</dl>'
+
+
+def _origin(report: Report) -> str:
+    if report.latency_provenance is None:
+        return f"nobody measured it on {report.profile}, and the profile cannot tell"
+    return f"{_PROVENANCE[report.latency_provenance]} {report.latency_on or 'unknown'}"
+
+
+# --- sections -----------------------------------------------------------------------------------------------
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    said = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{said}{body}</section>"
+
+
+def _plot(page: Page) -> str:
+    return plot(page.manifest, page.report)
+
+
+def _plot_note(report: Report) -> str:
+    return (
+        "Cost is the expected share of the whole network's multiply-accumulates. Operating points are what the "
+        "validation data promised, exits and policies what the evaluation data showed. "
+        f"Metric: {_METRIC_NAMES[report.metric]}."
+    )
+
+
+def _exits(page: Page) -> str:
+    rows = [
+        (entry.name, _percent(entry.accuracy), _percent(entry.cost_share, 1), _ms(entry.latency_mean_ms))
+        for entry in page.report.exits
+    ]
+    return _table(("exit", "accuracy", "cost", "mean latency"), rows)
+
+
+def _policies(page: Page) -> str:
+    names = [leaving.name for leaving in page.manifest.exits]
+    rows = []
+    for entry in page.report.policies:
+        total = max(1, entry.requests)
+        mix = " / ".join(f"{100 * entry.exit_counts.get(name, 0) / total:.1f}" for name in names)
+        rows.append(
+            (entry.policy, _percent(entry.accuracy), mix, _ms(entry.latency.mean), _ms(entry.latency.p95))
+        )
+    return _table(("policy", "accuracy", "exits taken, %", "mean latency", "p95"), rows)
+
+
+def _before_after(page: Page) -> str:
+    report = page.report
+
+    def spread(latency: Latency) -> tuple[str, ...]:
+        return tuple(_ms(value) for value in (latency.mean, latency.p50, latency.p95, latency.p99))
+
+    rows = [
+        (
+            "model that came in",
+            _percent(report.accuracy.before),
+            _kb(report.size_bytes.before),
+            *spread(report.latency_before),
+        ),
+        (
+            "bundle, policy full",
+            _percent(report.accuracy.after),
+            _kb(report.size_bytes.after),
+            *spread(report.latency_after),
+        ),
+    ]
+    return (
+        _table(("", "accuracy", "size", "mean", "p50", "p95", "p99"), rows)
+        + f'<p class="note">{escape(_origin(report))}</p>'
+    )
+
+
+def _points(page: Page) -> str:
+    exits = len(page.manifest.exits)
+    if exits == 1:
+        return "<p>One exit: there is nothing to choose.</p>"
+    rows = [
+        (
+            _percent(point.cost_share, 1),
+            _percent(point.quality),
+            " / ".join("never" if t > 1 else f"{t:.3f}" for t in point.thresholds),
+            " / ".join(f"{100 * share:.1f}" for share in point.exit_shares),
+        )
+        for point in page.report.operating_points
+    ]
+    return _table(("cost", "quality", "leave at confidence", "exits taken, %"), rows)
+
+
+def _points_note(report: Report) -> str:
+    return "Found on the validation data; quality is what it promises" + (
+        ", agreement with the last exit where that data has no labels."
+        if report.metric != METRICS[0]
+        else "."
+    )
+
+
+def _layers(report: Report) -> str:
+    total = sum(layer.macs for layer in report.layers) or 1.0
+    rows = [
+        (
+            layer.name,
+            layer.op,
+            layer.format,
+            str(layer.stage),
+            f"{layer.macs:,.0f}",
+            f"{100 * layer.macs / total:.1f}",
+            "unknown"
+            if layer.sqnr_db is None
+            else "exact"
+            if layer.sqnr_db >= 199
+            else f"{layer.sqnr_db:.1f}",
+        )
+        for layer in report.layers
+        if layer.macs or layer.sqnr_db is not None
+    ]
+    return _table(("layer", "operator", "format", "stage", "MACs", "%", "SQNR, dB"), rows)
+
+
+def _layers_note() -> str:
+    return (
+        "SQNR: signal to quantization noise against the float network, on calibration data. It falls along the "
+        "network: a sharp fall names the layer that hurts."
+    )
+
+
+def _dropped(report: Report) -> str:
+    if not report.dropped:
+        return "<p>Nothing: every step did more good than harm.</p>"
+    return _table(
+        ("layer", "step", "why"), [(entry.layer, entry.step, entry.why) for entry in report.dropped]
+    )
+
+
+def _limits(report: Report) -> str:
+    if not report.limits_missed:
+        return "<p>All limits that were given are met.</p>"
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in report.limits_missed) + "</ul>"
+
+
+def _data(report: Report) -> str:
+    rows = [(use.role, use.source, str(use.count), "yes" if use.labelled else "no") for use in report.data]
+    return _table(("role", "source", "samples", "labels"), rows)
+
+
+def _footer(page: Page) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in page.report.versions.items())
+    return (
+        f"<footer><p>Made {escape(page.report.made)} with {escape(versions)}.</p>"
+        f"<p>content_id {escape(page.content_id)}</p></footer>"
+    )
+
+
+# --- small things -------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; cells that begin with a digit or a sign stand to the right."""
+
+    def cell(text: str) -> str:
+        kind = ' class="n"' if text[:1].isdigit() or text == "unknown" else ""
+        return f"<td{kind}>{escape(text)}</td>"
+
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(cell(text) for text in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "unknown" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g} ms"
+
+
+def _kb(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"

@@ -1,0 +1,59 @@
+"""How far each layer of a converted graph is from the float one: signal to quantization noise ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.host.calibrate import expose, float_activations
+from edgekit.host.graph import Graph, values
+from edgekit.runtime.data import Data
+
+SAMPLES = 32
+_CEILING_DB = 200.0  # equal to the last bit
+
+
+def layer_sqnr(plain: Graph, converted: Graph, data: Data, samples: int = SAMPLES) -> Mapping[str, float]:
+    """Tensor of `converted` -> SQNR in dB against the tensor of the same name in `plain`.
+
+    A quantized tensor is compared as its readers see it, rounded. Everything before it is quantized too, so the figure
+    falls from layer to layer: where it drops sharply, that layer hurts. At most `samples` samples, spread over `data`.
+    """
+    seen_as = {name: _as_read(converted, name) for name in float_activations(converted)}
+    shared = [name for name in seen_as if name in set(float_activations(plain))]
+    before = expose(plain, shared)
+    after = expose(converted, [seen_as[name] for name in shared])
+    signal, noise = np.zeros(len(shared)), np.zeros(len(shared))
+    for index in spread(data.count, samples):
+        sample = data.inputs(index)
+        wanted = before.run(shared, sample)
+        came = after.run([seen_as[name] for name in shared], sample)
+        for place, (want, got) in enumerate(zip(wanted, came, strict=True)):
+            signal[place] += float(np.square(want, dtype=np.float64).sum())
+            noise[place] += float(np.square(want.astype(np.float64) - got).sum())
+    return {name: decibel(s, n) for name, s, n in zip(shared, signal.tolist(), noise.tolist(), strict=True)}
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), at most 200 dB; 0 where there is noise and no signal."""
+    if noise <= 0:
+        return _CEILING_DB
+    return float(min(_CEILING_DB, 10 * np.log10(signal / noise))) if signal > 0 else 0.0
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` indices, evenly spread: the same every time."""
+    return (
+        sorted({index * count // wanted for index in range(wanted)}) if count > wanted else list(range(count))
+    )
+
+
+def _as_read(graph: Graph, name: str) -> str:
+    """The tensor after its Quantize/DequantizeLinear pair, where it has one."""
+    for reader in values(graph.model)[name].consumers():
+        if reader.op_type == "QuantizeLinear":
+            for code_reader in reader.outputs[0].consumers():
+                if code_reader.op_type == "DequantizeLinear":
+                    return code_reader.outputs[0].name or name
+    return name
