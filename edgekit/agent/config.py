@@ -82,8 +82,9 @@ class Sensors:
 
 @dataclass(frozen=True)
 class Limits:
-    """What no command from outside can exceed."""
+    """What no command from outside can exceed. threads: what one inference may use."""
 
+    threads: int
     throttled_factor: float
     accepts_code: bool
     max_bundle_bytes: int
@@ -104,7 +105,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything in agent.toml. unknown: keys this version does not know, by dotted path; kept and ignored."""
+    """Everything in agent.toml.
+
+    unknown: keys this version does not know, by dotted path; kept and ignored. secret_files: nobody else's to read.
+    """
 
     path: Path
     fleet: str
@@ -120,6 +124,7 @@ class Config:
     limits: Limits
     source: Source
     unknown: tuple[str, ...]
+    secret_files: tuple[Path, ...]
 
     @property
     def address(self) -> str:
@@ -166,6 +171,11 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
         limits=_limits(sections["limits"]),
         source=_source(sections["source"], folder),
         unknown=(),
+        secret_files=tuple(
+            folder / str(table.data[key])
+            for table, key in ((sections["broker"], "password_file"), (sections["repository"], "token_file"))
+            if key in table.data
+        ),
     )
     top.close()
     return replace(config, unknown=tuple(sorted(top.extra)))
@@ -286,6 +296,7 @@ def _policy(table: Table, path: Path) -> PolicySpec:
 
 def _limits(table: Table) -> Limits:
     return Limits(
+        threads=_get(table, "threads", _whole(1, 1024), 1),
         throttled_factor=_get(table, "throttled_factor", _number(0.01, 1.0), 0.6),
         accepts_code=_get(table, "accepts_code", checks.flag, False),
         max_bundle_bytes=round(_get(table, "max_bundle_mb", _number(0.01, 100_000), 512.0) * 2**20),

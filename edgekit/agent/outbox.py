@@ -96,10 +96,10 @@ class Outbox:
         rows = self._read("SELECT boot FROM items GROUP BY boot ORDER BY MIN(id)")
         return tuple(row[0] for row in rows)
 
-    def floor(self, boot_id: str) -> int:
-        """The lowest number of that start that is held; of this start, the next to be given when none is."""
+    def floor(self, boot_id: str) -> int | None:
+        """The lowest number of that start that is held; None where nothing is."""
         rows = self._read("SELECT MIN(seq) FROM items WHERE boot = ?", boot_id)
-        return int(rows[0][0]) if rows and rows[0][0] is not None else self._next_seq
+        return rows[0][0] if rows else None
 
     def after(self, boot_id: str, seq: int, limit: int) -> tuple[Item, ...]:
         """At most `limit` items of that start with higher numbers, in order."""

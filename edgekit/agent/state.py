@@ -43,7 +43,7 @@ class Slot:
 class Job:
     """The one job of this board: what was commanded, and how far it came.
 
-    restarts: how often the agent came back in the middle of it. reported: its end stands in the outbox.
+    restarts: how often the agent ended over its bundle. reported: its end stands in the outbox.
     """
 
     job_id: str
@@ -102,16 +102,20 @@ class Job:
 class State:
     """rev, n: of the last command. policy, interval_s: what it commanded; None: as configured.
 
-    commits: how many bundles were ever committed. metadata: highest TUF version seen, by role. good_time: the latest
+    job: the one at work or the last one. next: commanded meanwhile, waits until that one has ended.
+    commits: how many bundles were ever committed. failed_starts: starts in a row that died before the active bundle was
+    open. metadata: highest TUF version seen, by role. good_time: the latest
     Unix time at which fresh metadata was valid; the clock is never believed to be before it.
     """
 
     rev: int = 0
     n: int = 0
     job: Job | None = None
+    next: Job | None = None
     active: Slot | None = None
     previous: Slot | None = None
     commits: int = 0
+    failed_starts: int = 0
     policy: PolicySpec | None = None
     interval_s: float | None = None
     metadata: Mapping[str, int] = field(default_factory=dict)
@@ -128,9 +132,11 @@ class State:
             rev=integer(data.get("rev"), f"{where}: rev"),
             n=integer(data.get("n"), f"{where}: n"),
             job=optional(data.get("job"), f"{where}: job", Job.parse),
+            next=optional(data.get("next"), f"{where}: next", Job.parse),
             active=optional(data.get("active"), f"{where}: active", Slot.parse),
             previous=optional(data.get("previous"), f"{where}: previous", Slot.parse),
             commits=integer(data.get("commits"), f"{where}: commits"),
+            failed_starts=integer(data.get("failed_starts"), f"{where}: failed_starts"),
             policy=optional(data.get("policy"), f"{where}: policy", PolicySpec.parse),
             interval_s=optional(data.get("interval_s"), f"{where}: interval_s", number),
             metadata={
@@ -146,9 +152,11 @@ class State:
             "rev": self.rev,
             "n": self.n,
             "job": self.job.to_json() if self.job else None,
+            "next": self.next.to_json() if self.next else None,
             "active": self.active.to_json() if self.active else None,
             "previous": self.previous.to_json() if self.previous else None,
             "commits": self.commits,
+            "failed_starts": self.failed_starts,
             "policy": self.policy.to_json() if self.policy else None,
             "interval_s": self.interval_s,
             "metadata": dict(self.metadata),

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgekit.agent import clock
 from edgekit.agent.config import Repository
+from edgekit.agent.remote import Found, NetworkFailed
 from edgekit.agent.state import StateFile
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.target import Target, target_path
@@ -44,24 +44,6 @@ _MAYBE_PUBLISHING = (
 )
 
 
-class NetworkFailed(WorldFailed):
-    """The repository did not answer, or broke off: worth another try. status: of HTTP, where there was one."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class Found:
-    """A target as the signed metadata describes it, and its file."""
-
-    target: Target
-    path: str
-    length: int
-    sha256: str
-
-
 class RepositoryClient:
     """Talks to one repository with the board's token. One thread at a time."""
 
@@ -71,11 +53,7 @@ class RepositoryClient:
         self._root = root
         self._folder = folder
         self._state = state
-        headers = {"Accept-Encoding": "identity", "User-Agent": "edgekit-agent"}
-        if repository.token is not None:
-            headers["Authorization"] = f"Bearer {repository.token}"
-        timeout = urllib3.Timeout(connect=_CONNECT_S, read=_SILENT_S)
-        self._http = urllib3.PoolManager(num_pools=2, headers=headers, retries=False, timeout=timeout)
+        self._http = _pool(repository)
 
     def find(self, name: str, version: int) -> Found:
         """Refresh the metadata and look `name/version` up.
@@ -195,6 +173,19 @@ class RepositoryClient:
     def close(self) -> None:
         """Let go of the connections."""
         self._http.clear()
+
+
+def reachable(repository: Repository) -> None:
+    """Ask for the newest metadata and believe none of it. Raises NetworkFailed."""
+    _get(_pool(repository), f"{repository.url}/metadata/timestamp.json", 0).response.close()
+
+
+def _pool(repository: Repository) -> urllib3.PoolManager:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "edgekit-agent"}
+    if repository.token is not None:
+        headers["Authorization"] = f"Bearer {repository.token}"
+    timeout = urllib3.Timeout(connect=_CONNECT_S, read=_SILENT_S)
+    return urllib3.PoolManager(num_pools=2, headers=headers, retries=False, timeout=timeout)
 
 
 def _restart(descriptor: int) -> tuple[int, hashlib._Hash]:

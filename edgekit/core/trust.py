@@ -23,6 +23,7 @@ REASONS = {
     "tampered": "the file is not the one that was signed",
     "bad-bundle": "the file is signed but is no bundle this agent reads",
     "bad-signature": "the command is not signed by the enrolled control key",
+    "wrong-board": "the command is for another board",
     "replayed": "the command's number is not above the last one",
     "beyond-limits": "the command is outside this board's local limits",
 }

@@ -1,0 +1,180 @@
+"""What is wrong with a board's set-up, one line each. Looks and connects; changes nothing that stays."""
+
+from __future__ import annotations
+
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgekit.agent.config import Config
+from edgekit.agent.control import load_control_key
+from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.sources import open_source
+from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, new_client
+from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
+from edgekit.core.profile import HOST
+from edgekit.runtime import command
+from edgekit.runtime.detect import board_profile, installed_version
+from edgekit.runtime.power import open_sensor
+from edgekit.runtime.sysfs import text_or_none
+
+_PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "litert": ("ai-edge-litert",),
+    "tflite-runtime": ("tflite-runtime",),
+}
+_MODEL_FILES = ("proc/device-tree/model", "sys/firmware/devicetree/base/model")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """what: the part of the set-up. exit_code: 3 the world fails, 2 the set-up is wrong, 1 it runs, but poorly."""
+
+    what: str
+    detail: str
+    exit_code: int
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Everything that is wrong, as it is found."""
+    for key in config.unknown:
+        yield Problem("config", f"{config.path}: {key} is not known to this version and ignored", 1)
+    yield from _secrets(config)
+    yield from _state_folder(config)
+    yield from _profile(config)
+    yield from _runtimes(config)
+    yield from _sensor(config)
+    for what, look in (
+        ("trust", _trust),
+        ("source", _source),
+        ("broker", _broker),
+        ("repository", _repository),
+    ):
+        try:
+            look(config)
+        except EdgekitError as err:
+            yield Problem(what, one_line(err), err.exit_code)
+
+
+def exit_code(found: list[Problem]) -> int:
+    """The command's exit code: the gravest of them."""
+    return max((problem.exit_code for problem in found), default=0)
+
+
+def _secrets(config: Config) -> Iterator[Problem]:
+    for path in config.secret_files:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            yield Problem(
+                "secrets", f"{path}: mode is {mode:o}, others can read it: chmod 600 {path.name}", 1
+            )
+
+
+def _state_folder(config: Config) -> Iterator[Problem]:
+    folder = config.state_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as err:
+        yield Problem("state", f"{folder}: cannot be written: {err.strerror}", WorldFailed.exit_code)
+
+
+def _profile(config: Config) -> Iterator[Problem]:
+    if config.sensors.simulated:
+        return
+    model = next(
+        (text for file in _MODEL_FILES if (text := text_or_none(config.sensors.sysroot / file))), None
+    )
+    board = board_profile(model)
+    if board is not None and config.profile.name not in (board, HOST):
+        yield Problem("profile", f"this is a {model}, whose profile is {board}, not {config.profile.name}", 2)
+
+
+def _runtimes(config: Config) -> Iterator[Problem]:
+    wanted = [backend.name for backend in config.profile.backends if backend.name in _PACKAGES]
+    if wanted and not any(installed_version(package) for name in wanted for package in _PACKAGES[name]):
+        packages = " or ".join(_PACKAGES[name][0] for name in wanted)
+        yield Problem("runtime", f"no runtime is installed: pip install {packages}", 2)
+
+
+def _sensor(config: Config) -> Iterator[Problem]:
+    sysroot = config.sensors.sysroot
+    try:
+        sensor = open_sensor(config.sensors.power, sysroot, command.runner(sysroot))
+    except BadInput as err:
+        yield Problem("sensor", f"{config.path}: sensors.power: {one_line(err)}", 2)
+        return
+    why = sensor.read().why
+    if why is not None and config.sensors.power != "none":
+        yield Problem("sensor", f"{config.sensors.power} gives no power: {why}", 1)
+
+
+def _trust(config: Config) -> None:
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Root
+
+    load_control_key(config.trust.control_key, f"{config.path}: trust.control_key")
+    try:
+        Metadata[Root].from_bytes(config.trust.root).verify_delegate(
+            "root", Metadata[Root].from_bytes(config.trust.root)
+        )
+    except (RepositoryError, ValueError, KeyError) as err:
+        raise BadInput(f"{config.path}: trust.root must be a signed TUF root.json: {one_line(err)}") from err
+
+
+def _source(config: Config) -> None:
+    open_source(config.source)
+
+
+def _broker(config: Config) -> None:
+    """Connect as the board would, under another client id so that a running agent is left alone."""
+    *first, last = [
+        version for name, version in PROTOCOLS.items() if config.broker.protocol in (name, "auto")
+    ]
+    for protocol in first:
+        with suppress(WorldFailed):
+            return _greet(config, protocol)
+    return _greet(config, last)
+
+
+def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
+    broker = config.broker
+    codes: list[ReasonCode] = []
+    answered = threading.Event()
+    client = new_client(broker, f"{config.address}/check", protocol)
+
+    def on_connect(
+        _client: object, _data: object, _flags: object, code: ReasonCode, _properties: object
+    ) -> None:
+        codes.append(code)
+        answered.set()
+
+    client.on_connect = on_connect
+    connect(client, broker)
+    client.loop_start()
+    try:
+        if not answered.wait(CONNECT_S):
+            raise WorldFailed(f"broker {broker.host}:{broker.port}: no answer within {CONNECT_S:g} s")
+        if codes[0].is_failure:
+            raise WorldFailed(f"broker {broker.host}:{broker.port} refuses {broker.username}: {codes[0]}")
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def _repository(config: Config) -> None:
+    from edgekit.agent.update import reachable
+
+    try:
+        reachable(config.repository)
+    except NetworkFailed as err:
+        if err.status in (401, 403):
+            raise BadInput(f"{one_line(err)}: is the token in repository.token_file right?") from err
+        raise

@@ -1,0 +1,91 @@
+"""Commands that come in over MQTT: signed by the control key, for this board and new, or refused and reported."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from edgekit.agent.config import Config
+from edgekit.agent.control import load_control_key, open_desired
+from edgekit.agent.jobs import Verdict, job_of, judge
+from edgekit.agent.state import Job, StateFile
+from edgekit.core import checks
+from edgekit.core.errors import BadInput, Refused, one_line
+from edgekit.core.messages import Desired
+from edgekit.core.trust import REASONS
+
+log = logging.getLogger(__name__)
+_MAX_REPORTS = (
+    100  # per start: who floods the board with bad commands fills neither its disk nor the server's
+)
+UNKNOWN_JOB = "unknown"
+
+Refusal = Callable[[str, str | None, str, str], None]
+"""Reports a refused command: job_id, target, reason, detail."""
+
+
+class Taker(Protocol):
+    """What is needed of install.Worker."""
+
+    def take(self, job: Job, n: int) -> None:
+        """Remember an accepted command and work on it."""
+
+
+class Commands:
+    """Judges each command once; the same bytes again come to nothing."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises BadInput where the control key is none."""
+        self._address = config.address
+        self._key = load_control_key(config.trust.control_key, f"{config.path}: trust.control_key")
+        self._refused: set[bytes] = set()
+
+    def attach(self, state: StateFile, worker: Taker, refuse: Refusal) -> None:
+        """Where accepted and refused commands go."""
+        self._state, self._worker, self._refuse = state, worker, refuse
+
+    def receive(self, kind: str, payload: Mapping[str, Any]) -> None:
+        """One decoded message. Raises BadInput for one that is signed but makes no sense."""
+        if kind != "desired":
+            log.warning("a %s command came; this agent knows only desired", kind)
+            return
+        try:
+            desired = open_desired(payload, self._key)
+        except Refused as err:
+            self._say(payload, err.reason, one_line(err))
+            return
+        verdict = judge(desired, self._address, self._state.current)
+        self._obey(desired, payload, verdict)
+
+    def _obey(self, desired: Desired, payload: Mapping[str, Any], verdict: Verdict) -> None:
+        if verdict.take:
+            self._worker.take(job_of(desired), desired.n)
+        elif verdict.seen:
+            self._state.note(n=desired.n, rev=desired.rev)
+        if verdict.reason is not None:
+            self._say(payload, verdict.reason, f"{REASONS[verdict.reason]} ({verdict.detail})")
+
+    def _say(self, payload: Mapping[str, Any], reason: str, detail: str) -> None:
+        """Report a refusal, once for the same command."""
+        seen = hashlib.sha256(checks.canonical_json(dict(payload))).digest()
+        if seen in self._refused or len(self._refused) >= _MAX_REPORTS:
+            return
+        self._refused.add(seen)
+        log.warning("command refused: %s", detail)
+        self._refuse(_job_id(payload), _target(payload), reason, detail)
+
+
+def _job_id(payload: Mapping[str, Any]) -> str:
+    try:
+        return checks.name(payload.get("job_id"), "job_id")
+    except BadInput:
+        return UNKNOWN_JOB
+
+
+def _target(payload: Mapping[str, Any]) -> str | None:
+    try:
+        return checks.text(payload.get("target"), "target")
+    except BadInput:
+        return None

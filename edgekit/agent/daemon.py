@@ -1,0 +1,407 @@
+"""The agent: wires config, state, worker, runner, monitor, source, outbox and uplink, and ends them in order."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgekit.agent import clock
+from edgekit.agent.commands import Commands
+from edgekit.agent.config import Config
+from edgekit.agent.install import Worker
+from edgekit.agent.monitor import Monitor
+from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
+from edgekit.agent.remote import Repository
+from edgekit.agent.runner import Interval, Request, Runner
+from edgekit.agent.serving import Server
+from edgekit.agent.slots import Slots
+from edgekit.agent.sources import Source, open_source
+from edgekit.agent.state import Job, State, StateFile
+from edgekit.agent.trial import TrialLimits, try_out
+from edgekit.agent.uplink import Uplink
+from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.figure import Figure
+from edgekit.core.messages import Event, Info, JobEvent, Reported
+from edgekit.core.profile import Profile
+from edgekit.core.record import Record
+from edgekit.core.trust import Board
+from edgekit.runtime import command
+from edgekit.runtime.detect import installed_version
+from edgekit.runtime.health import Health, read_health
+from edgekit.runtime.measure import machine_name
+from edgekit.runtime.power import EnergyMeter, open_sensor
+
+log = logging.getLogger(__name__)
+FLUSH_S = 2.0  # what the end may take, all of it
+_STOP_S = 0.4
+_SHORTEST_S = 0.05  # an empty interval shorter than this is no Record
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "tflite-runtime", "numpy")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one run of the agent came to. requests: of this run. records: over the life of the outbox."""
+
+    boot_id: str
+    requests: int
+    records: Mapping[str, int]
+    bundle: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `edgekit agent --json` ends with."""
+        return {
+            "boot_id": self.boot_id,
+            "requests": self.requests,
+            "records": dict(self.records),
+            "bundle": self.bundle,
+        }
+
+
+class Agent:
+    """One run of the daemon. `run` returns after `stop`; everything else happens in threads of its own."""
+
+    def __init__(self, config: Config, version: str) -> None:
+        """Open everything that can fail for the config's sake: raises BadInput, or WorldFailed for the state folder."""
+        self._config = config
+        self._version = version
+        self._source = _named(config, "source", lambda: open_source(config.source))
+        sysroot = config.sensors.sysroot
+        self._run_command = command.runner(sysroot)
+        sensor = _named(
+            config, "sensors.power", lambda: open_sensor(config.sensors.power, sysroot, self._run_command)
+        )
+        self._commands = Commands(config)
+        self._lock = _lock(config.state_dir)
+        self.boot_id = secrets.token_hex(8)
+        self._started_s = time.monotonic()
+        self._wake, self._stopped, self._source_stop = (threading.Event() for _ in range(3))
+        self._requests = 0
+        self._repository: Repository | None = None
+        self._outbox = Outbox(
+            config.state_dir / "outbox.db", self.boot_id, config.telemetry.outbox_bytes, self._put
+        )
+        self._slots = Slots(config.state_dir / "slots", config.limits.max_bundle_bytes)
+        self._state = StateFile(config.state_dir / "state.json", self._state_from_slots)
+        self._runner = Runner(on_closed=self._wake.set)
+        providers = _providers(config.profile)
+        limits, policy = config.limits, self._state.current.policy or config.policy
+        self._server = Server(
+            self._runner,
+            policy,
+            limits.throttled_factor,
+            limits.threads,
+            providers,
+            accepts_code=limits.accepts_code,
+        )
+        trial = TrialLimits(
+            limits.golden_timeout_s,
+            limits.golden_memory_mb,
+            limits.threads,
+            providers,
+            limits.accepts_code,
+        )
+        self._worker = Worker(
+            state=self._state,
+            slots=self._slots,
+            repository=self._open_repository,
+            server=self._server,
+            try_out=lambda bundle, check: try_out(bundle, trial, check),
+            board=Board(config.profile.name, accepts_code=limits.accepts_code),
+            limits=limits,
+            policy=config.policy,
+            report=self._report_job,
+            tell=self._tell,
+            changed=self._changed,
+        )
+        self._commands.attach(self._state, self._worker, self._report_refusal)
+        self._meter = EnergyMeter(sensor, time.monotonic)
+        health = partial(read_health, sysroot, self._run_command)
+        self._monitor = Monitor(self._meter, health, self._throttle, config.sensors.sample_s)
+        self._uplink = Uplink(
+            config.broker,
+            config.address,
+            self._outbox,
+            ack=config.telemetry.ack,
+            resend_s=config.telemetry.resend_s,
+            current={"info": lambda: self._info().to_json(), "reported": lambda: self._reported().to_json()},
+            on_message=self._commands.receive,
+        )
+        self._source_thread = threading.Thread(
+            target=self._feed, args=(self._source,), name="source", daemon=True
+        )
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Let `run` end; safe in a signal handler."""
+        self._stopped.set()
+        self._wake.set()
+
+    def run(self) -> Summary:
+        """Serve until `stop`; then flush and say goodbye."""
+        self._runner.start()
+        self._uplink.start()
+        self._tell_what_was_repaired()
+        self._worker.restore()
+        self._worker.start()
+        self._monitor.start()
+        self._source_thread.start()
+        bundle = self._server.in_force.label or "nothing yet"
+        log.info("%s is ready: serves %s (boot %s)", self._config.address, bundle, self.boot_id)
+        self._tick()
+        return self._end()
+
+    def _tick(self) -> None:
+        """Make Records: at every interval's end, and where a switch or another policy has closed one."""
+        due = time.monotonic() + self.interval_s
+        while not self._stopped.is_set():
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+            now = time.monotonic()
+            due = min(due, now + self.interval_s)  # it may have been shortened
+            if now < due:
+                self._record(self._runner.collect_closed())
+                continue
+            self._record(self._runner.collect())
+            self._outbox.report_drops(self._time())
+            self._worker.report_again()
+            due = max(due + self.interval_s, now)
+
+    def _end(self) -> Summary:
+        end = time.monotonic() + FLUSH_S
+        self._source_stop.set()
+        self._worker.stop(_STOP_S)
+        self._monitor.stop()
+        self._runner.drain(_STOP_S)
+        self._runner.stop(_STOP_S)
+        self._record(self._runner.collect())
+        sent = self._uplink.finish(max(0.1, end - time.monotonic() - 0.5))
+        counts = self._outbox.counts(RECORD)
+        if not sent:
+            held = self._outbox.counts(RECORD, EVENT, JOB).held
+            log.info("%d items were not acknowledged; they are kept and sent at the next start", held)
+        self._outbox.close()
+        records = {"made": counts.made, "acked": counts.acked, "held": counts.held, "dropped": counts.dropped}
+        active = self._state.current.active
+        os.close(self._lock)
+        return Summary(self.boot_id, self._requests, records, active.label if active else None)
+
+    @property
+    def interval_s(self) -> float:
+        """The interval in force."""
+        return self._state.current.interval_s or self._config.telemetry.interval_s
+
+    def _feed(self, source: Source) -> None:
+        def submit(request: Request) -> bool:
+            while not self._source_stop.is_set():
+                if self._runner.submit(request, 0.2):
+                    return True
+            return False
+
+        try:
+            handed = source.run(submit, self._source_stop)
+        except Exception:
+            log.exception("source met a defect and is over")
+            return
+        if not self._source_stop.is_set():
+            self._tell("source-ended", {"requests": handed})
+
+    # --- what threads call ---------------------------------------------------------------------------------------
+
+    def _put(self) -> None:
+        self._uplink.wake()
+
+    def _changed(self) -> None:
+        self._uplink.announce("info", "reported")
+        self._wake.set()
+
+    def _time(self) -> float | None:
+        return clock.trusted_now(self._state.current.good_time)
+
+    def _tell(self, kind: str, detail: Mapping[str, object]) -> None:
+        self._outbox.put(Event(self.boot_id, 1, kind, self._time(), dict(detail)))
+
+    def _report_job(self, job: Job) -> bool:
+        event = JobEvent(
+            self.boot_id, 1, job.job_id, job.state, job.target, self._time(), job.reason, job.detail
+        )
+        return self._outbox.put(event) is not None
+
+    def _report_refusal(self, job_id: str, target: str | None, reason: str, detail: str) -> None:
+        self._outbox.put(
+            JobEvent(self.boot_id, 1, job_id, "refused", target, self._time(), reason, detail or None)
+        )
+
+    def _throttle(self, throttled: bool, health: Health) -> None:
+        log.warning(
+            "throttled: %s" if throttled else "no longer throttled: %s", ", ".join(health.flags) or "no flags"
+        )
+        self._server.throttle(throttled)
+        policy = self._server.in_force.policy
+        detail = {
+            "on": throttled,
+            "flags": list(health.flags),
+            "temperature_c": health.temperature_c,
+            "policy": None if policy is None else str(policy),
+        }
+        self._tell("throttle", detail)
+        self._changed()
+
+    def _tell_what_was_repaired(self) -> None:
+        if self._state.repaired is not None:
+            active = self._state.current.active
+            self._tell(
+                "state-repaired", {"why": self._state.repaired, "active": active.label if active else None}
+            )
+        if self._outbox.damaged is not None:
+            self._tell("outbox-damaged", {"why": self._outbox.damaged})
+
+    def _state_from_slots(self) -> State:
+        """What can be known without the state file: what passed its trial here last, and before that."""
+        committed = self._slots.committed()
+        slots = [slot for _, slot in committed[:2]] + [None, None]
+        return State(active=slots[0], previous=slots[1], commits=committed[0][0] if committed else 0)
+
+    def _open_repository(self) -> Repository:
+        if self._repository is None:
+            from edgekit.agent.update import RepositoryClient  # python-tuf, not before a job needs it
+
+            self._repository = RepositoryClient(
+                self._config.repository,
+                self._config.trust.root,
+                self._config.state_dir / "metadata",
+                self._state,
+            )
+        return self._repository
+
+    # --- what is said --------------------------------------------------------------------------------------------
+
+    def _info(self) -> Info:
+        state = self._state.current
+        return Info(
+            profile=self._config.profile.name,
+            agent=self._version,
+            boot_id=self.boot_id,
+            runtimes={
+                name: version for name in _PACKAGES if (version := installed_version(name)) is not None
+            },
+            sensor=self._config.sensors.power,
+            simulated=self._config.sensors.simulated,
+            slots=tuple(slot.label for slot in (state.active, state.previous) if slot is not None),
+            metadata=state.metadata,
+        )
+
+    def _reported(self) -> Reported:
+        state, now = self._state.current, self._server.in_force
+        job = state.next or state.job
+        why = now.why
+        if job is not None and job.state in ("failed", "refused", "expired"):
+            why = f"{job.target or 'policy'} {job.state}: {job.reason or ''} {job.detail or ''}".strip()
+        elif job is not None and not job.ended and self._worker.waiting_for is not None:
+            why = self._worker.waiting_for
+        return Reported(
+            rev=state.rev,
+            job_id=job.job_id if job else None,
+            state=job.state if job else None,
+            bundle=now.label,
+            content_id=now.content_id,
+            policy=now.policy,
+            interval_s=self.interval_s,
+            why=why,
+        )
+
+    def _record(self, intervals: Sequence[Interval]) -> None:
+        """Store closed intervals as Records. Energy is known where it was measured over exactly that interval."""
+        kept = [
+            interval
+            for interval in intervals
+            if interval.requests or interval.errors or interval.ended_s - interval.started_s >= _SHORTEST_S
+        ]
+        if not kept:
+            return
+        window = self._meter.close_window()
+        energy, why = window.energy_mj, window.why
+        if len(kept) > 1:
+            energy, why = None, "a switch fell into the sensor's window"
+        for interval in kept:
+            self._requests += interval.requests
+            self._outbox.put(self._as_record(interval, self._energy(energy), why))
+
+    def _energy(self, energy_mj: float | None) -> Figure:
+        if energy_mj is None:
+            return Figure(None, "mJ")
+        if self._config.sensors.simulated:
+            return Figure(energy_mj, "mJ", "simulated", on=self._config.profile.name)
+        return Figure(energy_mj, "mJ", "measured", on=machine_name())
+
+    def _as_record(self, interval: Interval, energy: Figure, why: str | None) -> Record:
+        health, now = self._monitor.health, self._time()
+        return Record(
+            seq=1,
+            uptime_s=round(time.monotonic() - self._started_s, 3),
+            time=now,
+            clock_synced=now is not None and clock.synchronized(),
+            interval_s=round(interval.ended_s - interval.started_s, 6),
+            bundle=interval.bundle,
+            policy=interval.policy,
+            requests=interval.requests,
+            errors=interval.errors,
+            deadline_missed=interval.deadline_missed,
+            labelled=interval.labelled,
+            correct=interval.correct,
+            exit_counts=dict(interval.exit_counts),
+            latency=interval.latency,
+            energy=energy,
+            energy_why=why,
+            busy_s=round(interval.busy_s, 6),
+            temperature_c=health.temperature_c,
+            throttled=health.throttled,
+            under_voltage=health.under_voltage,
+            memory_mb=_resident_mb(),
+        )
+
+
+def _named(config: Config, key: str, make: Callable[[], Any]) -> Any:
+    """What `make` makes; its error says which key of which file it is about."""
+    try:
+        return make()
+    except BadInput as err:
+        raise BadInput(f"{config.path}: {key}: {err}") from err
+
+
+def _lock(state_dir: Path) -> int:
+    """Hold the state folder for this process alone. Raises BadInput when another agent has it, WorldFailed."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise WorldFailed(f"{state_dir}: the state folder cannot be used: {err.strerror}") from err
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        os.close(descriptor)
+        raise BadInput(f"{state_dir}: another agent is running with this state folder") from err
+    return descriptor
+
+
+def _providers(profile: Profile) -> tuple[str, ...]:
+    """onnxruntime's providers in the profile's order; the processor where the profile says nothing."""
+    named = [backend.providers for backend in profile.backends if backend.name == "onnxruntime"]
+    return (named[0] if named else ()) or ("CPUExecutionProvider",)
+
+
+def _resident_mb() -> float | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)

@@ -1,0 +1,373 @@
+"""The steps of a job with their effects: find, fetch, verify, try, commit, switch. One worker thread walks them.
+
+The bundle that serves goes on serving until the new one has passed its trial, is open and stands in the state file; a
+power cut at any moment leaves the old one or the new one in force, never neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from edgekit.agent.clock import trusted
+from edgekit.agent.config import Limits
+from edgekit.agent.jobs import (
+    Expired,
+    Outcome,
+    Step,
+    Stopping,
+    Superseded,
+    moved,
+    restarted,
+    walk,
+)
+from edgekit.agent.remote import Found, NetworkFailed, Repository
+from edgekit.agent.serving import Loaded, Server
+from edgekit.agent.slots import Slots
+from edgekit.agent.state import Job, Slot, StateFile
+from edgekit.agent.trial import TrialResult
+from edgekit.core.bundle import Bundle
+from edgekit.core.errors import BadInput, EdgekitError, Refused, one_line
+from edgekit.core.policy import PolicySpec
+from edgekit.core.target import parse_label
+from edgekit.core.trust import Board, Running, decide, refusal
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+MAX_FAILED_STARTS = 3
+_FIRST_RETRY_S, _MAX_RETRY_S = 0.5, 60.0
+_POLICY_ONLY = ("present", "verified", "start", "pass")
+
+TryOut = Callable[[Path, Callable[[], None]], TrialResult]
+Tell = Callable[[str, Mapping[str, object]], None]
+"""Puts an Event (kind, detail) into the outbox."""
+
+
+class Worker(threading.Thread):
+    """Takes one job after the other to its end. A newer one makes the one at work end as superseded."""
+
+    def __init__(
+        self,
+        *,
+        state: StateFile,
+        slots: Slots,
+        repository: Callable[[], Repository],
+        server: Server,
+        try_out: TryOut,
+        board: Board,
+        limits: Limits,
+        policy: PolicySpec,
+        report: Callable[[Job], bool],
+        tell: Tell,
+        changed: Callable[[], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """policy: the configured one. report: puts a JobEvent into the outbox; False: it did not take it.
+
+        changed: called when what is in force, or the job, has changed.
+        """
+        super().__init__(name="worker", daemon=True)
+        self._state = state
+        self._slots = slots
+        self._repository = repository
+        self._server = server
+        self._try_out = try_out
+        self._board = board
+        self._limits = limits
+        self._policy = policy
+        self._report = report
+        self._tell = tell
+        self._changed = changed
+        self._now = now
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._found: Found | None = None
+        self._bundle: Bundle | None = None
+        self.waiting_for: str | None = None  # why the job at work does not get on
+        self._steps: Mapping[str, Step] = {
+            "received": self._received,
+            "downloading": self._downloading,
+            "verifying": self._verifying,
+            "installed": self._installed,
+            "trial": self._trial,
+            "rolling_back": self._rolling_back,
+        }
+
+    # --- from other threads --------------------------------------------------------------------------------------
+
+    def take(self, job: Job, n: int) -> None:
+        """A command was accepted: remember it, then work on it."""
+        with self._wake:
+            waiting = self._state.current.next
+            if waiting is not None:
+                self._report(moved(waiting, Outcome("fail", "superseded", f"revision {job.rev} came")))
+            self._state.note(n=n, rev=job.rev, next=job)
+            self._wake.notify_all()
+        self._changed()
+
+    def stop(self, timeout_s: float) -> None:
+        """Leave the job where it is and end."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self.is_alive():
+            self.join(timeout_s)
+
+    def report_again(self) -> None:
+        """Report the end of the last job where that has not reached the outbox yet."""
+        job = self._state.current.job
+        if job is not None and job.ended and not job.reported and self._report(job):
+            self._state.note(job=replace(job, reported=True))
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Serve the active slot, or the previous one where that cannot be; then pick up an interrupted job."""
+        state = self._state.current
+        kept = {slot.content_id for slot in (state.active, state.previous) if slot}
+        unfinished = state.next is not None or (state.job is not None and not state.job.ended)
+        self._slots.keep(kept, parts=unfinished)
+        self._serve_committed()
+        job = self._state.current.job
+        if job is not None and not job.ended:
+            self._saved(restarted(job))
+        self.report_again()
+
+    def _serve_committed(self) -> None:
+        state = self._state.current
+        if state.active is None:
+            return
+        policy = state.policy or self._policy
+        order = [slot for slot in (state.active, state.previous) if slot is not None]
+        if state.failed_starts >= MAX_FAILED_STARTS and state.previous is not None:
+            self._went_back(
+                state.active, f"the agent died {state.failed_starts} times while opening it", "crash"
+            )
+            order = order[1:]
+        self._state.note(failed_starts=state.failed_starts + 1)
+        for index, slot in enumerate(order):
+            try:
+                loaded = self._server.open(self._slots.open(slot.content_id))
+            except EdgekitError as err:
+                self._went_back(slot, one_line(err), "damaged")
+                continue
+            self._server.serve(loaded, policy)
+            previous = order[1] if index == 0 and len(order) > 1 else None
+            self._state.note(active=slot, previous=previous, failed_starts=0)
+            return
+        self._state.note(active=None, previous=None, failed_starts=0)
+
+    def _went_back(self, slot: Slot, why: str, reason: str) -> None:
+        log.error("slot %s cannot serve (%s): %s", slot.label, reason, why)
+        self._tell("rollback", {"from": slot.label, "reason": reason, "detail": why})
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The thread: the job at work, then the one that waits."""
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopping or self._unfinished())
+                if self._stopping:
+                    return
+            try:
+                self._work()
+            except Stopping:
+                return
+            except Exception:
+                log.exception("worker met a defect and goes on")
+
+    def _unfinished(self) -> bool:
+        state = self._state.current
+        return state.next is not None or (state.job is not None and not state.job.ended)
+
+    def _work(self) -> None:
+        with self._wake:
+            job = self._state.current.job
+            if job is None or job.ended:
+                job = self._state.current.next
+                if job is None:
+                    return
+                self._state.note(job=job, next=None)
+                self._saved(job)
+        if job.target is None:
+            self._saved(self._change_policy(job))
+        else:
+            walk(job, self._steps, self._saved)
+        self._found = self._bundle = None
+        self.waiting_for = None
+        self._clean_up()
+
+    def _saved(self, job: Job) -> None:
+        """Persist a transition, then report it."""
+        self._state.note(job=job)
+        log.info(
+            "job %s: %s%s", job.job_id, job.state, f" ({job.reason}: {job.detail})" if job.reason else ""
+        )
+        if self._report(job) and job.ended:
+            self._state.note(job=replace(job, reported=True))
+        self._changed()
+
+    def _clean_up(self) -> None:
+        state = self._state.current
+        kept = {slot.content_id for slot in (state.active, state.previous) if slot is not None}
+        self._slots.keep(kept, parts=state.next is not None)
+
+    def _check(self) -> None:
+        """Raise where the job at work must not go on."""
+        if self._stopping:
+            raise Stopping
+        waiting = self._state.current.next
+        if waiting is not None:
+            raise Superseded(f"revision {waiting.rev} came")
+
+    def _expired(self, job: Job) -> bool:
+        now = trusted(self._now(), self._state.current.good_time)
+        return now is not None and now > job.expires
+
+    def _patiently(self, job: Job, action: Callable[[], T]) -> T:
+        """Try until it works, the job's time is over, or it must not go on."""
+        delay = _FIRST_RETRY_S
+        while True:
+            self._check()
+            if self._expired(job):
+                raise Expired(self.waiting_for or "it came too late")
+            try:
+                result = action()
+            except NetworkFailed as err:
+                if self.waiting_for is None:
+                    log.warning("job %s waits: %s", job.job_id, one_line(err))
+                self.waiting_for = one_line(err)
+                self._changed()
+            else:
+                self.waiting_for = None
+                return result
+            with self._wake:
+                self._wake.wait(delay * (0.5 + random.random() / 2))
+            delay = min(2 * delay, _MAX_RETRY_S)
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def _change_policy(self, job: Job) -> Job:
+        """A command without a target: policy and interval only."""
+        if self._expired(job):
+            return moved(job, Outcome("expire", None, "it came too late"))
+        try:
+            self._within_limits(job)
+        except Refused as err:
+            return moved(job, Outcome("refuse", err.reason, one_line(err)))
+        for event in _POLICY_ONLY:
+            job = moved(job, Outcome(event))
+        self._state.note(policy=job.policy, interval_s=job.interval_s)
+        self._server.want(job.policy or self._policy)
+        return job
+
+    def _within_limits(self, job: Job) -> None:
+        lowest = self._limits.min_interval_s
+        if job.interval_s is not None and job.interval_s < lowest:
+            raise refusal("beyond-limits", f"interval {job.interval_s:g} s, here at least {lowest:g} s")
+
+    def _received(self, job: Job) -> Outcome:
+        self._within_limits(job)
+        label = job.target or ""
+        name, version = parse_label(label, "target")
+        found = self._patiently(job, lambda: self._repository().find(name, version))
+        active = self._state.current.active
+        running = Running(*parse_label(active.label, "active"), active.content_id) if active else None
+        decide(found.target, self._board, running).enforce()
+        if found.length > self._limits.max_bundle_bytes:
+            detail = f"{label} is {found.length} bytes, here at most {self._limits.max_bundle_bytes}"
+            raise refusal("beyond-limits", detail)
+        self._found = found
+        return Outcome("present" if self._slots.holds(found.target.content_id) else "accept")
+
+    def _downloading(self, job: Job) -> Outcome:
+        found = _known(self._found)
+        part = self._slots.part(found.sha256)
+        try:
+            self._patiently(job, lambda: self._repository().fetch(found, part, self._check))
+        except EdgekitError:
+            self._slots.discard_part(part)
+            raise
+        return Outcome("fetched")
+
+    def _verifying(self, job: Job) -> Outcome:
+        self._check()
+        found = _known(self._found)
+        content_id = found.target.content_id
+        if not self._slots.holds(content_id):
+            part = self._slots.part(found.sha256)
+            try:
+                self._fits(self._slots.check(part, content_id), found)
+            except BadInput as err:
+                self._slots.discard_part(part)
+                raise refusal("bad-bundle", one_line(err)) from err
+            self._slots.install(part, content_id)
+        self._bundle = self._slots.open(content_id)
+        return Outcome("verified")
+
+    def _fits(self, bundle: Bundle, found: Found) -> None:
+        """The file says of itself what the signed entry says of it."""
+        if bundle.label != found.target.label:
+            raise BadInput(f"{found.target.label} holds {bundle.label}")
+        if bundle.manifest.executes_code and not self._board.accepts_code:
+            raise refusal("code-not-accepted", bundle.label)
+
+    def _installed(self, job: Job) -> Outcome:
+        self._check()
+        return Outcome("expire", None, "its time was over") if self._expired(job) else Outcome("start")
+
+    def _trial(self, job: Job) -> Outcome:
+        bundle = _known(self._bundle)
+        loaded = None
+        if self._server.in_force.content_id != bundle.content_id:
+            result = self._try_out(bundle.path, self._check)
+            if result.reason is not None:
+                return Outcome("fail", result.reason, result.detail)
+            loaded = self._server.open(bundle)
+        self._commit(job, bundle, loaded)
+        return Outcome("pass")
+
+    def _commit(self, job: Job, bundle: Bundle, loaded: Loaded | None) -> None:
+        """On disk first, in one write; then let it serve. Raises WorldFailed, and then all is as it was."""
+        state = self._state.current
+        done = {"job": moved(job, Outcome("pass")), "policy": job.policy, "interval_s": job.interval_s}
+        policy = job.policy or self._policy
+        if loaded is None:
+            self._state.commit(**done)
+            self._server.want(policy)
+            return
+        try:
+            number = state.commits + 1
+            self._slots.mark(bundle.content_id, number)
+            active = Slot(bundle.content_id, bundle.label)
+            self._state.commit(**done, active=active, previous=state.active, commits=number)
+        except EdgekitError:
+            loaded.session.close()
+            raise
+        self._server.serve(loaded, policy)
+
+    def _rolling_back(self, job: Job) -> Outcome:
+        """What served before never stopped; the new slot goes, so that a retry does not find it and believe it."""
+        state = self._state.current
+        self._clean_up()
+        detail = {
+            "from": job.target,
+            "to": state.active.label if state.active else None,
+            "reason": job.reason,
+        }
+        self._tell("rollback", {**detail, "detail": job.detail})
+        return Outcome("restored")
+
+
+def _known(value: T | None) -> T:
+    """What an earlier step of the same walk has set: every walk begins at `received`."""
+    if value is None:
+        raise BadInput("a step of this job was skipped")
+    return value

@@ -1,0 +1,122 @@
+"""Which command is taken, and how a job walks core.jobs' table to an end. Decides; every effect is handed in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from edgekit.agent.state import Job, State
+from edgekit.core.errors import BadInput, EdgekitError, Refused, WorldFailed, one_line
+from edgekit.core.jobs import TRANSITIONS, advance
+from edgekit.core.messages import Desired
+
+log = logging.getLogger(__name__)
+MAX_RESTARTS = 3  # a job whose bundle the agent died over so often is not begun again
+_HARMLESS = ("received", "downloading")  # no content of the bundle is looked at yet
+
+
+class Superseded(Exception):
+    """A newer command is waiting: give this job up."""
+
+
+class Expired(Exception):
+    """The job's time is over; the text says what it was waiting for."""
+
+
+class Stopping(Exception):
+    """The agent is going down: leave the job where it is."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a command comes to. take: a job begins. seen: its numbers count. reason: refused, with core.trust's word."""
+
+    take: bool
+    seen: bool
+    reason: str | None = None
+    detail: str | None = None
+
+
+def judge(desired: Desired, address: str, state: State) -> Verdict:
+    """What to do with a command whose signature held. A command seen before comes to nothing."""
+    if desired.to != address:
+        return Verdict(take=False, seen=False, reason="wrong-board", detail=f"it is for {desired.to}")
+    if desired.n == state.n and desired.rev == state.rev:
+        return Verdict(take=False, seen=False)
+    if desired.n <= state.n or desired.rev < state.rev:
+        detail = f"number {desired.n} of revision {desired.rev} came after {state.n} of {state.rev}"
+        return Verdict(take=False, seen=False, reason="replayed", detail=detail)
+    if desired.rev == state.rev:
+        return Verdict(take=False, seen=True)
+    return Verdict(take=True, seen=True)
+
+
+def job_of(desired: Desired) -> Job:
+    """The job that a command asks for, at its beginning."""
+    return Job(
+        desired.job_id, desired.rev, desired.target, desired.policy, desired.interval_s, desired.expires
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to: an event of core.jobs' table, and why where it is no success."""
+
+    event: str
+    reason: str | None = None
+    detail: str | None = None
+
+
+def moved(job: Job, outcome: Outcome) -> Job:
+    """The job after `outcome`; the first reason given stays. Raises IllegalTransition."""
+    return replace(
+        job,
+        state=advance(job.state, outcome.event),
+        reason=job.reason or outcome.reason,
+        detail=job.detail or outcome.detail,
+    )
+
+
+def restarted(job: Job) -> Job:
+    """The job as the agent finds it when it comes back in the middle of it."""
+    return replace(moved(job, Outcome("restart")), restarts=job.restarts + (job.state not in _HARMLESS))
+
+
+Step = Callable[[Job], Outcome]
+
+
+def walk(job: Job, steps: Mapping[str, Step], saved: Callable[[Job], None]) -> Job:
+    """Take `job` to an end, calling `saved` after every transition. Raises Stopping, and nothing else."""
+    while not job.ended:
+        job = moved(job, _attempt(job, steps[job.state]))
+        saved(job)
+    return job
+
+
+def _attempt(job: Job, step: Step) -> Outcome:
+    if job.restarts >= MAX_RESTARTS and job.state == "received":
+        return Outcome("fail", "crash", f"the agent ended {job.restarts} times over it")
+    try:
+        return step(job)
+    except Stopping:
+        raise
+    except Exception as err:
+        if not isinstance(err, (EdgekitError, Superseded, Expired)):
+            log.exception("job %s: defect while %s", job.job_id, job.state)
+        return failure(err, job.state)
+
+
+def failure(err: Exception, state: str) -> Outcome:
+    """The outcome of a step that raised: refused where the table has that, else failed."""
+    if isinstance(err, Refused):
+        return Outcome("refuse" if "refuse" in TRANSITIONS[state] else "fail", err.reason, one_line(err))
+    if isinstance(err, Expired) and "expire" in TRANSITIONS[state]:
+        return Outcome("expire", "download", one_line(err))
+    reasons: dict[type[Exception], str] = {
+        Superseded: "superseded",
+        WorldFailed: "disk",
+        BadInput: "bad-bundle",
+    }
+    reason = next((word for kind, word in reasons.items() if isinstance(err, kind)), "crash")
+    return Outcome("restored" if state == "rolling_back" else "fail", reason, one_line(err))

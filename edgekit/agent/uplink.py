@@ -1,0 +1,401 @@
+"""The line to the broker: birth and will, what is in force, the outbox out and commands in. Never makes anybody wait.
+
+One thread owns paho's client and its socket. Everything it sends is kept by others (the outbox, the state), so a lost
+connection loses nothing: a new client begins from what is still held.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgekit.agent.config import Broker
+from edgekit.agent.outbox import EVENT, JOB, RECORD, Item, Outbox
+from edgekit.core import messages
+from edgekit.core.errors import EdgekitError, WorldFailed, one_line
+from edgekit.core.messages import Ack, Status
+
+log = logging.getLogger(__name__)
+CONNECT_S = 5.0
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
+WINDOW = 512  # items of one boot on their way, not yet acknowledged
+BATCH = 64
+MAX_RESEND_S = 120.0
+_TICK_S = 1.0
+_GOODBYE_S = 0.3
+_UNSUPPORTED_PROTOCOL = 132
+PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
+_TOPIC_OF = {JOB: "job/event", EVENT: "event"}
+
+Payload = Mapping[str, Any]
+
+
+@dataclass
+class _Boot:
+    """How far one boot's items went over this connection.
+
+    acked: what the server said it has. floor: the last one it was told.
+    """
+
+    sent: int
+    acked: int = 0
+    floor: int | None = None
+
+
+@dataclass
+class _Link:
+    """One connection: a client, and what was sent through it."""
+
+    client: mqtt.Client
+    up: bool = False
+    refused: str | None = None
+    wrong_protocol: bool = False
+    boots: dict[str, _Boot] = field(default_factory=dict)
+    waiting: dict[int, tuple[str, tuple[int, ...]]] = field(
+        default_factory=dict
+    )  # mid -> what the broker will have
+    goodbye: int | None = None  # mid of the offline status
+    progress_s: float = 0.0
+    resend_s: float = 0.0
+
+
+class Uplink(threading.Thread):
+    """Connects for as long as it takes, with jittered, growing pauses."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        address: str,
+        outbox: Outbox,
+        *,
+        ack: str,
+        resend_s: float,
+        current: Mapping[str, Callable[[], Payload]],
+        on_message: Callable[[str, Payload], None],
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """current: kind of a retained topic -> its payload now. on_message: gets decoded commands, with their kind."""
+        super().__init__(name="uplink", daemon=True)
+        self._broker = broker
+        self._address = address
+        self._outbox = outbox
+        self._ack = ack
+        self._resend_s = resend_s
+        self._current = current
+        self._on_message = on_message
+        self._clock = clock
+        self._jitter = jitter
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._lock = threading.Lock()
+        self._stale: set[str] = set()
+        self._fresh_items = False
+        self._finish_by: float | None = None
+        self._finished = threading.Event()
+        self._protocol = (
+            MQTTProtocolVersion.MQTTv311 if broker.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
+        )
+        self._complaint: str | None = None
+        self.connected = threading.Event()
+
+    def wake(self) -> None:
+        """Something new is in the outbox."""
+        with self._lock:
+            self._fresh_items = True
+        self._poke()
+
+    def announce(self, *kinds: str) -> None:
+        """These retained topics say something else now."""
+        with self._lock:
+            self._stale.update(kinds)
+        self._poke()
+
+    def finish(self, timeout_s: float) -> bool:
+        """Send what is left and wait for its acknowledgement, say goodbye, end. False: not all of it was confirmed."""
+        self._finish_by = self._clock() + timeout_s
+        self._poke()
+        if self.is_alive():
+            self._finished.wait(timeout_s + _GOODBYE_S + 0.2)
+        return not self._outbox.boots()
+
+    def _poke(self) -> None:
+        with suppress(BlockingIOError, OSError):
+            self._wake_w.send(b"x")
+
+    def run(self) -> None:
+        """The thread: connect, serve until that breaks, wait, again."""
+        delay = FIRST_DELAY_S
+        while not self._out_of_time():
+            link = self._connect()
+            if link is not None:
+                was_up = self._serve(link)
+                self.connected.clear()
+                delay = FIRST_DELAY_S if was_up else delay
+                if not was_up and self._broker.protocol == "auto":
+                    self._change_protocol(link)
+            if self._finish_by is not None and (link is None or link.goodbye is not None):
+                break
+            self._pause(delay * (0.5 + self._jitter() / 2))
+            delay = min(delay * 2, MAX_DELAY_S)
+        self._finished.set()
+
+    def _out_of_time(self) -> bool:
+        return self._finish_by is not None and self._clock() >= self._finish_by
+
+    def _pause(self, seconds: float) -> None:
+        until = self._clock() + seconds
+        while self._finish_by is None and (left := until - self._clock()) > 0:
+            select.select([self._wake_r], [], [], left)
+            self._swallow_pokes()
+
+    def _swallow_pokes(self) -> None:
+        with suppress(BlockingIOError):
+            while self._wake_r.recv(4096):
+                pass
+
+    def _change_protocol(self, link: _Link) -> None:
+        """A broker that hangs up on one version may speak the other; one that refuses the password speaks this one."""
+        if link.refused is not None and not link.wrong_protocol:
+            return
+        name, self._protocol = next(entry for entry in PROTOCOLS.items() if entry[1] != self._protocol)
+        log.info("trying MQTT %s", name)
+
+    def _say(self, complaint: str | None) -> None:
+        """Log what is wrong with the line once, not at every try."""
+        if complaint != self._complaint and complaint is not None:
+            log.warning("%s; trying again", complaint)
+        self._complaint = complaint
+
+    # --- one connection ------------------------------------------------------------------------------------------
+
+    def _connect(self) -> _Link | None:
+        client = new_client(self._broker, self._address, self._protocol)
+        will = messages.encode(Status(online=False, boot_id=self._outbox.boot_id).to_json())
+        client.will_set(self._topic("status"), will, qos=1, retain=True)
+        link = _Link(client, resend_s=self._resend_s)
+        client.on_connect = lambda *given: self._connected(link, given[3])
+        client.on_message = lambda _client, _data, message: self._received(link, message)
+        client.on_publish = lambda *given: self._published(link, given[2], given[3])
+        try:
+            connect(client, self._broker)
+        except WorldFailed as err:
+            self._say(one_line(err))
+            return None
+        return link
+
+    def _connected(self, link: _Link, code: ReasonCode) -> None:
+        if code.is_failure:
+            link.refused = str(code)
+            link.wrong_protocol = code.value == _UNSUPPORTED_PROTOCOL
+            self._say(f"broker {self._broker.host}:{self._broker.port} refuses {self._address}: {code}")
+            return
+        link.up = True
+        link.progress_s = self._clock()
+        self._say(None)
+        log.info("connected to broker %s:%d", self._broker.host, self._broker.port)
+        link.client.subscribe([(self._topic(kind), 1) for kind in messages.TO_BOARD])
+        self._publish(link, "status", Status(online=True, boot_id=self._outbox.boot_id).to_json())
+        with self._lock:
+            self._stale.update(self._current)
+            self._fresh_items = True
+        self.connected.set()
+
+    def _serve(self, link: _Link) -> bool:
+        """Move bytes until the connection ends. Returns whether it ever was up."""
+        client, begun = link.client, self._clock()
+        while (sock := client.socket()) is not None:
+            if not link.up and (link.refused is not None or self._clock() - begun > CONNECT_S):
+                break
+            if self._finish_by is not None and self._say_goodbye(link):
+                break
+            pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+            writers = [sock] if client.want_write() else []
+            wait = 0.0 if pending else 0.02 if self._finish_by is not None else _TICK_S
+            try:
+                readable, writable, _ = select.select([sock, self._wake_r], writers, [], wait)
+            except (OSError, ValueError):
+                break
+            self._swallow_pokes()
+            if sock in readable or pending:
+                client.loop_read()
+            if sock in writable:
+                client.loop_write()
+            client.loop_misc()
+            if link.up and client.socket() is not None:
+                self._send_what_changed(link)
+        if link.up and link.goodbye is None:
+            log.info("connection to the broker is gone")
+        if client.socket() is not None:
+            client.disconnect()
+            client.loop_write()
+        return link.up
+
+    def _say_goodbye(self, link: _Link) -> bool:
+        """True when there is nothing more to do here."""
+        if not link.up:
+            return self._out_of_time()
+        if link.goodbye is None:
+            if self._outbox.boots() and not self._out_of_time():
+                return False
+            link.goodbye = self._publish(
+                link, "status", Status(online=False, boot_id=self._outbox.boot_id).to_json()
+            )
+            link.waiting[link.goodbye] = ("", ())
+            self._finish_by = self._clock() + _GOODBYE_S
+        return link.goodbye not in link.waiting or self._out_of_time()
+
+    def _topic(self, kind: str) -> str:
+        fleet, _, device = self._address.partition("/")
+        return messages.topic(fleet, device, kind)
+
+    def _publish(self, link: _Link, kind: str, payload: Payload) -> int:
+        data = messages.encode(payload)
+        return link.client.publish(self._topic(kind), data, qos=1, retain=kind in messages.RETAINED).mid
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def _send_what_changed(self, link: _Link) -> None:
+        with self._lock:
+            stale, self._stale = self._stale, set()
+            fresh, self._fresh_items = self._fresh_items, False
+        for kind in sorted(stale):
+            self._publish(link, kind, self._current[kind]())
+        if self._clock() - link.progress_s > link.resend_s and self._in_flight(link):
+            fresh = self._begin_again(link)
+        if fresh:
+            for boot_id in self._outbox.boots():
+                self._send_boot(link, boot_id)
+
+    def _begin_again(self, link: _Link) -> bool:
+        """Nothing was acknowledged for long: all goes once more. False: the broker is silent too, connect anew."""
+        log.info("nothing acknowledged for %.1f s: sending again", link.resend_s)
+        if link.waiting:
+            link.client.disconnect()
+            return False
+        link.resend_s = min(link.resend_s * 2, MAX_RESEND_S)
+        link.progress_s = self._clock()
+        link.boots.clear()
+        return True
+
+    def _send_boot(self, link: _Link, boot_id: str) -> None:
+        """Send what one boot holds and has not sent, up to the window."""
+        floor = self._outbox.floor(boot_id)
+        if floor is None:
+            return
+        if not self._in_flight(link):
+            link.progress_s = self._clock()
+        boot = link.boots.setdefault(boot_id, _Boot(floor - 1))
+        boot.sent = max(boot.sent, floor - 1)
+        while (room := min(BATCH, floor + WINDOW - 1 - boot.sent)) > 0:
+            items = self._outbox.after(boot_id, boot.sent, room)
+            if not items:
+                break
+            self._send_items(link, boot, floor, items)
+            boot.sent = items[-1].seq
+
+    def _in_flight(self, link: _Link) -> bool:
+        """Whether something was sent that is still held."""
+        floors = ((boot, self._outbox.floor(boot_id)) for boot_id, boot in link.boots.items())
+        return any(floor is not None and boot.sent >= floor for boot, floor in floors)
+
+    def _send_items(self, link: _Link, boot: _Boot, floor: int, items: Sequence[Item]) -> None:
+        records = tuple(item for item in items if item.kind == RECORD)
+        if records or (floor > boot.acked + 1 and boot.floor != floor):
+            self._send_records(link, boot, items[0].boot_id, floor, records)
+        for item in items:
+            if item.kind != RECORD:
+                mid = self._publish(link, _TOPIC_OF[item.kind], item.payload)
+                link.waiting[mid] = (item.boot_id, (item.seq,))
+
+    def _send_records(
+        self, link: _Link, boot: _Boot, boot_id: str, floor: int, records: Sequence[Item]
+    ) -> None:
+        """Records with the floor; without records only the floor: what is below was let go or dropped."""
+        payload = {"boot_id": boot_id, "floor": floor, "records": [item.payload for item in records]}
+        mid = self._publish(link, "telemetry", payload)
+        link.waiting[mid] = (boot_id, tuple(item.seq for item in records))
+        boot.floor = floor
+
+    def _published(self, link: _Link, mid: int, code: ReasonCode) -> None:
+        """The broker has it; that releases something only where the config says so."""
+        boot_id, seqs = link.waiting.pop(mid, ("", ()))
+        if code.is_failure:
+            log.warning("the broker refuses a message: %s", code)
+        elif self._ack == "broker" and seqs:
+            self._outbox.release_these(boot_id, seqs)
+            self._progressed(link)
+
+    def _progressed(self, link: _Link) -> None:
+        link.progress_s = self._clock()
+        link.resend_s = self._resend_s
+        with self._lock:
+            self._fresh_items = True
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    def _received(self, link: _Link, message: mqtt.MQTTMessage) -> None:
+        try:
+            kind = messages.parse_topic(message.topic)[2]
+            payload = messages.decode(bytes(message.payload), kind) if message.payload else None
+            if payload is None:
+                return
+            if kind == "ack":
+                self._acknowledged(link, Ack.parse(payload))
+            else:
+                self._on_message(kind, payload)
+        except EdgekitError as err:
+            log.warning("message ignored: %s", one_line(err))
+        except Exception:
+            log.exception("a message met a defect")
+
+    def _acknowledged(self, link: _Link, ack: Ack) -> None:
+        """Let go of what the server has, but of nothing that was not sent over this connection."""
+        boot = link.boots.get(ack.boot_id)
+        if boot is None:
+            return
+        boot.acked = max(boot.acked, ack.upto)
+        if self._outbox.release(ack.boot_id, min(ack.upto, boot.sent)):
+            self._progressed(link)
+        floor = self._outbox.floor(ack.boot_id)
+        if floor is not None and floor > boot.acked + 1 and boot.floor != floor:
+            # Numbers between were dropped here: the server must hear that it need not wait for them.
+            self._send_records(link, boot, ack.boot_id, floor, ())
+
+
+def new_client(broker: Broker, client_id: str, protocol: MQTTProtocolVersion) -> mqtt.Client:
+    """A client with the board's credentials and TLS settings; it reconnects to nothing by itself."""
+    options: dict[str, Any] = {} if protocol == MQTTProtocolVersion.MQTTv5 else {"clean_session": True}
+    client = mqtt.Client(
+        CallbackAPIVersion.VERSION2, client_id, protocol=protocol, reconnect_on_failure=False, **options
+    )
+    client.connect_timeout = CONNECT_S
+    client.username_pw_set(broker.username, broker.password)
+    if broker.tls:
+        client.tls_set_context(
+            ssl.create_default_context(cafile=None if broker.ca is None else str(broker.ca))
+        )
+    return client
+
+
+def connect(client: mqtt.Client, broker: Broker) -> None:
+    """Open the connection; the answer comes later. Raises WorldFailed."""
+    try:
+        client.connect(broker.host, broker.port, broker.keepalive_s)
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or one_line(err)
+        raise WorldFailed(f"broker {broker.host}:{broker.port} cannot be reached: {reason}") from err

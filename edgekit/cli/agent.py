@@ -1,0 +1,103 @@
+"""`edgekit agent`: the daemon on a board, and a look at what is wrong with its set-up."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from edgekit import __version__
+from edgekit.cli.output import console, print_json
+
+_CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="agent.toml, as `edgekit fleet enroll` writes it.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="Example:  edgekit agent --config /etc/edgekit/agent.toml",
+)
+@_CONFIG
+@_JSON
+@click.option("-v", "--verbose", is_flag=True, help="Log more than warnings and changes.")
+@click.pass_context
+def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose: bool) -> None:
+    """Run on a board until SIGTERM: fetch, verify, run, measure, report.
+
+    A broker or server that is away does not end it: it serves, keeps its records and tries again.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from edgekit.agent.config import load_config
+    from edgekit.agent.daemon import Agent
+
+    config = load_config(_given(config_path, ctx))
+    _log_to_stderr(verbose=verbose)
+    for key in config.unknown:
+        logging.getLogger("edgekit.agent").warning(
+            "%s: %s is not known to this version, ignored", config.path, key
+        )
+    agent = Agent(config, __version__)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    summary = agent.run()
+    if as_json:
+        print_json(summary.to_json())
+        return
+    counts = ", ".join(f"{count} {word}" for word, count in summary.records.items())
+    console.print(f"served {summary.bundle or 'nothing'}: {summary.requests} requests; records: {counts}")
+
+
+@command.command(epilog="Example:  edgekit agent check --config /etc/edgekit/agent.toml")
+@_CONFIG
+@_JSON
+@click.pass_context
+def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> int:
+    """Say what is wrong with this board's set-up, one line each.
+
+    Exit codes: 0 nothing; 1 it runs, but not as well as it could; 2 the set-up is wrong; 3 broker, repository or disk
+    cannot be reached.
+    """
+    from edgekit.agent.check import exit_code, problems
+    from edgekit.agent.config import load_config
+
+    if config_path is None and ctx.parent is not None:
+        config_path = ctx.parent.params.get("config_path")
+    found = []
+    for problem in problems(load_config(_given(config_path, ctx))):
+        found.append(problem)
+        if not as_json:
+            console.print(f"{problem.what}: {problem.detail}", soft_wrap=True, markup=False)
+    if as_json:
+        print_json(
+            {"problems": [{"what": p.what, "detail": p.detail, "exit_code": p.exit_code} for p in found]}
+        )
+    elif not found:
+        console.print("nothing wrong")
+    return exit_code(found)
+
+
+def _given(path: Path | None, ctx: click.Context) -> Path:
+    if path is None:
+        raise click.UsageError("missing --config FILE", ctx)
+    return path
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    """One readable line each; libraries only where they warn."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=logging.WARNING,
+        force=True,
+    )
+    logging.getLogger("edgekit").setLevel(logging.DEBUG if verbose else logging.INFO)
