@@ -1,0 +1,91 @@
+"""What a model is made of, what a board can do with it, and where its time would go. Converts and measures nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.core.cost import Work, predict
+from edgekit.core.errors import BadInput
+from edgekit.core.figure import Figure
+from edgekit.core.profile import Backend, Profile
+from edgekit.host.graph import Graph
+from edgekit.host.lower import backend_for
+from edgekit.host.passes.quantize_static import OPS, float_nodes, is_quantized
+from edgekit.host.split import split
+from edgekit.host.work import Layer, layers
+
+_SLOW_SHARE = 0.1  # of the whole estimate: below it a layer in float is no reason to worry
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerOnBoard:
+    """One layer, and what it would be on the board. slow: its share of the estimate and why, None: small."""
+
+    layer: Layer
+    stage: int
+    format: str
+    estimate: Figure  # ms
+    slow: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """problems: why this board cannot run the model, one line each. estimate: ms of one request to the last exit."""
+
+    layers: tuple[LayerOnBoard, ...]
+    backend: str | None
+    problems: tuple[str, ...]
+    estimate: Figure | None
+
+
+def inspect(graph: Graph, profile: Profile | None) -> Inspection:
+    """Look at every layer. Without a profile the formats are those of the model and there are no estimates."""
+    placed = [(stage.index, layer) for stage in split(graph) for layer in layers(stage.model)]
+    if profile is None:
+        nowhere = Figure(None, "ms")
+        rows = tuple(LayerOnBoard(layer, stage, layer.format, nowhere, None) for stage, layer in placed)
+        return Inspection(rows, None, (), None)
+    try:
+        backend = backend_for(profile)
+    except BadInput as err:
+        rows = tuple(
+            LayerOnBoard(layer, stage, layer.format, Figure(None, "ms"), None) for stage, layer in placed
+        )
+        return Inspection(rows, None, (str(err),), None)
+    int8 = "int8" in backend.fast_formats and backend.int8_activation is not None and not is_quantized(graph)
+    stays = set(float_nodes(graph))
+    works = [_work(layer, int8=int8 and layer.op in OPS and layer.name not in stays) for _, layer in placed]
+    whole = predict(profile, works)
+    found = tuple(
+        LayerOnBoard(
+            layer, stage, work.format, predict(profile, [work]), _slow(work, whole, profile, int8=int8)
+        )
+        for (stage, layer), work in zip(placed, works, strict=True)
+    )
+    return Inspection(found, backend.name, _problems(graph, backend), whole)
+
+
+def _work(layer: Layer, *, int8: bool) -> Work:
+    if layer.format == "float32" and int8:
+        return Work(layer.op, "int8", layer.macs, layer.bytes // _FLOAT_BYTES, layer.calls)
+    return Work(layer.op, layer.format, layer.macs, layer.bytes, layer.calls)
+
+
+def _slow(work: Work, whole: Figure, profile: Profile, *, int8: bool) -> str | None:
+    """Why this layer would be slow on the board."""
+    mine = predict(profile, [work]).value
+    if mine is None or not whole.value or mine < _SLOW_SHARE * whole.value:
+        return None
+    share = f"{100 * mine / whole.value:.0f} %"
+    if int8 and work.format == "float32":
+        return f"{share}, stays float32"
+    compute = predict(profile, [Work(work.op, work.format, work.macs, 0, 0)]).value if work.macs else 0.0
+    return f"{share}, bound by memory" if compute is not None and compute < mine / 2 else share
+
+
+def _problems(graph: Graph, backend: Backend) -> tuple[str, ...]:
+    if backend.max_opset is None or graph.opset <= backend.max_opset:
+        return ()
+    loads = f"{backend.name} there loads {backend.max_opset} at most"
+    return (f"the model uses opset {graph.opset}, {loads}: convert tries to lower it",)
