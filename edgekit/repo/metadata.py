@@ -141,14 +141,23 @@ def read_current(folder: Path) -> Current:
     return Current(root, timestamp, snapshot, targets)
 
 
+def targets_bytes(folder: Path) -> bytes:
+    """The targets metadata in force, byte for byte. Raises BadInput, WorldFailed."""
+    version = read_current(folder).targets.signed.version
+    return _bytes(metadata_folder(folder) / f"{version}.targets.json")
+
+
 def _read(path: Path, kind: type[T]) -> Metadata[T]:
+    return parse(_bytes(path), kind, str(path))
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as err:
         raise BadInput(f"{path}: is missing: the repository is not complete") from err
     except OSError as err:
         raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
-    return parse(data, kind, str(path))
 
 
 def _verified(path: Path, kind: type[T], root: Root) -> Metadata[T]:

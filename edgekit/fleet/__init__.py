@@ -1,0 +1,1 @@
+"""The server: ingest, store, JSON API, repository, web page. Signs snapshots, timestamps and commands, no targets."""

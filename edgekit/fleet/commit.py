@@ -1,0 +1,272 @@
+"""Put a batch of parsed messages into the store, exactly once however often it is replayed. Sends nothing.
+
+Everything of a batch goes into the caller's one transaction; what `commit_batch` returns may be acknowledged once that
+transaction is committed, and not before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from edgekit.core import jobs as job_states
+from edgekit.core.messages import Ack, Event, JobEvent, Status
+from edgekit.core.record import Record
+from edgekit.fleet import store as db
+from edgekit.fleet.intake import MAX_EVENT_BYTES, UNREADABLE, Malformed, Received, Unreadable, stored_json
+from edgekit.fleet.packing import pack_counts
+
+UNKNOWN_DEVICE = "messages of boards that are not enrolled"
+FOREIGN_TOPIC = "messages on foreign topics"
+_CLOCKS_DIFFER_S = 300.0
+_MAX_STEPS = 50_000  # of `upto` in one batch; the next one goes on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What follows from a committed batch: an ack for each boot that was heard of, and boards that came online."""
+
+    acks: tuple[tuple[str, Ack], ...]
+    births: frozenset[str]
+
+
+def commit_batch(
+    connection: sa.Connection, batch: Sequence[Received], malformed: Sequence[Malformed], now: float
+) -> Outcome:
+    """Store a batch. Messages of boards that are not enrolled are counted and dropped."""
+    ids = _device_ids(connection, {m.device for m in batch} | {m.device for m in malformed if m.device})
+    known = [message for message in batch if message.device in ids]
+    _count_strangers(connection, batch, malformed, ids)
+    _count_malformed(connection, known, malformed, ids)
+    boots = _Boots(connection)
+    births = set()
+    for message in known:
+        device = ids[message.device]
+        if message.boot_id is not None:
+            boots.heard(device, message.device, message.boot_id, message.floor)
+        if message.status is not None:
+            _set_status(connection, device, message.status)
+            if message.status.online:
+                births.add(message.device)
+        if message.state is not None:
+            values = {message.kind: json.dumps(message.state)}
+            connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
+    _insert_entries(connection, known, ids, boots, now)
+    seen = {ids[message.device] for message in known}
+    if seen:
+        _touch(connection, seen, now)
+    return Outcome(boots.advance(), frozenset(births))
+
+
+class _Boots:
+    """The boots a batch speaks of, each looked up once; `advance` moves their `upto` on and tells."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.ids: dict[tuple[int, str], int] = {}
+        self.names: dict[int, tuple[str, str]] = {}
+
+    def heard(self, device: int, name: str, boot_id: str, floor: int | None) -> int:
+        """The boot's id, drawn now if it is new. `floor` only grows."""
+        key = (device, boot_id)
+        if key not in self.ids:
+            row = {"device": device, "boot_id": boot_id, "floor": 1, "upto": 0}
+            db.insert_new(self.connection, db.boots, [row])
+            wanted = (db.boots.c.device == device) & (db.boots.c.boot_id == boot_id)
+            self.ids[key] = self.connection.execute(sa.select(db.boots.c.id).where(wanted)).scalar_one()
+            self.names[self.ids[key]] = (name, boot_id)
+        boot = self.ids[key]
+        if floor is not None and floor > 1:
+            wanted = (db.boots.c.id == boot) & (db.boots.c.floor < floor)
+            self.connection.execute(sa.update(db.boots).where(wanted).values(floor=floor))
+        return boot
+
+    def advance(self) -> tuple[tuple[str, Ack], ...]:
+        """Each boot's `upto`, moved on over what is in the store without a gap."""
+        acks = []
+        for boot, (name, boot_id) in self.names.items():
+            row = self.connection.execute(
+                sa.select(db.boots.c.floor, db.boots.c.upto).where(db.boots.c.id == boot)
+            ).one()
+            upto = self._contiguous(boot, max(row.upto, row.floor - 1))
+            if upto != row.upto:
+                self.connection.execute(sa.update(db.boots).where(db.boots.c.id == boot).values(upto=upto))
+            acks.append((name, Ack(boot_id, upto)))
+        return tuple(acks)
+
+    def _contiguous(self, boot: int, start: int) -> int:
+        """The last number after `start` up to which the boot's records and events are all there."""
+        tables = (db.records, db.events, db.job_events)
+        parts = (sa.select(t.c.seq).where(t.c.boot == boot, t.c.seq > start) for t in tables)
+        query = sa.union_all(*parts).order_by("seq").limit(_MAX_STEPS)
+        upto = start
+        for seq in self.connection.execute(query).scalars():
+            if seq > upto + 1:
+                break
+            upto = seq
+        return upto
+
+
+def _device_ids(connection: sa.Connection, names: Iterable[str]) -> dict[str, int]:
+    rows = connection.execute(
+        sa.select(db.devices.c.name, db.devices.c.id).where(db.devices.c.name.in_(list(names)))
+    )
+    return {row.name: row.id for row in rows}
+
+
+def _count_strangers(
+    connection: sa.Connection,
+    batch: Sequence[Received],
+    malformed: Sequence[Malformed],
+    ids: Mapping[str, int],
+) -> None:
+    strangers = sum(m.device not in ids for m in batch)
+    strangers += sum(m.device is not None and m.device not in ids for m in malformed)
+    foreign = sum(m.device is None for m in malformed)
+    for key, number in ((UNKNOWN_DEVICE, strangers), (FOREIGN_TOPIC, foreign)):
+        if number:
+            db.count(connection, key, number)
+
+
+def _count_malformed(
+    connection: sa.Connection,
+    known: Sequence[Received],
+    malformed: Sequence[Malformed],
+    ids: Mapping[str, int],
+) -> None:
+    reasons = [(ids[m.device], str(m)) for m in malformed if m.device is not None and m.device in ids]
+    reasons += [(ids[m.device], m.malformed) for m in known if m.malformed]
+    for device, why in reasons:
+        values = {"malformed": db.devices.c.malformed + 1, "malformed_why": why}
+        connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
+
+
+def _set_status(connection: sa.Connection, device: int, status: Status) -> None:
+    """A birth or a death. An old connection's will does not put a newer boot offline."""
+    wanted = db.devices.c.id == device
+    values: dict[str, Any] = {"online": status.online}
+    if status.online:
+        values["boot_id"] = status.boot_id
+    else:
+        wanted &= sa.or_(db.devices.c.boot_id.is_(None), db.devices.c.boot_id == status.boot_id)
+    connection.execute(sa.update(db.devices).where(wanted).values(values))
+
+
+def _touch(connection: sa.Connection, seen: set[int], now: float) -> None:
+    connection.execute(sa.update(db.devices).where(db.devices.c.id.in_(seen)).values(last_seen=now))
+
+
+def _insert_entries(
+    connection: sa.Connection, known: Sequence[Received], ids: Mapping[str, int], boots: _Boots, now: float
+) -> None:
+    records: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
+    job_events: list[dict[str, Any]] = []
+    touched: set[tuple[str, int]] = set()
+    for message in known:
+        if message.boot_id is None:
+            continue
+        device = ids[message.device]
+        boot = boots.ids[device, message.boot_id]
+        common = {"boot": boot, "device": device, "received": now}
+        records += [common | {"seq": r.seq} | _record(r, now) for r in message.records]
+        events += [common | {"seq": e.seq} | _event(e, now) for e in message.events]
+        events += [common | {"seq": u.seq} | _tombstone(u, now) for u in message.unreadable]
+        job_events += [common | {"seq": e.seq} | _job_event(e, now) for e in message.job_events]
+        touched |= {(e.job_id, device) for e in message.job_events}
+    db.insert_new(connection, db.records, records)
+    db.insert_new(connection, db.events, events)
+    db.insert_new(connection, db.job_events, job_events)
+    for job_id, device in sorted(touched):
+        _mirror_job(connection, job_id, device, now)
+
+
+def _record(record: Record, now: float) -> dict[str, Any]:
+    return {
+        "at": _when(record.time if record.clock_synced else None, now),
+        "uptime_s": record.uptime_s,
+        "clock_synced": record.clock_synced,
+        "interval_s": record.interval_s,
+        "bundle": record.bundle,
+        "policy": record.policy,
+        "requests": record.requests,
+        "errors": record.errors,
+        "deadline_missed": record.deadline_missed,
+        "labelled": record.labelled,
+        "correct": record.correct,
+        "exits": json.dumps(dict(record.exit_counts)),
+        "latency": pack_counts(record.latency.counts),
+        "latency_sum_ms": record.latency.sum_ms,
+        "energy_mj": record.energy.value,
+        "energy_provenance": record.energy.provenance,
+        "energy_on": record.energy.on,
+        "energy_why": record.energy_why,
+        "busy_s": record.busy_s,
+        "temperature_c": record.temperature_c,
+        "throttled": record.throttled,
+        "under_voltage": record.under_voltage,
+        "memory_mb": record.memory_mb,
+    }
+
+
+def _when(time: float | None, now: float) -> float:
+    """A board's own time; where it has none, or one that is still to come, the time of arrival."""
+    return now if time is None or time > now + _CLOCKS_DIFFER_S else time
+
+
+def _event(event: Event, now: float) -> dict[str, Any]:
+    detail = stored_json(dict(event.detail), "event.detail", MAX_EVENT_BYTES)
+    return {"at": _when(event.time, now), "kind": event.kind, "detail": detail}
+
+
+def _tombstone(entry: Unreadable, now: float) -> dict[str, Any]:
+    return {"at": now, "kind": UNREADABLE, "detail": json.dumps({"why": entry.why})}
+
+
+def _job_event(event: JobEvent, now: float) -> dict[str, Any]:
+    return {
+        "at": _when(event.time, now),
+        "job_id": event.job_id,
+        "state": event.state,
+        "target": event.target,
+        "reason": event.reason,
+        "detail": event.detail,
+    }
+
+
+def _mirror_job(connection: sa.Connection, job_id: str, device: int, now: float) -> None:
+    """Set the job's state on this board to that of its last event, in the board's own order."""
+    events, jobs, states = db.job_events, db.jobs, db.job_devices
+    last = connection.execute(
+        sa.select(events.c.state, events.c.reason, events.c.detail)
+        .where(events.c.job_id == job_id, events.c.device == device)
+        .order_by(events.c.boot.desc(), events.c.seq.desc())
+        .limit(1)
+    ).one()
+    job = sa.select(jobs.c.id).where(jobs.c.job_id == job_id).scalar_subquery()
+    connection.execute(
+        sa.update(states)
+        .where(states.c.job == job, states.c.device == device)
+        .values(state=last.state, reason=last.reason, detail=last.detail, updated=now)
+    )
+
+
+def expire_silent_jobs(connection: sa.Connection, now: float, grace_s: float = 60.0) -> int:
+    """End what boards never ended: silence after a job's expiry is a failure. Returns how many."""
+    states, jobs = db.job_devices, db.jobs
+    overdue = sa.select(jobs.c.id).where(jobs.c.expires < now - grace_s)
+    result = connection.execute(
+        sa.update(states)
+        .where(states.c.job.in_(overdue), states.c.state.not_in(job_states.FINAL))
+        .values(
+            state="expired",
+            reason="silent",
+            detail="the board said nothing before the job expired",
+            updated=now,
+        )
+    )
+    return result.rowcount

@@ -1,0 +1,179 @@
+"""fleet.toml, read and checked once. Opens no socket and no database."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from edgekit.core.checks import NAME
+from edgekit.core.errors import BadInput
+from edgekit.core.table import Table
+from edgekit.core.toml import read_toml
+
+DEFAULT_MAX_BUNDLE_MB = 512
+
+
+@dataclass(frozen=True)
+class Web:
+    """Where the page, the API and the repository are served. port 0: any free one, written to data_dir/address."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Broker:
+    """The MQTT broker, as this server reaches it and as boards are told to.
+
+    files_dir: where `passwd` and `acl` for Mosquitto are written. pid_file: Mosquitto's; it gets a SIGHUP after each
+    enrolment. None: somebody else reloads it.
+    """
+
+    host: str
+    port: int
+    username: str
+    password_file: Path
+    files_dir: Path
+    pid_file: Path | None
+    public_host: str
+    public_port: int
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """Everything `edgekit fleet serve` is told. Paths in the file are relative to its folder."""
+
+    path: Path
+    fleet: str
+    data_dir: Path
+    repository: Path
+    max_bundle_bytes: int
+    web: Web
+    broker: Broker
+    public_url: str | None  # what boards are given; None: the address that is served
+
+    @property
+    def database_url(self) -> str:
+        """The store, as SQLAlchemy names it."""
+        return f"sqlite:///{self.data_dir / 'fleet.db'}"
+
+    @property
+    def token_file(self) -> Path:
+        """The API's token."""
+        return self.data_dir / "api.token"
+
+    @property
+    def control_key_file(self) -> Path:
+        """The private key that signs commands to boards."""
+        return self.data_dir / "control.pem"
+
+    @property
+    def control_public_file(self) -> Path:
+        """Its public half, which boards are enrolled with."""
+        return self.data_dir / "control.pub"
+
+    @property
+    def address_file(self) -> Path:
+        """Holds the served address while the server runs."""
+        return self.data_dir / "address"
+
+    @property
+    def incoming(self) -> Path:
+        """Where uploads wait to be published."""
+        return self.data_dir / "incoming"
+
+
+def read_config(path: Path) -> FleetConfig:
+    """Read fleet.toml. Raises BadInput (also for a key nobody knows), WorldFailed."""
+    path = path.absolute()
+    base = path.parent
+    top = Table(read_toml(path), str(path))
+    fleet = top.text("fleet")
+    if not NAME.fullmatch(fleet):
+        raise top.wrong("fleet", "a name (letters, digits, '_' and '-', at most 64)", fleet)
+    repository, broker = top.table("repository"), top.table("broker")
+    config = FleetConfig(
+        path=path,
+        fleet=fleet,
+        data_dir=base / top.text("data_dir"),
+        repository=base / repository.text("dir"),
+        max_bundle_bytes=(repository.optional_count("max_bundle_mb") or DEFAULT_MAX_BUNDLE_MB) * 2**20,
+        web=_web(top.optional_table("web")),
+        broker=_broker(broker, base),
+        public_url=_url(top, "public_url"),
+    )
+    top.close()
+    if top.extra:
+        raise BadInput(f"{path}: does not know the key {', '.join(sorted(top.extra))}")
+    return config
+
+
+def _web(table: Table) -> Web:
+    host = table.optional_text("host") or "127.0.0.1"
+    allowed = table.take("allow_remote")
+    if allowed is not None and not isinstance(allowed, bool):
+        raise table.wrong("allow_remote", "true or false", allowed)
+    if not allowed and not _is_loopback(host):
+        raise BadInput(
+            f'{table.where}: web.host = "{host}" is not loopback: other machines would reach the page and the API '
+            "without encryption; put a TLS proxy in front, or set web.allow_remote = true"
+        )
+    return Web(host, _port(table, "port", 8080, 0))
+
+
+def _broker(table: Table, base: Path) -> Broker:
+    host = table.optional_text("host") or "127.0.0.1"
+    port = _port(table, "port", 1883, 1)
+    username = table.optional_text("username") or "edgekit-server"
+    if not NAME.fullmatch(
+        username
+    ):  # a board's user name has a slash in it: no board can be called like the server
+        raise table.wrong("username", "a name (letters, digits, '_' and '-', at most 64)", username)
+    pid_file = table.optional_text("pid_file")
+    return Broker(
+        host=host,
+        port=port,
+        username=username,
+        password_file=base / table.text("password_file"),
+        files_dir=base / table.text("files_dir"),
+        pid_file=None if pid_file is None else base / pid_file,
+        public_host=table.optional_text("public_host") or host,
+        public_port=_port(table, "public_port", port, 1),
+    )
+
+
+def _port(table: Table, key: str, default: int, low: int) -> int:
+    value = table.take(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 65535:
+        raise table.wrong(key, f"a port from {low} to 65535", value)
+    return value
+
+
+def _url(table: Table, key: str) -> str | None:
+    value = table.optional_text(key)
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        good = (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and not parts.query
+            and not parts.fragment
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise table.wrong(key, "an address such as https://fleet.example", value)
+    return value.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,42 @@
+"""A histogram's counts as a few bytes: pairs of varints (buckets skipped, count). Knows nothing of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgekit.core.histogram import BUCKETS
+
+
+def pack_counts(counts: Mapping[int, int]) -> bytes:
+    """Counts by bucket, each above zero."""
+    data = bytearray()
+    last = -1
+    for bucket in sorted(counts):
+        for value in (bucket - last - 1, counts[bucket]):
+            rest = value
+            while rest >= 0x80:
+                data.append(rest & 0x7F | 0x80)
+                rest >>= 7
+            data.append(rest)
+        last = bucket
+    return bytes(data)
+
+
+def unpack_counts(data: bytes) -> dict[int, int]:
+    """The inverse of pack_counts. Raises ValueError where the bytes are none of its."""
+    values, value, shift = [], 0, 0
+    for byte in data:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            values.append(value)
+            value = shift = 0
+    if shift or len(values) % 2:
+        raise ValueError("histogram column: cut short")
+    counts, last = {}, -1
+    for skipped, count in zip(values[::2], values[1::2], strict=True):
+        last += skipped + 1
+        counts[last] = count
+    if last >= BUCKETS:
+        raise ValueError("histogram column: more buckets than there are")
+    return counts

@@ -1,0 +1,44 @@
+"""Serve the signed repository's files to boards, with Range. Serves no key and nothing that is not published."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from edgekit.core.checks import NAME
+from edgekit.core.target import USES
+from edgekit.fleet.config import FleetConfig
+from edgekit.repo.metadata import metadata_folder, target_file
+
+_METADATA = re.compile(r"(?:[1-9]\d{0,9}\.)?(?:root|targets|snapshot|timestamp)\.json")
+_TARGET = re.compile(rf"(?:{'|'.join(USES)})/{NAME.pattern}/[1-9]\d{{0,9}}\.edge")
+
+
+def repository_router(config: FleetConfig) -> APIRouter:
+    """/repo/metadata/NAME and /repo/targets/PATH. The guard has checked the board's token."""
+    router = APIRouter(prefix="/repo", include_in_schema=False)
+
+    @router.api_route("/metadata/{name}", methods=["GET", "HEAD"])
+    def metadata(name: str) -> Response:
+        if not _METADATA.fullmatch(name):
+            return _missing()
+        try:
+            data = (metadata_folder(config.repository) / name).read_bytes()
+        except FileNotFoundError:
+            return _missing()
+        return Response(data, media_type="application/json", headers={"cache-control": "no-cache"})
+
+    @router.api_route("/targets/{path:path}", methods=["GET", "HEAD"])
+    def target(path: str) -> Response:
+        file = target_file(config.repository, path)
+        if not _TARGET.fullmatch(path) or not file.is_file():
+            return _missing()
+        return FileResponse(file, media_type="application/octet-stream")
+
+    return router
+
+
+def _missing() -> Response:
+    return JSONResponse({"error": "there is no such file"}, 404)

@@ -1,0 +1,193 @@
+"""Turn "this bundle to those boards" into a job and desired states. Publishes nothing: ingest does that.
+
+A selector is `all`, or `key=value` pairs with commas between: tag, profile, name. Pairs with the same key are
+alternatives, different keys must all hold: `tag=site-a,tag=site-b,profile=raspberrypi5`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from edgekit.core import jobs as job_states
+from edgekit.core.errors import BadInput
+from edgekit.core.policy import PolicySpec
+from edgekit.core.target import Target, parse_label, target_path
+from edgekit.core.trust import REASONS, Board, Running, decide
+from edgekit.fleet import store as db
+
+KEYS = ("tag", "profile", "name")
+PENDING = "pending"
+DEFAULT_LIFE_S = 86_400.0
+_MAX_REV = 2**31  # a board that claims more does not push its number out of range
+
+
+@dataclass(frozen=True)
+class Device:
+    """A board as a rollout sees it. profile: what its agent says, else as enrolled, else None. running: its bundle."""
+
+    id: int
+    name: str
+    profile: str | None
+    tags: frozenset[str]
+    running: Running | None
+    reported_rev: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job asks of every board it is for."""
+
+    target: Target
+    selector: str
+    policy: PolicySpec | None = None
+    interval_s: float | None = None
+    life_s: float = DEFAULT_LIFE_S
+
+
+def parse_selector(text: str) -> Mapping[str, frozenset[str]]:
+    """Key -> its alternatives; empty for `all`. Raises BadInput."""
+    if text.strip() == "all":
+        return {}
+    found: dict[str, set[str]] = {}
+    for pair in text.split(","):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if key not in KEYS or not value:
+            raise BadInput(
+                f'--to must be "all" or pairs such as tag=site-a,profile=raspberrypi5,name=pi5-a, got {pair.strip()!r}'
+            )
+        found.setdefault(key, set()).add(value)
+    return {key: frozenset(values) for key, values in found.items()}
+
+
+def matches(device: Device, selector: Mapping[str, frozenset[str]]) -> bool:
+    """Whether a board is meant."""
+    has = {"tag": device.tags, "profile": {device.profile}, "name": {device.name}}
+    return all(wanted & has[key] for key, wanted in selector.items())
+
+
+def known_devices(connection: sa.Connection) -> list[Device]:
+    """Every enrolled board, by name."""
+    table = db.devices
+    columns = (table.c.id, table.c.name, table.c.profile, table.c.tags, table.c.info, table.c.reported)
+    return [_device(row) for row in connection.execute(sa.select(*columns).order_by(table.c.name))]
+
+
+def selected(devices: Iterable[Device], text: str) -> list[Device]:
+    """The boards a selector means. Raises BadInput where it means none."""
+    devices = list(devices)
+    selector = parse_selector(text)
+    found = [device for device in devices if matches(device, selector)]
+    if not found:
+        has = {
+            "tag": {tag for device in devices for tag in device.tags},
+            "profile": {device.profile for device in devices if device.profile},
+            "name": {device.name for device in devices},
+        }
+        known = "; ".join(f"{key}: {_some(has[key])}" for key in (selector or KEYS))
+        raise BadInput(f"--to {text} means no board ({known})")
+    return found
+
+
+def find_target(targets: Iterable[Target], label: str) -> Target:
+    """The published target called `name/version`. Raises BadInput that lists the newest of what there is."""
+    name, version = parse_label(label, "target")
+    path = target_path(name, version)
+    targets = list(targets)
+    for target in targets:
+        if target.path == path:
+            return target
+    raise BadInput(f"target {label} is not published ({_some({target.label for target in targets})})")
+
+
+def create_job(connection: sa.Connection, order: Order, devices: Sequence[Device], now: float) -> str:
+    """Store a job and each board's new desired state, and return the job's id.
+
+    A board for which core.trust would refuse the target anyway is listed as refused and left alone. A newer job
+    ends what an older one has not finished on the same board.
+    """
+    job_id = secrets.token_hex(6)
+    policy = None if order.policy is None else json.dumps(order.policy.to_json())
+    row = {
+        "job_id": job_id,
+        "created": now,
+        "expires": now + order.life_s,
+        "target": order.target.label,
+        "selector": order.selector,
+        "policy": policy,
+        "interval_s": order.interval_s,
+    }
+    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
+    for device in devices:
+        state = {"job": job, "device": device.id, "updated": now}
+        decision = preview(order.target, device)
+        if decision is not None:
+            connection.execute(sa.insert(db.job_devices).values(state | decision))
+            continue
+        _end_unfinished(connection, device, job_id, now)
+        connection.execute(sa.insert(db.job_devices).values(state | {"state": PENDING}))
+        _set_desired(connection, device, row, now)
+    return job_id
+
+
+def preview(target: Target, device: Device) -> dict[str, str] | None:
+    """Why the board would refuse the target, None where it may accept: what only the board knows counts as accepted."""
+    profile = target.profiles[0] if device.profile is None else device.profile
+    decision = decide(target, Board(profile, accepts_measure=True, accepts_code=True), device.running)
+    if decision.reason is None:
+        return None
+    detail = f"{REASONS[decision.reason]} ({decision.detail}); the server did not ask the board"
+    return {"state": "refused", "reason": decision.reason, "detail": detail}
+
+
+def _end_unfinished(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
+    states = db.job_devices
+    connection.execute(
+        sa.update(states)
+        .where(states.c.device == device.id, states.c.state.not_in(job_states.FINAL))
+        .values(state="failed", reason="superseded", detail=f"job {job_id} took its place", updated=now)
+    )
+
+
+def _set_desired(connection: sa.Connection, device: Device, job: Mapping[str, Any], now: float) -> None:
+    """The board's next revision. `n` follows the clock, so that it grows even where the database was restored."""
+    table = db.devices
+    last = connection.execute(sa.select(table.c.rev, table.c.n).where(table.c.id == device.id)).one()
+    rev, n = max(last.rev, device.reported_rev) + 1, max(last.n + 1, int(now * 1000))
+    connection.execute(sa.update(table).where(table.c.id == device.id).values(rev=rev, n=n))
+    values = {key: job[key] for key in ("job_id", "target", "policy", "interval_s", "expires")}
+    connection.execute(sa.delete(db.desired).where(db.desired.c.device == device.id))
+    connection.execute(sa.insert(db.desired).values(device=device.id, rev=rev, n=n, pending=True, **values))
+
+
+def _device(row: Any) -> Device:
+    info, reported = json.loads(row.info or "{}"), json.loads(row.reported or "{}")
+    return Device(
+        row.id,
+        row.name,
+        info.get("profile") or row.profile,
+        frozenset(json.loads(row.tags)),
+        _running(reported),
+        min(reported.get("rev", 0), _MAX_REV),
+    )
+
+
+def _running(reported: Mapping[str, Any]) -> Running | None:
+    """The bundle a board says it runs; None where it says nothing that names one."""
+    try:
+        name, version = parse_label(reported.get("bundle"), "reported.bundle")
+    except BadInput:
+        return None
+    content_id = reported.get("content_id")
+    return Running(name, version, content_id) if content_id else None
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:10]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more if shown else "none"

@@ -1,0 +1,145 @@
+"""`fleet serve`: keep a web and an ingest process running. Does neither's work itself.
+
+The listening socket is opened here and handed down, so that a web process that died is replaced behind the same port.
+A child ends when the pipe it holds closes: also when this process is killed, nobody is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+from edgekit.core.errors import BadInput, WorldFailed, one_line
+from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.enroll import prepare
+from edgekit.repo.publish import renew
+
+log = logging.getLogger("edgekit.fleet.serve")
+
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+HEALTHY_S = 60.0  # a child that lived so long starts again without delay
+GRACE_S = 5.0
+RENEW_EVERY_S = 3600.0
+_POLL_S = 0.1
+
+
+@dataclass
+class Child:
+    """One supervised process and when it may start again."""
+
+    name: str
+    arguments: Sequence[str]
+    descriptors: tuple[int, ...]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    delay_s: float = field(default=FIRST_DELAY_S)
+    next_start: float = 0.0
+
+    def start(self, now: float) -> None:
+        """Start the process; it dies when our end of `descriptors[0]`'s pipe closes."""
+        command = [sys.executable, "-m", "edgekit.fleet.child", self.name, *self.arguments]
+        self.process = subprocess.Popen(command, pass_fds=self.descriptors, stdin=subprocess.DEVNULL)
+        self.started = now
+
+    def watch(self, now: float) -> None:
+        """Start what is due; note what died."""
+        if self.process is None:
+            if now >= self.next_start:
+                self.start(now)
+            return
+        code = self.process.poll()
+        if code is None:
+            return
+        if now - self.started >= HEALTHY_S:
+            self.delay_s = FIRST_DELAY_S
+        log.warning("the %s process ended with %d; it starts again in %.1f s", self.name, code, self.delay_s)
+        self.process, self.next_start = None, now + self.delay_s
+        self.delay_s = min(2 * self.delay_s, MAX_DELAY_S)
+
+
+def serve(config: FleetConfig, stop: threading.Event) -> None:
+    """Serve until told to stop. Raises BadInput (no repository), WorldFailed (the port is taken, the disk is full)."""
+    prepare(config)
+    config.address_file.unlink(missing_ok=True)
+    with _listening(config) as listener, _lifeline() as lifeline:
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        children = [
+            Child(
+                "web",
+                (str(config.path), str(lifeline), str(listener.fileno()), url),
+                (lifeline, listener.fileno()),
+            ),
+            Child("ingest", (str(config.path), str(lifeline)), (lifeline,)),
+        ]
+        next_renewal = 0.0
+        try:
+            while not stop.is_set():
+                for child in children:
+                    child.watch(time.monotonic())
+                if time.monotonic() >= next_renewal:
+                    next_renewal = time.monotonic() + RENEW_EVERY_S
+                    _renew(config)
+                stop.wait(_POLL_S)
+        finally:
+            _end(children)
+            config.address_file.unlink(missing_ok=True)
+
+
+def _renew(config: FleetConfig) -> None:
+    """Keep boards from seeing expired metadata. A failure is said and tried again."""
+    try:
+        if renew(config.repository, datetime.now(timezone.utc)):
+            log.info("repository: timestamp signed anew")
+    except (BadInput, WorldFailed) as err:
+        log.warning("repository: could not be renewed: %s", one_line(err))
+
+
+@contextlib.contextmanager
+def _listening(config: FleetConfig) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in config.web.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.web.host, config.web.port))
+        except OSError as err:
+            where = f"{config.web.host}:{config.web.port}"
+            raise WorldFailed(f"cannot listen on {where}: {err.strerror or err}") from err
+        listener.listen(512)
+        yield listener
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[int]:
+    """The reading end of a pipe that closes when this process ends, however that happens."""
+    reading, writing = os.pipe()  # neither is inherited unless it is passed
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _end(children: Sequence[Child]) -> None:
+    """SIGTERM to all, and SIGKILL to those that are still there after a grace."""
+    running = [child.process for child in children if child.process is not None]
+    for process in running:
+        with contextlib.suppress(OSError):
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
