@@ -21,7 +21,7 @@ def sync_folder(folder: Path) -> None:
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data`: temporary name, fsync of file and folder, rename.
 
-    Raises WorldFailed (disk full, read-only, no folder); then nothing of the new file is left.
+    Raises WorldFailed (disk full, read-only, no folder). Then, and when interrupted, nothing of the new file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -32,7 +32,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except OSError as err:
+    except BaseException as err:  # Ctrl-C as well
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise WorldFailed(f"{path}: could not be written: {err.strerror or err}") from err
+        if isinstance(err, OSError):
+            raise WorldFailed(f"{path}: could not be written: {err.strerror or err}") from err
+        raise

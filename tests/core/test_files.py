@@ -1,0 +1,47 @@
+"""Atomic writing: the old content or the new, and no remains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgekit.core.errors import WorldFailed
+from edgekit.core.files import write_atomic
+
+
+@pytest.mark.parametrize(
+    ("cause", "wanted"), [(OSError(28, "No space left on device"), WorldFailed), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, wanted: type[BaseException]
+) -> None:
+    path = tmp_path / "model.edge"
+    write_atomic(path, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise cause
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(wanted):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.edge"]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorldFailed, match=r"a\.edge: could not be written: No space left on device"):
+        write_atomic(tmp_path / "a.edge", b"x")
+
+
+def test_the_new_content_replaces_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomic(path, b"one", 0o600)
+    write_atomic(path, b"two", 0o600)
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o600
