@@ -230,7 +230,7 @@ async def _receive(request: Request, path: Path, sha256: str, most: int) -> int:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > most:
-                    raise BadInput(f"a bundle may be at most {most} bytes here (repository.max_bundle_mb)")
+                    raise BadInput(f"a bundle may be at most {most} bytes here (max_bundle_mb)")
                 digest.update(chunk)
                 await run_in_threadpool(file.write, chunk)
             if digest.hexdigest() != sha256:

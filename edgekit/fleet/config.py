@@ -27,8 +27,8 @@ class Web:
 class Broker:
     """The MQTT broker, as this server reaches it and as boards are told to.
 
-    files_dir: where `passwd` and `acl` for Mosquitto are written. pid_file: Mosquitto's; it gets a SIGHUP after each
-    enrolment. None: somebody else reloads it.
+    password_file: the server's own password; drawn where there is none. files_dir: where `passwd` and `acl` for
+    Mosquitto are written. pid_file: Mosquitto's; it gets a SIGHUP after each enrolment. None: somebody else reloads it.
     """
 
     host: str
@@ -93,15 +93,15 @@ def read_config(path: Path) -> FleetConfig:
     fleet = top.text("fleet")
     if not NAME.fullmatch(fleet):
         raise top.wrong("fleet", "a name (letters, digits, '_' and '-', at most 64)", fleet)
-    repository, broker = top.table("repository"), top.table("broker")
+    data_dir = base / top.text("data_dir")
     config = FleetConfig(
         path=path,
         fleet=fleet,
-        data_dir=base / top.text("data_dir"),
-        repository=base / repository.text("dir"),
-        max_bundle_bytes=(repository.optional_count("max_bundle_mb") or DEFAULT_MAX_BUNDLE_MB) * 2**20,
+        data_dir=data_dir,
+        repository=base / top.text("repository"),
+        max_bundle_bytes=(top.optional_count("max_bundle_mb") or DEFAULT_MAX_BUNDLE_MB) * 2**20,
         web=_web(top.optional_table("web")),
-        broker=_broker(broker, base),
+        broker=_broker(top.optional_table("broker"), base, data_dir),
         public_url=_url(top, "public_url"),
     )
     top.close()
@@ -123,21 +123,21 @@ def _web(table: Table) -> Web:
     return Web(host, _port(table, "port", 8080, 0))
 
 
-def _broker(table: Table, base: Path) -> Broker:
+def _broker(table: Table, base: Path, data_dir: Path) -> Broker:
     host = table.optional_text("host") or "127.0.0.1"
     port = _port(table, "port", 1883, 1)
     username = table.optional_text("username") or "edgekit-server"
-    if not NAME.fullmatch(
-        username
-    ):  # a board's user name has a slash in it: no board can be called like the server
+    if not NAME.fullmatch(username):  # a board's has a slash in it: none can be called like the server
         raise table.wrong("username", "a name (letters, digits, '_' and '-', at most 64)", username)
-    pid_file = table.optional_text("pid_file")
+    pid_file, password_file, files_dir = (
+        table.optional_text(key) for key in ("pid_file", "password_file", "files_dir")
+    )
     return Broker(
         host=host,
         port=port,
         username=username,
-        password_file=base / table.text("password_file"),
-        files_dir=base / table.text("files_dir"),
+        password_file=base / password_file if password_file else data_dir / "broker.password",
+        files_dir=base / files_dir if files_dir else data_dir / "broker",
         pid_file=None if pid_file is None else base / pid_file,
         public_host=table.optional_text("public_host") or host,
         public_port=_port(table, "public_port", port, 1),

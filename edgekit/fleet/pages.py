@@ -198,7 +198,10 @@ def add_pages(context: Context) -> None:
             found = await run_in_threadpool(_job, context, job_id)
             now = context.clock()
             table.update_rows(
-                [row | _state(row) | {"updated": shown.ago(row["updated"], now)} for row in found["devices"]]
+                [
+                    {"name": name, **_state(row), "updated": shown.ago(row["updated"], now)}
+                    for name, row in found["devices"].items()
+                ]
             )
 
         await _keep_fresh(refresh)
@@ -387,7 +390,7 @@ def _bundle_row(row: dict[str, Any]) -> dict[str, Any]:
 def _job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
     states = ", ".join(f"{number} {state}" for state, number in job.get("states", {}).items())
     return {
-        "id": job["id"],
+        "id": job["job_id"],
         "target": job["target"],
         "to": job["to"],
         "policy": job["policy"] or "as configured",

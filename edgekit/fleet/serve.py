@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -67,8 +67,11 @@ class Child:
         self.delay_s = min(2 * self.delay_s, MAX_DELAY_S)
 
 
-def serve(config: FleetConfig, stop: threading.Event) -> None:
-    """Serve until told to stop. Raises BadInput (no repository), WorldFailed (the port is taken, the disk is full)."""
+def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None] = lambda _: None) -> None:
+    """Serve until told to stop; `say` gets the address once requests are answered.
+
+    Raises BadInput (no repository), WorldFailed (the port is taken, the disk is full).
+    """
     prepare(config)
     config.address_file.unlink(missing_ok=True)
     with _listening(config) as listener, _lifeline() as lifeline:
@@ -82,7 +85,7 @@ def serve(config: FleetConfig, stop: threading.Event) -> None:
             ),
             Child("ingest", (str(config.path), str(lifeline)), (lifeline,)),
         ]
-        next_renewal = 0.0
+        next_renewal, said = 0.0, False
         try:
             while not stop.is_set():
                 for child in children:
@@ -90,6 +93,9 @@ def serve(config: FleetConfig, stop: threading.Event) -> None:
                 if time.monotonic() >= next_renewal:
                     next_renewal = time.monotonic() + RENEW_EVERY_S
                     _renew(config)
+                if not said and config.address_file.exists():
+                    said = True
+                    say(url)
                 stop.wait(_POLL_S)
         finally:
             _end(children)

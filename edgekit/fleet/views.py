@@ -117,7 +117,11 @@ def job_detail(connection: sa.Connection, job_id: str) -> dict[str, Any]:
         .where(states.c.job == job.id)
         .order_by(devices.c.name)
     )
-    return _job(job) | {"devices": [dict(row) for row in rows.mappings()]}
+    devices_by_name = {
+        row.name: {"state": row.state, "reason": row.reason, "detail": row.detail, "updated": row.updated}
+        for row in rows
+    }
+    return _job(job) | {"devices": devices_by_name}
 
 
 def summary(records: Sequence[Any]) -> dict[str, Any]:
@@ -270,7 +274,7 @@ def _policy_text(value: Mapping[str, Any] | None) -> str | None:
 
 def _job(job: sa.Row[Any]) -> dict[str, Any]:
     return {
-        "id": job.job_id,
+        "job_id": job.job_id,
         "target": job.target,
         "to": job.selector,
         "policy": _policy_text(json.loads(job.policy or "null")),

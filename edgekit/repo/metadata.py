@@ -76,6 +76,11 @@ def parse(data: bytes, kind: type[T], where: str) -> Metadata[T]:
     return found
 
 
+def parse_targets(data: bytes, where: str) -> Metadata[Targets]:
+    """Read targets metadata. Raises BadInput; no signature is checked here."""
+    return parse(data, Targets, where)
+
+
 def entry_of(path: str, info: TargetFile, where: str = "targets") -> Entry:
     """One target of the metadata. Raises BadInput where its fields or its path are not edgekit's."""
     target = Target.parse(info.custom, f"{where}: {path}: custom")

@@ -1,0 +1,18 @@
+"""`edgekit fleet`: serve a fleet, enroll boards, and look at them."""
+
+from __future__ import annotations
+
+import click
+
+from edgekit.cli.fleet.enroll import enroll
+from edgekit.cli.fleet.serve import serve
+from edgekit.cli.fleet.show import devices, jobs, status
+
+
+@click.group()
+def command() -> None:
+    """Serve and watch a fleet of boards."""
+
+
+for verb in (serve, enroll, status, devices, jobs):
+    command.add_command(verb)

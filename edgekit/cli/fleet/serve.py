@@ -1,0 +1,48 @@
+"""`edgekit fleet serve`: run the server in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from edgekit.cli.options import json_option
+from edgekit.cli.output import console, print_json
+
+
+@click.command(epilog="Example:  edgekit fleet serve --config fleet.toml")
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The server's fleet.toml.",
+)
+@json_option
+def serve(config_file: Path, as_json: bool) -> None:
+    """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
+
+    The served address is also written to data_dir/address, the API's token to data_dir/api.token.
+    """
+    from edgekit.fleet.config import read_config
+    from edgekit.fleet.serve import serve as run
+
+    config = read_config(config_file)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s serve %(levelname)s %(message)s", stream=sys.stderr
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def say(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "token_file": str(config.token_file)})
+        else:
+            console.print(f"fleet {config.fleet}: {url}  (token: {config.token_file})", soft_wrap=True)
+
+    run(config, stop, say)

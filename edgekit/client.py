@@ -1,0 +1,190 @@
+"""The fleet's JSON API as functions. Keeps no state but the address and the token."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from edgekit.core.checks import parse_json
+from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
+from edgekit.core.policy import PolicySpec
+
+PREFIX = "/api/v1"
+TIMEOUT_S = 30.0
+_MAX_ANSWER = 64 * 2**20
+_SHOWN = 300
+
+
+class Conflict(BadInput):
+    """What is on the server does not go with what was asked: somebody was first, or a name or version is taken."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A server and the token to it.
+
+    Every method raises WorldFailed where the server cannot be reached or fails, and BadInput, with the server's own
+    line, where it refuses what was asked.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    timeout_s: float = TIMEOUT_S
+
+    def status(self, window_s: float | None = None) -> dict[str, Any]:
+        """The whole fleet in one object."""
+        return self._json("GET", "/status", query={"window_s": window_s})
+
+    def devices(self, window_s: float | None = None) -> list[dict[str, Any]]:
+        """One row per board, by name."""
+        return _list(self._json("GET", "/devices", query={"window_s": window_s}), "devices")
+
+    def device(self, name: str, window_s: float | None = None) -> dict[str, Any]:
+        """A board with its figures over time, events and jobs."""
+        return _table(
+            self._json("GET", f"/devices/{quote(name, '')}", query={"window_s": window_s}), "device"
+        )
+
+    def enroll(
+        self, name: str, profile: str | None = None, tags: Sequence[str] = (), *, again: bool = False
+    ) -> dict[str, Any]:
+        """Enroll a board: the answer holds what it needs, its secrets among them. Raises Conflict: it is known."""
+        body = {"name": name, "profile": profile, "tags": list(tags), "again": again}
+        return self._json("POST", "/devices", body)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The newest jobs first."""
+        return _list(self._json("GET", "/jobs"), "jobs")
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """A job; `devices` maps each board to its state."""
+        return _table(self._json("GET", f"/jobs/{quote(job_id, '')}"), "job")
+
+    def create_job(
+        self,
+        target: str,
+        to: str,
+        policy: PolicySpec | None = None,
+        interval_s: float | None = None,
+        expires_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Ask the boards that `to` selects to run a published target; the job."""
+        body: dict[str, Any] = {"target": target, "to": to, "interval_s": interval_s}
+        if policy is not None:
+            body["policy"] = policy.to_json()
+        if expires_s is not None:
+            body["expires_s"] = expires_s
+        return _table(self._json("POST", "/jobs", body), "job")
+
+    def repository(self) -> dict[str, Any]:
+        """The metadata in force: versions, expiry, targets."""
+        return self._json("GET", "/repo")
+
+    def targets_metadata(self) -> bytes:
+        """The signed targets metadata in force."""
+        return self._request("GET", "/repo/targets", None)
+
+    def upload_bundle(self, path: Path, sha256: str) -> None:
+        """Hand a bundle's file over, to be published next. Raises BadInput where the file is gone."""
+        try:
+            with path.open("rb") as file:
+                self._request("PUT", f"/repo/bundles/{sha256}", file, length=path.stat().st_size)
+        except FileNotFoundError as err:
+            raise BadInput(f"{path}: no such file") from err
+
+    def publish(self, metadata: bytes) -> dict[str, Any]:
+        """Put signed targets metadata in force. Raises Conflict where it is not the next version."""
+        return self._parse(self._request("POST", "/repo/targets", metadata))
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        known = {key: value for key, value in (query or {}).items() if value is not None}
+        where = f"{path}?{urlencode(known)}" if known else path
+        data = None if body is None else json.dumps(body).encode()
+        return self._parse(self._request(method, where, data))
+
+    def _parse(self, data: bytes) -> dict[str, Any]:
+        try:
+            answer = parse_json(data, "answer")
+        except BadInput as err:
+            raise WorldFailed(f"{self.url}: did not answer like an edgekit server: {one_line(err)}") from err
+        if not isinstance(answer, dict) or answer.get("v") != 1:
+            raise WorldFailed(f"{self.url}: did not answer like an edgekit server of API version 1")
+        return answer
+
+    def _request(
+        self, method: str, path: str, body: bytes | IO[bytes] | None, length: int | None = None
+    ) -> bytes:
+        headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
+        if body is not None:
+            headers["Content-Length"] = str(len(body) if isinstance(body, bytes) else length)
+            headers["Content-Type"] = (
+                "application/json" if isinstance(body, bytes) else "application/octet-stream"
+            )
+        connection, base = self._connection()
+        try:
+            connection.request(method, f"{base}{PREFIX}{path}", body, headers)
+            answer = connection.getresponse()
+            data = answer.read(_MAX_ANSWER)
+        except BrokenPipeError as err:  # it answered before it had read everything
+            raise WorldFailed(f"{self.url}: ended the connection while it was sent to") from err
+        except (OSError, http.client.HTTPException) as err:
+            raise WorldFailed(f"{self.url}: no answer from the fleet server: {one_line(err)}") from err
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise self._error(answer.status, data)
+        if answer.status >= 300:
+            raise WorldFailed(f"{self.url}: answered {answer.status}: is this the fleet server's address?")
+        return data
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, str]:
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in {"http", "https"}:
+            raise BadInput(f"--server must be an address such as http://127.0.0.1:8080, got {self.url!r}")
+        base = parts.path.rstrip("/")
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(host, port, timeout=self.timeout_s, context=context), base
+        return http.client.HTTPConnection(host, port, timeout=self.timeout_s), base
+
+    def _error(self, status: int, data: bytes) -> EdgekitError:
+        """The server's line as the error it stands for."""
+        try:
+            line = str(json.loads(data)["error"])[:_SHOWN]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            line = f"answered {status}"
+        if status == 401:
+            return BadInput(f"{self.url}: the token is not this server's: {line}")
+        if status == 409:
+            return Conflict(line)
+        return WorldFailed(f"{self.url}: {line}") if status >= 500 else BadInput(line)
+
+
+def _list(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = answer.get(key)
+    if not isinstance(found, list):
+        raise WorldFailed(f"the server's answer has no {key}")
+    return found
+
+
+def _table(answer: dict[str, Any], key: str) -> dict[str, Any]:
+    found = answer.get(key)
+    if not isinstance(found, dict):
+        raise WorldFailed(f"the server's answer has no {key}")
+    return found
