@@ -15,7 +15,7 @@ from edgekit.host.bench import interleaved
 from edgekit.host.calibrate import METHODS, Calibration, Range, calibrate
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
-from edgekit.host.graph import Graph
+from edgekit.host.graph import Graph, tensor_of
 from edgekit.host.judge import Judged, judge
 from edgekit.host.limits import Limits
 from edgekit.host.load import InputSpec, Shapes, load
@@ -129,14 +129,10 @@ def run_passes(graph: Graph, names: Sequence[str], context: Context) -> Graph:
 
 
 def whole_stage(graph: Graph) -> Stage:
-    """The network that came in as one stage that gives all its outputs: what a bundle is compared with."""
-    last = graph.exits[-1]
-    everything = split(Graph(graph.model, (last,), graph.inputs, graph.labels))[0]
-    if len(graph.exits) == 1:
-        return everything
-    outputs = {name: tensor for stage in split(graph) for tensor in stage.outputs for name in [tensor.name]}
-    names = (last.output, *(entry.output for entry in graph.exits[:-1]))
-    return Stage(0, last, graph.copy(), everything.inputs, tuple(outputs[name] for name in names))
+    """The network as one stage that gives all its outputs: what a bundle's stages are compared with."""
+    model = graph.copy()
+    inputs, outputs = (tuple(map(tensor_of, side)) for side in (model.graph.inputs, model.graph.outputs))
+    return Stage(0, graph.exits[-1], model, inputs, outputs)
 
 
 # --- which number format ---------------------------------------------------------------------------------------

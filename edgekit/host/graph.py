@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 
 import onnx
@@ -11,6 +12,10 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import DTYPES, Input, Tensor
+
+logging.getLogger("onnx_ir").addHandler(
+    logging.NullHandler()
+)  # what it warns of, we check and say in one line
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,18 @@ from onnx_ir.passes.common import (
 )
 
 from edgekit.core import checks
-from edgekit.core.errors import BadInput, WorldFailed, one_line
+from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.manifest import DTYPES, Input, Tensor
 from edgekit.core.toml import read_toml
-from edgekit.host.graph import Graph, GraphExit, dtype_name, infer_shapes, model_bytes, static_shape
+from edgekit.host.graph import (
+    Graph,
+    GraphExit,
+    dtype_name,
+    infer_shapes,
+    initializers,
+    model_bytes,
+    static_shape,
+)
 from edgekit.host.ort import open_model
 
 EXITS, LABELS, INPUT = "edgekit.exits", "edgekit.labels", "edgekit.input"  # keys of the model's metadata
@@ -64,26 +72,36 @@ def load(path: Path, shapes: Shapes | None = None, spec: InputSpec | None = None
     Raises BadInput: no ONNX model, custom operators, missing external data, above 2 GB, unknown shapes, wrong
     metadata; WorldFailed when the disk does not give it.
     """
-    spec = spec or InputSpec()
     proto, size = _read(path)
+    try:
+        graph, left_out = _graph(proto, shapes or {}, spec or InputSpec(), path)
+    except EdgekitError:
+        raise
+    except Exception as err:  # a damaged model makes onnx and onnx-ir stumble anywhere
+        raise BadInput(f"{path}: the ONNX model is damaged: {one_line(err)[:200]}") from err
+    return Loaded(graph, size, left_out)
+
+
+def _graph(
+    proto: onnx.ModelProto, shapes: Shapes, spec: InputSpec, path: Path
+) -> tuple[Graph, tuple[str, ...]]:
+    """The Graph, and the outputs that no exit names."""
     told = _metadata(proto, path)
     del proto.metadata_props[:]
-    model = _tidy(proto, path)
+    model = _tidy(proto)
+    _check_values(model, path)
     _check_operators(model, path)
-    tables = {**told.inputs, **spec.inputs}
-    inputs = _fix_inputs(model, tables, shapes or {}, path)
+    inputs = _fix_inputs(model, {**told.inputs, **spec.inputs}, shapes, path)
     infer_shapes(model)
     exits = _exits(model, spec.exits or told.exits, path)
-    outputs = [value.name or "" for value in model.graph.outputs]
-    kept = {name: index for index, entry in enumerate(exits) for name in entry.tensors}
-    named = {value.name or "": value for value in model.graph.outputs}
-    model.graph.outputs[:] = [named[name] for name in sorted(kept, key=kept.__getitem__)]
+    outputs = {value.name or "": value for value in model.graph.outputs}
+    kept = [name for entry in exits for name in entry.tensors]
+    model.graph.outputs[:] = [outputs[name] for name in kept]
     RemoveUnusedNodesPass()(model)
     _find_missing_shapes(model, inputs, path)
-    labels = spec.labels or told.labels
-    graph = Graph(model, exits, inputs, labels)
+    graph = Graph(model, exits, inputs, spec.labels or told.labels)
     _check_labels(graph, path)
-    return Loaded(graph, size, tuple(name for name in outputs if name not in kept))
+    return graph, tuple(name for name in outputs if name not in kept)
 
 
 def read_input_spec(path: Path) -> InputSpec:
@@ -186,20 +204,29 @@ def _take_in_external_data(proto: onnx.ModelProto, path: Path) -> int:
     return total
 
 
-def _tidy(proto: onnx.ModelProto, path: Path) -> ir.Model:
+def _tidy(proto: onnx.ModelProto) -> ir.Model:
     """onnx-ir's model in one shape whoever exported it: no functions, weights in initializers, names everywhere."""
-    try:
-        model = ir.from_proto(proto)
-        for tidy in (
-            InlinePass(),
-            LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            RemoveInitializersFromInputsPass(),
-            NameFixPass(),
-        ):
-            model = tidy(model).model
-    except Exception as err:  # what onnx-ir raises on a damaged model has no common root
-        raise BadInput(f"{path}: the ONNX model is damaged: {one_line(err)[:200]}") from err
+    model = ir.from_proto(proto)
+    for tidy in (
+        InlinePass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RemoveInitializersFromInputsPass(),
+        NameFixPass(),
+    ):
+        model = tidy(model).model
     return model
+
+
+def _check_values(model: ir.Model, path: Path) -> None:
+    """Whatever a node reads, something must make."""
+    known = {id(value) for value in (*model.graph.inputs, *initializers(model))}
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and id(value) not in known:
+                raise BadInput(f"{path}: node {node.name!r} reads {value.name!r}, which nothing makes")
+    for value in model.graph.outputs:
+        if value.producer() is None and id(value) not in known:
+            raise BadInput(f"{path}: nothing makes the output {value.name!r}")
 
 
 def _check_operators(model: ir.Model, path: Path) -> None:
@@ -231,7 +258,9 @@ def _first_versions() -> Mapping[tuple[str, str], int]:
 
 def _metadata(proto: onnx.ModelProto, path: Path) -> InputSpec:
     """The three edgekit keys of the model's metadata."""
-    found = {entry.key: entry.value for entry in proto.metadata_props if entry.key in (EXITS, LABELS, INPUT)}
+    found = {
+        entry.key: str(entry.value) for entry in proto.metadata_props if entry.key in (EXITS, LABELS, INPUT)
+    }
     data = {key: checks.parse_json(text.encode(), f"{path}: metadata {key}") for key, text in found.items()}
     tables = data.get(INPUT, [])
     tables = [tables] if isinstance(tables, Mapping) else tables

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgekit.core.errors import BadInput, MissingExtra, one_line
+from edgekit.core.errors import BadInput, MissingExtra, WorldFailed, one_line
 from edgekit.runtime.backends import Array
 
 try:
@@ -38,14 +38,18 @@ def open_model(content: bytes, *, optimize: bool = True) -> OpenModel:
 
 
 def optimize_offline(content: bytes, target: Path) -> None:
-    """Write the model to `target` after onnxruntime's basic, hardware-independent rewrites. Raises BadInput."""
+    """Write the model to `target` after onnxruntime's basic, hardware-independent rewrites.
+
+    Raises BadInput when onnxruntime refuses the model, WorldFailed when it cannot write the file.
+    """
     options = _options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     try:
         onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
     except Exception as err:  # onnxruntime's errors share no root but Exception
-        raise refused(err) from err
+        open_model(content)  # whose fault it was
+        raise WorldFailed(f"{target}: could not be written: {one_line(err)[:200]}") from err
 
 
 def refused(err: Exception) -> BadInput:
