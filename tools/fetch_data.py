@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Print the folder that holds Fashion-MNIST's four files, fetching and checking them first. A script: never imported.
 
-The files are those of the Debian package dataset-fashion-mnist: where the package is installed they are used in place, else
-it is downloaded and unpacked, without root, into EDGEKIT_CACHE (default ~/.cache/edgekit). Nothing is printed that was not
-checked against its sha256. Standard library only. Exit code 3: not installed, and apt could not bring it.
+The files are those of the Debian package dataset-fashion-mnist. Where it is installed they are used in place; else it
+is downloaded and unpacked, without root, into EDGEKIT_CACHE (default ~/.cache/edgekit). No folder is printed whose
+files do not have the sha256 they should. Standard library only. Exit code 3: apt could not bring the package.
 """
 
 from __future__ import annotations
@@ -46,21 +46,28 @@ def cache_root() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "edgekit"
 
 
+def run(command: list[str], folder: Path) -> None:
+    """Raise OSError with the last line of what the command complained of, when it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        complaint = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise OSError(f"{command[0]}: {complaint[-1]}")
+
+
 def fetch(folder: Path) -> None:
-    """Download the package and move its files to `folder` in one step; raises OSError or CalledProcessError."""
+    """Download the package and move its checked files to `folder` in one step; raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
-        # apt drops to its own user, who may not enter the folder: run as root it warns and works all the same
-        subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=scratch, check=True, stdout=sys.stderr)
+        run(["apt-get", "download", PACKAGE], Path(scratch))
         package = next(iter(Path(scratch).glob(f"{PACKAGE}_*.deb")), None)
         if package is None:
-            raise FileNotFoundError(f"apt-get download {PACKAGE} brought no .deb file")
+            raise OSError(f"apt-get download {PACKAGE} brought no .deb file")
         unpacked = Path(scratch) / "unpacked"
-        subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True, stdout=sys.stderr)
+        run(["dpkg-deb", "-x", str(package), str(unpacked)], Path(scratch))
         files = unpacked / INSTALLED.relative_to("/")
         wrong = wrong_files(files)
         if wrong:
-            raise OSError(f"package {PACKAGE}: {wrong[0]}")
+            raise OSError(f"in package {PACKAGE}: {wrong[0]}")
         if folder.exists() and wrong_files(folder):
             shutil.rmtree(folder)
         try:
@@ -72,7 +79,9 @@ def fetch(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--ignore-installed", action="store_true", help="use the cache even where the package is installed")
+    parser.add_argument(
+        "--ignore-installed", action="store_true", help="use the cache even where the package is installed"
+    )
     wanted = parser.parse_args()
 
     if not wanted.ignore_installed and INSTALLED.is_dir():
@@ -87,8 +96,11 @@ def main() -> int:
         print(f"fetch_data: fetching Debian package {PACKAGE} into {folder}", file=sys.stderr)
         try:
             fetch(folder)
-        except (OSError, subprocess.CalledProcessError) as err:
-            print(f"fetch_data: {PACKAGE} could not be fetched: {err}; try: sudo apt-get install {PACKAGE}", file=sys.stderr)
+        except OSError as err:
+            print(
+                f"fetch_data: {PACKAGE} could not be fetched: {err}; try: sudo apt-get install {PACKAGE}",
+                file=sys.stderr,
+            )
             return 3
     print(folder)
     return 0

@@ -3,9 +3,9 @@
 
     python tools/train_demo_model.py --out models/fashion_mnist_3exit.onnx
 
-Needs torch, onnx, onnxruntime and numpy. Of the 60,000 training images the first 55,000 are trained on; the last 5,000 are
-held out, so that calibration and exit thresholds can be found on images the network has never seen. The test images are
-read once, after training, and decide nothing.
+Needs torch, onnx, onnxruntime and numpy. Of the 60,000 training images the first 55,000 are trained on; the last
+5,000 are held out, so that calibration and exit thresholds can be found on images the network has never seen. The
+test images are read once, after training, and decide nothing.
 """
 
 from __future__ import annotations
@@ -46,14 +46,21 @@ SCALE = 1.0 / 255.0
 OPSET, IR_VERSION = 17, 8
 THREADS = 2  # fixed: the order of float additions, and so the result, depends on it
 
-BATCH, FEWEST_STEPS = 128, 200  # a short run takes smaller batches, so that it has steps enough to learn something
-PEAK_RATE, WEIGHT_DECAY, MOMENTUM = 0.15, 5e-4, 0.9  # the rate is for BATCH images; smaller batches take less of it
+BATCH, FEWEST_STEPS = (
+    128,
+    200,
+)  # a short run takes smaller batches, so that it has steps enough to learn something
+PEAK_RATE, WEIGHT_DECAY, MOMENTUM = (
+    0.15,
+    5e-4,
+    0.9,
+)  # the rate is for BATCH images; smaller batches take less of it
 WARM_UP = 0.15  # share of all steps
 SHIFT = 2  # pixels, each way
 LAST_EXIT_WEIGHT, DISTILL_WEIGHT, TEMPERATURE = 2.0, 1.0, 2.0
 
 
-# --- the network: one table, read by the cost, the trainable module and the export ---------------------------------------
+# --- the network: one table, read by the cost, the trainable module and the export --------------------------
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class Head:
 
 Layer = Conv | Head
 
-# One tensor passes from stage to stage. Most work is done at 14x14: full-resolution layers with few channels are slow for
-# their MACs, above all in int8, and 7x7 layers would need too many weights for a file of 1 MB.
+# One tensor passes from stage to stage. Most work is done at 14x14: full-resolution layers with few channels are
+# slow for their MACs, above all in int8, and 7x7 layers would need too many weights for a file of 1 MB.
 NETWORK: tuple[Layer, ...] = (
     Conv("stage1/conv1", "image", 1, 16, kernel=5, stride=2),
     Conv("stage1/conv2", "stage1/conv1", 16, 48),
@@ -119,7 +126,9 @@ def make_module() -> nn.ModuleDict:
     for layer in NETWORK:
         if isinstance(layer, Conv):
             conv = nn.Conv2d(
-                *(layer.channels_in, layer.channels_out, layer.kernel, layer.stride), padding=layer.kernel // 2, bias=False
+                *(layer.channels_in, layer.channels_out, layer.kernel, layer.stride),
+                padding=layer.kernel // 2,
+                bias=False,
             )
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             module[layer.name] = nn.Sequential(conv, nn.BatchNorm2d(layer.channels_out))
@@ -141,7 +150,7 @@ def forward(module: nn.ModuleDict, image: torch.Tensor) -> list[torch.Tensor]:
     return [values[name].float() for name in EXITS]
 
 
-# --- data ---------------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ def find_data() -> Path:
 
 
 def augment(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Shift each image by up to SHIFT pixels, filling with black, and mirror every second: uint8 [N, 28, 28] -> the same."""
+    """Shift each image by up to SHIFT pixels, filling with black; mirror half of them: uint8 [N, 28, 28] both."""
     count, height, width = x.shape
     padded = functional.pad(x, (SHIFT, SHIFT, SHIFT, SHIFT))
     down, right = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=random)
@@ -195,7 +204,7 @@ def augment(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-# --- training -----------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def joint_loss(logits: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -205,12 +214,16 @@ def joint_loss(logits: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor
     for exit_logits in logits[:-1]:
         student = functional.log_softmax(exit_logits / TEMPERATURE, dim=1)
         divergence = functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
-        loss = loss + functional.cross_entropy(exit_logits, labels) + DISTILL_WEIGHT * TEMPERATURE**2 * divergence
+        loss = (
+            loss
+            + functional.cross_entropy(exit_logits, labels)
+            + DISTILL_WEIGHT * TEMPERATURE**2 * divergence
+        )
     return loss
 
 
 def rate_at(done: float) -> float:
-    """Learning rate, as a share of its peak, after this share of all steps: a straight rise, then a cosine down to nothing."""
+    """Learning rate over its peak after this share of all steps: a straight rise, then a cosine down to 0."""
     if done < WARM_UP:
         return done / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
@@ -259,11 +272,11 @@ def normalise(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
     return ((x[:, None].float() * SCALE - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-# --- export -------------------------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------------------
 
 
 def folded(block: nn.Sequential) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Weight and bias of a convolution that does its batch norm's work too (computed in float64, returned in float32)."""
+    """Weight and bias, float32, of a convolution that does its batch norm's work too."""
     conv, norm = block[0], block[1]
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = conv.weight.double() * scale[:, None, None, None]
@@ -272,7 +285,7 @@ def folded(block: nn.Sequential) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
 
 
 def export(module: nn.ModuleDict, mean: float, std: float) -> onnx.ModelProto:
-    """The trained module as ONNX: Conv, Relu, Add, GlobalAveragePool, Flatten and Gemm; batch 1; metadata for convert."""
+    """The trained module as ONNX: Conv, Relu, Add, GlobalAveragePool, Flatten, Gemm; batch 1; with metadata."""
     nodes, weights = [], []
 
     def emit(op: str, inputs: list[str], output: str, name: str, **attributes: Any) -> str:
@@ -310,7 +323,10 @@ def export(module: nn.ModuleDict, mean: float, std: float) -> onnx.ModelProto:
         weights,
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="train_demo_model"
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="train_demo_model",
     )
     helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata(mean, std).items()})
     onnx.checker.check_model(model, full_check=True)
@@ -321,10 +337,20 @@ def export(module: nn.ModuleDict, mean: float, std: float) -> onnx.ModelProto:
 def metadata(mean: float, std: float) -> dict[str, Any]:
     """What convert wants to know of a model, by metadata key."""
     preprocess = {
-        **{"channels": "L", "resize": "stretch", "resampler": "bilinear"},
-        **{"scale": SCALE, "mean": [mean], "std": [std]},
+        "channels": "L",
+        "resize": "stretch",
+        "resampler": "bilinear",
+        "scale": SCALE,
+        "mean": [mean],
+        "std": [std],
     }
-    image = {"name": "image", "shape": [1, 1, 28, 28], "dtype": "float32", "layout": "NCHW", "preprocess": preprocess}
+    image = {
+        "name": "image",
+        "shape": [1, 1, 28, 28],
+        "dtype": "float32",
+        "layout": "NCHW",
+        "preprocess": preprocess,
+    }
     return {
         "edgekit.exits": [{"name": name, "output": name} for name in EXITS],
         "edgekit.labels": list(LABELS),
@@ -332,7 +358,7 @@ def metadata(mean: float, std: float) -> dict[str, Any]:
     }
 
 
-# --- judgement: the exported file, in onnxruntime, one image at a time ------------------------------------------------------
+# --- judgement: the exported file, in onnxruntime, one image at a time --------------------------------------
 
 
 def run_exported(content: bytes, x: torch.Tensor) -> list[np.ndarray[Any, Any]]:
@@ -356,13 +382,17 @@ def check_same(module: nn.ModuleDict, x: torch.Tensor, logits: list[np.ndarray[A
         part = slice(start, start + 500)
         with torch.no_grad():
             wanted = forward(module, x[part])
-        largest = max(largest, *(float(np.abs(a.numpy() - b[part]).max()) for a, b in zip(wanted, logits, strict=True)))
+        largest = max(
+            largest, *(float(np.abs(a.numpy() - b[part]).max()) for a, b in zip(wanted, logits, strict=True))
+        )
     if largest > 1e-4:
-        fail(f"export: the ONNX file must give the trained network's logits to 1e-4, got a difference of {largest:.2e}")
+        fail(
+            f"export: the ONNX file must give the trained network's logits to 1e-4, got a difference of {largest:.2e}"
+        )
     return largest
 
 
-# --- command line -------------------------------------------------------------------------------------------------------
+# --- command line -------------------------------------------------------------------------------------------
 
 
 def progress(text: str) -> None:
@@ -383,12 +413,18 @@ def positive(text: str) -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("models/fashion_mnist_3exit.onnx"), help="the ONNX file to write")
-    parser.add_argument("--data", type=Path, help="folder with the four IDX files (default: ask tools/fetch_data.py)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models/fashion_mnist_3exit.onnx"), help="the ONNX file to write"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with the four IDX files (default: ask tools/fetch_data.py)"
+    )
     parser.add_argument("--epochs", type=positive, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit-train", type=positive, metavar="N", help="train on the first N images only")
-    parser.add_argument("--bfloat16", action="store_true", help="train in mixed precision: faster on CPUs that have it")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="train in mixed precision: faster on CPUs that have it"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the printed figures as JSON, too")
     return parser.parse_args()
 
@@ -402,10 +438,14 @@ def main() -> None:
     in_training, held_out = everything.take(slice(0, -HELD_OUT)), everything.take(slice(-HELD_OUT, None))
     mean, std = (round(float(f(in_training.x)) * SCALE, 6) for f in (np.mean, np.std))
     images = in_training.take(slice(0, wanted.limit_train))
+    try:  # now, not after half an hour
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        fail(f"--out: cannot make the folder of {wanted.out}: {err.strerror}")
 
     module = train(images, mean, std, wanted.epochs, wanted.seed, wanted.bfloat16)
     model = export(module, mean, std)
-    content = model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
 
     judged, difference = {}, 0.0
     for name, part in (("held_out", held_out), ("test", read_split(folder, "t10k"))):
@@ -414,22 +454,13 @@ def main() -> None:
         difference = max(difference, check_same(module, x, logits))
         judged[name] = accuracies(logits, part.y)
 
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = wanted.out.with_suffix(".part")
     unfinished.write_bytes(content)
     unfinished.replace(wanted.out)
-
-    macs = cumulative_macs()
     figures = {
         "v": 1,
-        "exits": [
-            {
-                **{"name": name, "macs": macs[name], "cost_share": macs[name] / macs[EXITS[-1]]},
-                **{"accuracy_test": judged["test"][name], "accuracy_held_out": judged["held_out"][name]},
-            }
-            for name in EXITS
-        ],
-        "images": {"train": len(images.x), "held_out": len(held_out.x), "test": 10_000},
+        "exits": exit_figures(judged),
+        "images": {"train": len(images.x), "held_out": HELD_OUT, "test": 10_000},
         "parameters": sum(math.prod(each.dims) for each in model.graph.initializer),
         "size_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -444,6 +475,21 @@ def main() -> None:
     print_figures(figures)
 
 
+def exit_figures(judged: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """One row an exit; the cost share is cumulative MACs over those of the whole network."""
+    macs = cumulative_macs()
+    return [
+        {
+            "name": name,
+            "macs": macs[name],
+            "cost_share": macs[name] / macs[EXITS[-1]],
+            "accuracy_test": judged["test"][name],
+            "accuracy_held_out": judged["held_out"][name],
+        }
+        for name in EXITS
+    ]
+
+
 def print_figures(figures: dict[str, Any]) -> None:
     print(f"{'exit':<8}{'test':>9}{'held out':>10}{'MACs':>13}{'of all':>8}")
     for each in figures["exits"]:
@@ -451,7 +497,9 @@ def print_figures(figures: dict[str, Any]) -> None:
             f"{each['name']:<8}{each['accuracy_test']:>8.2%} {each['accuracy_held_out']:>8.2%}"
             f"{each['macs']:>14,}{each['cost_share']:>8.1%}"
         )
-    print(f"{figures['parameters']:,} parameters, {figures['size_bytes']:,} bytes, sha256 {figures['sha256']}")
+    print(
+        f"{figures['parameters']:,} parameters, {figures['size_bytes']:,} bytes, sha256 {figures['sha256']}"
+    )
     print("versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
 
 
