@@ -69,9 +69,9 @@ def _pi4(root: Path, watts: float) -> Mapping[Path, str]:
 
 
 BOARDS = (
-    SimulatedBoard("pi5", "raspberrypi5", 2.6, 6.8, _pi5),
     SimulatedBoard("orin", "jetson-orin-nano", 4.5, 9.0, _orin),
     SimulatedBoard("pi4", "raspberrypi4b", 2.7, 6.4, _pi4),
+    SimulatedBoard("pi5", "raspberrypi5", 2.6, 6.8, _pi5),
 )
 
 
