@@ -10,6 +10,7 @@ from rich.table import Table
 from edgekit.cli.options import json_option
 from edgekit.cli.output import console, number, percent, print_json
 from edgekit.core.bundle import Bundle, open_bundle
+from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
 from edgekit.core.report import Report
 from edgekit.host.inspect import Inspection, inspect
@@ -164,6 +165,13 @@ def _print_bundle(opened: Bundle) -> None:
     for line in (
         f"for {', '.join(manifest.profiles)}; {opened.size / 1e3:,.1f} kB; {counts}",
         f"content_id {opened.content_id}",
-        verdict(Report.parse(opened.report, f"{opened.path}: report.json")),
+        _verdict(opened),
     ):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _verdict(opened: Bundle) -> str:
+    try:
+        return verdict(Report.parse(opened.report))
+    except BadInput as err:
+        return f"no report that can be read: {err}"

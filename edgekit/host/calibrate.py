@@ -22,6 +22,7 @@ from edgekit.runtime.data import Data
 BINS = 4096
 _CHUNK_BYTES = 32 * 2**20  # activations held at once
 _CHUNK_SAMPLES = 64
+_TINY = 2.0**-100  # what is smaller counts as zero: a bin's width must be a float32
 _PERCENTILE = 99.99
 _STEPS = 255  # of an 8-bit range
 _CLIPS = np.linspace(0.3, 1.0, 36)  # how far the mse method may pull a range in
@@ -49,6 +50,8 @@ class Histogram:
             raise BadInput("must be finite numbers, got NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
+        if largest < _TINY:
+            largest = 0.0
         if largest > self.reach:
             self._widen(largest)
         if not self.reach:

@@ -1,0 +1,60 @@
+"""The recipe: what it writes it reads, and what it cannot be is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.core.errors import BadInput
+from edgekit.host.convert import check_recipe
+from edgekit.host.passes.base import Int8
+from edgekit.host.recipe import Recipe, Step, read_recipe
+from edgekit.runtime.detect import find_profile
+
+INT8 = Recipe(
+    profile="raspberrypi5",
+    backend="onnxruntime",
+    passes=("confidence", "fold", "quantize_static"),
+    int8=Int8("int8", reduce_range=False, method="mse", keep_float=('a "quoted" node', "über")),
+    taken_back=(Step("*", "prune"),),
+    seed=7,
+    validation_fraction=0.25,
+    points=12,
+    golden=16,
+)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [INT8, Recipe("host", "onnxruntime", ("fold",), None, (Step("*", "quantize_static"),), 1, 0.2, 24, 16)],
+)
+def test_a_recipe_reads_what_it_writes(tmp_path: Path, recipe: Recipe) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    assert read_recipe(path) == recipe
+    assert read_recipe(path).to_toml() == recipe.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("format = 1", "format = 2", "recipe format 2 is newer"),
+        ('"fold"', '"polish"', "must be one of confidence, fold, quantize_static"),
+        ('method = "mse"', 'method = "magic"', "method must be one of minmax"),
+        ('"quantize_static"', '"fold"', r"a table \[int8\] goes with the pass quantize_static"),
+        ("points = 12", "points = 1", "points must be a whole number from 2"),
+        ("seed = 7", "", "seed must be a whole number"),
+        ("format = 1", "format = ", "must be a TOML file"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(INT8.to_toml().replace(old, new, 1))
+    with pytest.raises(BadInput, match=said):
+        read_recipe(path)
+
+
+def test_a_recipe_for_another_board_is_refused() -> None:
+    with pytest.raises(BadInput, match="is for the profile raspberrypi5, got --profile raspberrypi4b"):
+        check_recipe(INT8, find_profile("raspberrypi4b"))

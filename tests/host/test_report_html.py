@@ -1,0 +1,143 @@
+"""The report's page: complete, safe, and in need of nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import pytest
+from bundles import null_files, null_manifest
+
+from edgekit.core.manifest import Manifest
+from edgekit.core.report import (
+    Change,
+    DataUse,
+    Dropped,
+    ExitReport,
+    Latency,
+    LayerReport,
+    PolicyReport,
+    Report,
+)
+from edgekit.host.report_html import Page, render, verdict
+
+EVIL = '<script>alert("x")</script>'
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return null_manifest(*null_files())
+
+
+@pytest.fixture
+def report(manifest: Manifest) -> Report:
+    names = [leaving.name for leaving in manifest.exits]
+    return Report(
+        bundle="toy/3",
+        profile="raspberrypi5",
+        made="2030-01-01T00:00:00+00:00",
+        versions={"edgekit": "1", "onnxruntime": "2"},
+        metric="top1",
+        accuracy=Change(0.93, 0.928),
+        size_bytes=Change(900_000.0, 300_000.0),
+        latency_before=Latency(mean=2.0),
+        latency_after=Latency(mean=1.0),
+        latency_provenance="estimated",
+        latency_on="profile raspberrypi5",
+        exits=tuple(ExitReport(name, 0.9 + 0.01 * i, 0.3 * (i + 1), None) for i, name in enumerate(names)),
+        policies=(PolicyReport("full", 100, 0.928, {names[-1]: 100}, Latency()),),
+        operating_points=manifest.operating_points,
+        layers=(
+            LayerReport("conv1", "Conv", "int8", 0, 1e6, 33.3),
+            LayerReport("add", "Add", "int8", 0, 0.0, None),
+        ),
+        dropped=(Dropped("*", "prune", "it costs too much"),),
+        limits_missed=("max-size-kb: wanted at most 100 kB, got 300 kB",),
+        data=(DataUse("calibration", "calib.npz", 1000, labelled=True),),
+    )
+
+
+def page(manifest: Manifest, report: Report, recipe: str = "format = 1\n") -> str:
+    return render(Page(manifest, report, recipe, "c" * 64, 400_000))
+
+
+def test_the_page_needs_nothing_from_elsewhere(manifest: Manifest, report: Report) -> None:
+    text = page(manifest, report)
+    assert not re.search(r"(src|href|url)\s*[=(]", text)
+    assert "http" not in text
+    assert "@import" not in text
+    assert "<script" not in text
+
+
+def test_the_page_is_well_formed(manifest: Manifest, report: Report) -> None:
+    body = page(manifest, report).split("</style></head>\n", 1)[1].removesuffix("</html>\n")
+    root = ET.fromstring(body)
+    assert root.find(".//svg") is not None
+    titles = [heading.text for heading in root.iter("h2")]
+    assert {
+        "Accuracy over cost",
+        "Exits",
+        "Policies",
+        "Layers",
+        "Taken back",
+        "Limits",
+        "Data",
+        "Recipe",
+    } <= set(titles)
+
+
+def test_what_is_unknown_is_called_so(manifest: Manifest, report: Report) -> None:
+    blank = replace(
+        report, latency_before=Latency(), latency_after=Latency(), latency_provenance=None, latency_on=None
+    )
+    text = page(manifest, blank)
+    assert "unknown → unknown" in text
+    assert "nobody measured it on raspberrypi5" in text
+
+
+def test_texts_from_the_bundle_are_never_markup(manifest: Manifest, report: Report) -> None:
+    hostile = replace(
+        report,
+        bundle=EVIL,
+        latency_on=EVIL,
+        dropped=(Dropped(EVIL, EVIL, EVIL),),
+        limits_missed=(EVIL,),
+        layers=(LayerReport(EVIL, EVIL, EVIL, 0, 1.0, None),),
+        data=(DataUse(EVIL, EVIL, 1, labelled=False),),
+        exits=(ExitReport(EVIL, 0.5, 0.5, None),),
+        policies=(PolicyReport(EVIL, 1, 0.5, {EVIL: 1}, Latency()),),
+        versions={EVIL: EVIL},
+    )
+    text = render(Page(manifest, hostile, EVIL, EVIL))
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "2.0× faster (estimated), 3.0× smaller, accuracy -0.20 points."),
+        ({"latency_provenance": "measured"}, "2.0× faster, 3.0× smaller, accuracy -0.20 points."),
+        (
+            {"latency_after": Latency(mean=4.0)},
+            "2.0× slower (estimated), 3.0× smaller, accuracy -0.20 points.",
+        ),
+        ({"accuracy": Change(0.9, 0.9)}, "2.0× faster (estimated), 3.0× smaller, accuracy unchanged."),
+        ({"latency_after": Latency(), "accuracy": Change(None, None)}, "3.0× smaller."),
+        ({"metric": "agreement"}, "2.0× faster (estimated), 3.0× smaller, agreement -0.20 points."),
+    ],
+)
+def test_the_verdict_is_one_sentence(report: Report, changes: dict[str, object], said: str) -> None:
+    assert verdict(replace(report, **changes)) == said  # type: ignore[arg-type]
+
+
+def test_a_report_without_any_accuracy_still_has_a_page(manifest: Manifest, report: Report) -> None:
+    bare = replace(
+        report,
+        accuracy=Change(None, None),
+        exits=tuple(replace(entry, accuracy=None) for entry in report.exits),
+        policies=(),
+        operating_points=(),
+    )
+    assert "Nothing to draw" in page(manifest, bare)
