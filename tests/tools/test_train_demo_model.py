@@ -174,11 +174,10 @@ def test_the_figures_are_those_of_the_file(trained, data: Path):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(trained, data: Path, tmp_path: Path):
-    short = ("--epochs", "1", "--limit-train", "2000", "--data", str(data))
-    for seed in (3, 4):
-        assert run_script(tmp_path / f"{seed}.onnx", *short, "--seed", str(seed)).returncode == 0
-    assert (tmp_path / "3.onnx").read_bytes() == trained[0].read_bytes()
-    assert (tmp_path / "4.onnx").read_bytes() != trained[0].read_bytes()
+    again = tmp_path / "again.onnx"
+    done = run_script(again, "--epochs", "1", "--limit-train", "2000", "--seed", "3", "--data", str(data))
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == trained[0].read_bytes()
 
 
 def test_a_folder_without_the_data_is_named_in_one_line(trained, tmp_path: Path):
