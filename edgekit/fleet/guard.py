@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgekit.core.errors import WorldFailed, one_line
 
 API, REPOSITORY, LOGIN, LOGOUT = "/api/", "/repo/", "/login", "/logout"
+FAVICON = "/favicon.ico"  # browsers ask for it before anybody logged in
 COOKIE = "edgekit_session"
 SESSION_S = 30 * 86_400
 MAX_BODY_BYTES = 6_000_000  # targets metadata is at most 5 MB; bundles are streamed
@@ -78,6 +79,8 @@ class Guard:
                 return JSONResponse({"error": one_line(err)}, 503)
             if not known:
                 return unauthorized("the repository wants the token of an enrolled board")
+            return None
+        if path == FAVICON:
             return None
         if path == LOGIN:
             return await self._login(request)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from nicegui import app, ui
 from starlette.concurrency import run_in_threadpool
@@ -14,7 +14,9 @@ from edgekit.fleet import charts, shown, views
 from edgekit.fleet.api import Context
 from edgekit.fleet.guard import LOGOUT
 
+T = TypeVar("T")
 REFRESH_S = 2.0
+_REDRAW_TICKS = 5
 _STATE_COLORS = {"active": "good", "failed": "bad", "refused": "bad", "expired": "bad"}
 
 _STYLE = """
@@ -23,29 +25,35 @@ _STYLE = """
 body.body--dark { --ink: #e6edf3; --dim: #9aa7b3; --page: #101418; --card: #191f26; --line: #313b45; --good: #4cc38a;
   --bad: #ff8a80; --warn: #e6b450; --link: #79b8ff }
 body { background: var(--page) !important; color: var(--ink); font-family: system-ui, sans-serif }
-.nicegui-content { padding: 0; max-width: 1360px; margin: 0 auto; width: 100% }
+.nicegui-content { padding: 0; gap: 0 }
+.ek-page { max-width: 1440px; margin: 0 auto; width: 100%; padding: 1rem; gap: 1rem }
+.ek-row { display: flex; flex-wrap: wrap; gap: .75rem; width: 100%; align-items: stretch }
 .ek-bar { background: var(--card); border-bottom: 1px solid var(--line); width: 100% }
 .ek-bar .q-tab, a.ek-nav { color: var(--dim); text-decoration: none; padding: .3rem .7rem; border-radius: 7px }
 a.ek-nav.here { color: var(--ink); background: var(--page); font-weight: 600 }
 .ek-card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: none }
-.ek-dim { color: var(--dim) } .ek-good { color: var(--good) }
-.ek-bad { color: var(--bad) } .ek-warn { color: var(--warn) }
 .ek-figure { font-size: 1.35rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums }
 .ek-note { font-size: .8rem; color: var(--dim) }
+.ek-dim { color: var(--dim) } .ek-good { color: var(--good) }
+.ek-bad { color: var(--bad) } .ek-warn { color: var(--warn) }
 .ek-problem { background: color-mix(in srgb, var(--bad) 12%, var(--card)); border: 1px solid var(--bad);
   color: var(--ink); border-radius: 8px; padding: .5rem .8rem; width: 100% }
 .q-table__container { background: var(--card) !important; color: var(--ink); border: 1px solid var(--line);
   border-radius: 10px; box-shadow: none !important }
 .q-table th { color: var(--dim); font-weight: 600; font-size: .8rem }
 .q-table td { font-variant-numeric: tabular-nums }
+.q-table th:not(:first-child), .q-table td:not(:first-child) { padding: 6px 10px }
+.q-table td .ek-note { white-space: normal }
+.q-table__bottom-nodata-icon { display: none }
 .q-table th, .q-table td { border-color: var(--line) !important }
 .q-table a, a.ek-link { color: var(--link); text-decoration: none; font-weight: 600 }
 .q-table a:hover, a.ek-link:hover { text-decoration: underline }
 .ek-dot { display: inline-block; width: .6rem; height: .6rem; border-radius: 50%; margin-right: .5rem;
   background: var(--good) }
 .ek-dot.off { background: transparent; box-shadow: inset 0 0 0 2px var(--dim) }
-.ek-mix { display: flex; width: 9rem; height: .85rem; border-radius: 4px; overflow: hidden; background: var(--line) }
-.ek-tag { border: 1px solid var(--line); border-radius: 5px; padding: 0 .35rem; margin-right: .25rem; font-size: .78rem;
+.ek-mix { display: flex; width: 8rem; height: .85rem; border-radius: 4px; overflow: hidden; background: var(--line) }
+.ek-tag { white-space: nowrap;
+  border: 1px solid var(--line); border-radius: 5px; padding: 0 .35rem; margin-right: .25rem; font-size: .78rem;
   color: var(--dim) }
 """
 
@@ -58,12 +66,13 @@ _BOARD_CELL = """<q-td :props="props">
 _BUNDLE_CELL = """<q-td :props="props">{{ props.row.bundle }}
   <div class="ek-note" :class="{'ek-warn': props.row.differs}">{{ props.row.policy }}</div></q-td>"""
 _MIX_CELL = """<q-td :props="props">
-  <div v-if="props.row.mix.length" class="ek-mix" role="img" :aria-label="props.row.mix_text">
+  <div v-if="props.row.mix.length" class="ek-mix" role="img"
+    :aria-label="props.row.mix_names" :title="props.row.mix_names">
   <div v-for="exit in props.row.mix" :style="{width: exit.share + '%', background: exit.color}"></div></div>
   <div class="ek-note">{{ props.row.mix_text }}</div></q-td>"""
-_NOTE_CELL = """<q-td :props="props">{{ props.value }}
+_FIGURE_CELL = """<q-td :props="props">{{ props.row[props.col.name + '_text'] }}
   <div class="ek-note">{{ props.row[props.col.name + '_note'] }}</div></q-td>"""
-_SEEN_CELL = """<q-td :props="props">{{ props.value }}
+_SEEN_CELL = """<q-td :props="props">{{ props.row.seen_text }}
   <div v-if="props.row.warning" class="ek-note ek-warn">{{ props.row.warning }}</div></q-td>"""
 _JOB_CELL = """<q-td :props="props"><a :href="'/job/' + props.row.id">{{ props.row.id }}</a></q-td>"""
 _STATE_CELL = (
@@ -77,37 +86,21 @@ def add_pages(context: Context) -> None:
 
     @ui.page("/")
     async def boards() -> None:
-        _frame(context, "boards")
-        problems = ui.column().classes("w-full gap-2")
-        cards = ui.row().classes("w-full gap-3")
-        search = (
-            ui.input(placeholder="Search boards, profiles, bundles, tags")
-            .props("outlined dense clearable")
-            .classes("w-72")
-        )
-        table = ui.table(
-            columns=_BOARD_COLUMNS, rows=[], row_key="name", pagination={"rowsPerPage": 50, "sortBy": "name"}
-        )
-        table.classes("w-full").props(
-            'flat :rows-per-page-options="[20, 50, 200]" '
-            'no-data-label="No board is enrolled yet: edgekit fleet enroll NAME -o DIR"'
-        )
-        search.bind_value_to(table, "filter", forward=lambda text: text or "")
-        for name, cell in (
-            ("name", _BOARD_CELL),
-            ("bundle", _BUNDLE_CELL),
-            ("mix", _MIX_CELL),
-            ("energy", _NOTE_CELL),
-            ("accuracy", _NOTE_CELL),
-            ("requests", _NOTE_CELL),
-            ("seen", _SEEN_CELL),
-        ):
-            table.add_slot(f"body-cell-{name}", cell)
+        with _frame(context, "boards") as page:
+            problems = ui.column().classes("w-full gap-2")
+            cards = ui.element("div").classes("ek-row")
+            search = ui.input(placeholder="Search boards, profiles, bundles, tags")
+            search.props("outlined dense clearable").classes("w-96 max-w-full")
+            table = _table(
+                _BOARD_COLUMNS, "name", "No board is enrolled yet: edgekit fleet enroll NAME -o DIR"
+            )
+            search.bind_value_to(table, "filter", forward=lambda text: text or "")
+            cells = {"name": _BOARD_CELL, "bundle": _BUNDLE_CELL, "mix": _MIX_CELL, "seen": _SEEN_CELL}
+            _add_cells(table, cells, "requests", "p50", "p95", "p99", "accuracy", "energy")
 
-        async def refresh() -> None:
-            now = context.clock()
-            rows, status = await run_in_threadpool(_boards, context, now)
-            table.update_rows([_board_row(row, now) for row in rows])
+        def show(found: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
+            rows, status = found
+            table.update_rows([_board_row(row, context.clock()) for row in rows])
             problems.clear()
             with problems:
                 _show_problems(status)
@@ -115,102 +108,72 @@ def add_pages(context: Context) -> None:
             with cards:
                 _fleet_cards(status)
 
-        await _keep_fresh(refresh)
+        await _keep_fresh(page, lambda: _boards(context), show)
 
     @ui.page("/board/{name}")
     async def board(name: str) -> None:
-        _frame(context, "boards")
-        try:
-            first = await run_in_threadpool(_board, context, name)
-        except views.Unknown as err:
-            ui.label(one_line(err)).classes("ek-problem")
-            return
-        head = ui.column().classes("w-full gap-3")
-        with ui.grid().classes("w-full gap-3 grid-cols-1 lg:grid-cols-2"):
-            plots = {title: (_chart_card(title), build) for title, build in _CHARTS.items()}
-            with ui.card().classes("ek-card w-full"):
-                ui.label("By bundle").classes("text-base font-semibold")
-                bundles = (
-                    ui.table(columns=_BUNDLE_COLUMNS, rows=[], row_key="bundle")
-                    .classes("w-full")
-                    .props("flat dense hide-bottom")
-                )
-                bundles.add_slot("body-cell-mix", _MIX_CELL)
-        with ui.grid().classes("w-full gap-3 grid-cols-1 lg:grid-cols-2"):
+        with _frame(context, "boards") as page:
+            head = ui.column().classes("w-full gap-3")
+            with ui.grid().classes("w-full gap-3 grid-cols-1 lg:grid-cols-2"):
+                plots = [(_chart_card(title), build) for title, build in _CHARTS.items()]
+                events = _section("Events", _EVENT_COLUMNS, "key", "Nothing happened that is worth a word")
+            bundles = _section("By bundle", _BUNDLE_COLUMNS, "bundle", "No bundle has served within 24 hours")
+            _add_cells(bundles, {"mix": _MIX_CELL}, "requests", "p50", "p95", "p99", "accuracy", "energy")
             jobs = _section("Jobs", _BOARD_JOB_COLUMNS, "id", "No job was ever sent to this board")
-            jobs.add_slot("body-cell-id", _JOB_CELL)
-            jobs.add_slot("body-cell-state", _STATE_CELL)
-            events = _section("Events", _EVENT_COLUMNS, "key", "Nothing happened that is worth a word")
+            _add_cells(jobs, {"id": _JOB_CELL, "state": _STATE_CELL, "created": _SEEN_CELL})
 
         def show(found: dict[str, Any]) -> None:
             now = context.clock()
             head.clear()
             with head:
                 _board_head(found, now)
-            for chart, build in plots.values():
+            for chart, build in plots:
                 chart.options.clear()
                 chart.options.update(build(found["series"]))
                 chart.update()
-            bundles.update_rows([_bundle_row(row) for row in found["bundles"]])
+            bundles.update_rows([{"bundle": row["bundle"], **_figures(row)} for row in found["bundles"]])
             jobs.update_rows([_job_row(job, now) | _state(job) for job in found["jobs"]])
             events.update_rows([_event_row(index, event) for index, event in enumerate(found["events"])])
 
-        async def refresh() -> None:
-            show(await run_in_threadpool(_board, context, name))
-
-        show(first)
-        ui.timer(REFRESH_S, _guarded(refresh), immediate=False)
+        await _keep_fresh(page, lambda: _board(context, name), show)
 
     @ui.page("/jobs")
     async def jobs() -> None:
-        _frame(context, "jobs")
-        table = ui.table(columns=_JOB_COLUMNS, rows=[], row_key="id", pagination=50).classes("w-full")
-        table.props('flat no-data-label="No job yet: edgekit push BUNDLE --server URL --key FILE --to all"')
-        table.add_slot("body-cell-id", _JOB_CELL)
+        with _frame(context, "jobs") as page:
+            table = _table(
+                _JOB_COLUMNS, "id", "No job yet: edgekit push BUNDLE --server URL --key FILE --to all"
+            )
+            _add_cells(table, {"id": _JOB_CELL, "created": _SEEN_CELL})
 
-        async def refresh() -> None:
-            rows = await run_in_threadpool(_jobs, context)
-            table.update_rows([_job_row(job, context.clock()) for job in rows])
+        def show(found: list[dict[str, Any]]) -> None:
+            table.update_rows([_job_row(job, context.clock()) for job in found])
 
-        await _keep_fresh(refresh)
+        await _keep_fresh(page, lambda: _jobs(context), show)
 
     @ui.page("/job/{job_id}")
     async def job(job_id: str) -> None:
-        _frame(context, "jobs")
-        try:
-            first = await run_in_threadpool(_job, context, job_id)
-        except views.Unknown as err:
-            ui.label(one_line(err)).classes("ek-problem")
-            return
-        with ui.column().classes("gap-0"):
-            ui.label(f"{first['target']} to {first['to']}").classes("text-xl font-semibold")
-            policy = first["policy"] or "as configured on each board"
-            ui.label(f"job {job_id} · {_clock(first['created'])} · policy {policy}").classes("ek-dim")
-        table = (
-            ui.table(columns=_JOB_DEVICE_COLUMNS, rows=[], row_key="name", pagination=50)
-            .classes("w-full")
-            .props("flat")
-        )
-        table.add_slot("body-cell-name", _BOARD_LINK_CELL)
-        table.add_slot("body-cell-state", _STATE_CELL)
+        with _frame(context, "jobs") as page:
+            title = ui.label().classes("text-xl font-semibold")
+            about = ui.label().classes("ek-dim")
+            table = _table(_JOB_DEVICE_COLUMNS, "name", "No board")
+            _add_cells(table, {"name": _BOARD_LINK_CELL, "state": _STATE_CELL, "updated": _SEEN_CELL})
 
-        async def refresh() -> None:
-            found = await run_in_threadpool(_job, context, job_id)
-            now = context.clock()
+        def show(found: dict[str, Any]) -> None:
+            policy = found["policy"] or "as configured on each board"
+            title.set_text(f"{found['target']} to {found['to']}")
+            about.set_text(f"job {found['job_id']} · {_clock(found['created'])} · policy {policy}")
             table.update_rows(
-                [
-                    {"name": name, **_state(row), "updated": shown.ago(row["updated"], now)}
-                    for name, row in found["devices"].items()
-                ]
+                [_job_device_row(name, row, context.clock()) for name, row in found["devices"].items()]
             )
 
-        await _keep_fresh(refresh)
+        await _keep_fresh(page, lambda: _job(context, job_id), show)
 
 
 # --- reading the store (in a worker thread) ---
 
 
-def _boards(context: Context, now: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _boards(context: Context) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    now = context.clock()
     with context.store.read() as connection:
         return views.device_rows(connection, now), views.fleet_status(connection, now)
 
@@ -233,36 +196,60 @@ def _job(context: Context, job_id: str) -> dict[str, Any]:
 # --- parts of screens ---
 
 
-def _frame(context: Context, here: str) -> None:
-    """What every screen has: style, bar with navigation, a column for the rest."""
+def _frame(context: Context, here: str) -> ui.column:
+    """What every screen has: style, bar with navigation, and a column for the rest, to be entered."""
     ui.add_css(_STYLE)
-    with (
-        ui.element("header").classes("ek-bar"),
-        ui.row().classes("items-center gap-1 px-4 py-2 w-full").style("max-width: 1360px; margin: 0 auto"),
-    ):
+    with ui.element("header").classes("ek-bar"), ui.row().classes("ek-page items-center !gap-1 !py-2"):
         ui.label("edgekit").classes("text-lg font-bold")
-        ui.label(f"fleet {context.config.fleet}").classes("ek-dim mr-4")
+        ui.label(f"fleet {context.config.fleet}").classes("ek-dim mr-4 max-sm:hidden")
         for name, target in (("boards", "/"), ("jobs", "/jobs")):
             ui.link(name.capitalize(), target).classes("ek-nav" + (" here" if name == here else ""))
         ui.space()
         ui.link("Log out", LOGOUT).classes("ek-nav")
+    return ui.column().classes("ek-page")
 
 
-async def _keep_fresh(refresh: Callable[[], Any]) -> None:
-    await _guarded(refresh)()
-    ui.timer(REFRESH_S, _guarded(refresh), immediate=False)
+async def _keep_fresh(page: ui.column, read: Callable[[], T], show: Callable[[T], None]) -> None:
+    """Read the store now and every while, and show what is new. A failure is said; the screen keeps what it showed."""
+    last: list[T] = []
 
-
-def _guarded(refresh: Callable[[], Any]) -> Callable[[], Any]:
-    """A refresh that fails says so and is tried again; the screen keeps what it showed."""
-
-    async def guarded() -> None:
+    async def refresh() -> None:
         try:
-            await refresh()
+            found = await run_in_threadpool(read)
+        except views.Unknown as err:
+            page.clear()
+            with page:
+                ui.label(one_line(err)).classes("ek-problem")
+            return
         except EdgekitError as err:
             ui.notify(one_line(err), type="negative")
+            return
+        if [found] != last or shown_long_ago():
+            last[:] = [found]
+            show(found)
 
-    return guarded
+    ticks = 0
+
+    def shown_long_ago() -> bool:  # "3 s ago" grows although nothing was said
+        nonlocal ticks
+        ticks += 1
+        return ticks % _REDRAW_TICKS == 0
+
+    await refresh()
+    with page:
+        ui.timer(REFRESH_S, refresh, immediate=False)
+
+
+def _table(columns: list[dict[str, Any]], key: str, nothing: str) -> ui.table:
+    table = ui.table(columns=columns, rows=[], row_key=key, pagination=50).classes("w-full")
+    table.props(f'flat :rows-per-page-options="[20, 50, 200]" no-data-label="{nothing}"')
+    return table
+
+
+def _add_cells(table: ui.table, cells: Mapping[str, str], *figures: str) -> None:
+    """How columns are drawn; `figures` sort by their number and show their text."""
+    for name, cell in (*cells.items(), *((name, _FIGURE_CELL) for name in figures)):
+        table.add_slot(f"body-cell-{name}", cell)
 
 
 def _show_problems(status: dict[str, Any]) -> None:
@@ -295,7 +282,7 @@ def _fleet_cards(status: dict[str, Any]) -> None:
     _card(
         "Records received",
         shown.count(status["records"]),
-        f"{shown.count(status['malformed'])} messages malformed",
+        f"malformed: {shown.count(status['malformed'])}",
     )
 
 
@@ -311,13 +298,13 @@ def _board_head(found: dict[str, Any], now: float) -> None:
     if found["malformed"]:
         text = f"{found['malformed']} messages were malformed and dropped, the last one: {found['malformed_why']}"
         ui.label(text).classes("ek-note ek-warn")
-    with ui.row().classes("w-full gap-3"):
+    with ui.element("div").classes("ek-row"):
         _card("Bundle", found["bundle"] or "none", found["policy"] or "")
         _card("Requests, 24 h", shown.count(found["requests"]), _missed(found))
         _card(
-            "Latency p50 / p95",
-            f"{shown.ms(latency['p50'])} / {shown.ms(latency['p95'])}",
-            f"p99 {shown.ms(latency['p99'])}",
+            "Latency p50",
+            shown.ms(latency["p50"]),
+            f"p95 {shown.ms(latency['p95'])}, p99 {shown.ms(latency['p99'])}",
         )
         _card(
             "Accuracy", shown.percent(found["accuracy"], 2), f"of {shown.count(found['labelled'])} labelled"
@@ -339,8 +326,8 @@ def _chart_card(title: str) -> ui.echart:
 def _section(title: str, columns: list[dict[str, Any]], key: str, nothing: str) -> ui.table:
     with ui.card().classes("ek-card w-full"):
         ui.label(title).classes("text-base font-semibold")
-        table = ui.table(columns=columns, rows=[], row_key=key, pagination=10).classes("w-full")
-        table.props(f'flat dense wrap-cells no-data-label="{nothing}"')
+        table = ui.table(columns=columns, rows=[], row_key=key, pagination=7).classes("w-full")
+        table.props(f'flat dense wrap-cells :rows-per-page-options="[7, 25, 100]" no-data-label="{nothing}"')
         return table
 
 
@@ -348,8 +335,6 @@ def _section(title: str, columns: list[dict[str, Any]], key: str, nothing: str) 
 
 
 def _board_row(row: dict[str, Any], now: float) -> dict[str, Any]:
-    mix = shown.exit_mix(row["exit_counts"])
-    latency = row["latency_ms"]
     desired = row["desired"]
     differs = desired is not None and desired["target"] not in {None, row["bundle"]}
     return {
@@ -360,42 +345,52 @@ def _board_row(row: dict[str, Any], now: float) -> dict[str, Any]:
         "bundle": row["bundle"] or "none",
         "policy": f"wanted: {desired['target']}" if differs else row["policy"] or "",
         "differs": differs,
-        "requests": shown.count(row["requests"]),
-        "requests_note": _missed(row),
-        **{key: shown.ms(latency[key]) for key in ("p50", "p95", "p99")},
-        "mix": mix,
-        "mix_text": _mix_text(mix),
-        "accuracy": shown.percent(row["accuracy"], 2),
-        "accuracy_note": f"of {shown.count(row['labelled'])}" if row["labelled"] else "",
-        "energy": shown.energy(row["energy_mj"]),
-        "energy_note": shown.energy_source(row["energy_mj"]) if row["requests"] else "",
-        "seen": shown.ago(row["last_seen"], now),
+        **_figures(row),
+        "seen": row["last_seen"] or 0.0,
+        "seen_text": shown.ago(row["last_seen"], now),
         "warning": "throttled" if row["throttled"] else "malformed messages" if row["malformed"] else "",
     }
 
 
-def _bundle_row(row: dict[str, Any]) -> dict[str, Any]:
-    mix = shown.exit_mix(row["exit_counts"])
+def _figures(row: dict[str, Any]) -> dict[str, Any]:
+    """A summary's figures: the number that sorts, its text, and a note below it."""
+    mix, energy, latency = shown.exit_mix(row["exit_counts"]), row["energy_mj"], row["latency_ms"]
     return {
-        "bundle": row["bundle"],
-        "requests": shown.count(row["requests"]),
-        **{key: shown.ms(row["latency_ms"][key]) for key in ("p50", "p95", "p99")},
+        "requests": row["requests"],
+        "requests_text": shown.count(row["requests"]),
+        "requests_note": _missed(row),
+        **{key: latency[key] for key in ("p50", "p95", "p99")},
+        **{f"{key}_text": shown.ms(latency[key]) for key in ("p50", "p95", "p99")},
         "mix": mix,
-        "mix_text": _mix_text(mix),
-        "accuracy": shown.percent(row["accuracy"], 2),
-        "energy": f"{shown.energy(row['energy_mj'])} ({shown.energy_source(row['energy_mj'])})",
+        "mix_names": ", ".join(f"{exit_['name']} {exit_['share']:.1f} %" for exit_ in mix),
+        "mix_text": " · ".join(f"{exit_['share']:.0f}" for exit_ in mix) + " %" if mix else "",
+        "accuracy": row["accuracy"],
+        "accuracy_text": shown.percent(row["accuracy"], 2),
+        "accuracy_note": f"of {shown.count(row['labelled'])}" if row["labelled"] else "no labels",
+        "energy": energy["mean"],
+        "energy_text": shown.energy(energy),
+        "energy_note": shown.energy_source(energy) if row["requests"] else "",
     }
 
 
 def _job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
-    states = ", ".join(f"{number} {state}" for state, number in job.get("states", {}).items())
     return {
         "id": job["job_id"],
         "target": job["target"],
         "to": job["to"],
         "policy": job["policy"] or "as configured",
-        "created": shown.ago(job["created"], now),
-        "states": states,
+        "created": job["created"],
+        "seen_text": shown.ago(job["created"], now),
+        "states": ", ".join(f"{number} {state}" for state, number in job.get("states", {}).items()),
+    }
+
+
+def _job_device_row(name: str, row: dict[str, Any], now: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        **_state(row),
+        "updated": row["updated"],
+        "seen_text": shown.ago(row["updated"], now),
     }
 
 
@@ -412,10 +407,6 @@ def _event_row(index: int, event: dict[str, Any]) -> dict[str, Any]:
         "kind": event["kind"].replace("_", " "),
         "detail": detail,
     }
-
-
-def _mix_text(mix: list[dict[str, Any]]) -> str:
-    return "  ".join(f"{exit_['name']} {exit_['share']:.0f} %" for exit_ in mix)
 
 
 def _missed(row: dict[str, Any]) -> str:

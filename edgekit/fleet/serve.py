@@ -7,6 +7,7 @@ A child ends when the pipe it holds closes: also when this process is killed, no
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -73,8 +74,8 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
     Raises BadInput (no repository), WorldFailed (the port is taken, the disk is full).
     """
     prepare(config)
-    config.address_file.unlink(missing_ok=True)
-    with _listening(config) as listener, _lifeline() as lifeline:
+    with _alone(config), _listening(config) as listener, _lifeline() as lifeline:
+        config.address_file.unlink(missing_ok=True)
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         children = [
@@ -109,6 +110,17 @@ def _renew(config: FleetConfig) -> None:
             log.info("repository: timestamp signed anew")
     except (BadInput, WorldFailed) as err:
         log.warning("repository: could not be renewed: %s", one_line(err))
+
+
+@contextlib.contextmanager
+def _alone(config: FleetConfig) -> Iterator[None]:
+    """One server on a data folder; the lock ends with this process, however it ends."""
+    with (config.data_dir / ".lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise WorldFailed(f"{config.data_dir}: another fleet server works on it") from err
+        yield
 
 
 @contextlib.contextmanager

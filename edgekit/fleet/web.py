@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 import uvicorn
 from nicegui import ui
@@ -30,14 +31,9 @@ def run_web(config: FleetConfig, listener: socket.socket, url: str, stop: thread
     add_pages(context)
     ui.run_with(app, title=f"edgekit fleet {config.fleet}", dark=None, show_welcome_message=False)
     server = _Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=_CLOSE_S,
-            ws="websockets-sansio",
-        )
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_CLOSE_S)
     )
+    server.stop = stop
     server.ready = lambda: write_atomic(config.address_file, f"{url}\n".encode())
     try:
         server.run(sockets=[listener])
@@ -46,12 +42,15 @@ def run_web(config: FleetConfig, listener: socket.socket, url: str, stop: thread
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers, and heeds a stop that came before it could."""
 
-    ready = staticmethod(lambda: None)
+    stop: threading.Event
+    ready: Callable[[], None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.stop.is_set():
+            self.should_exit = True
+        elif self.started:
             log.info("serving, process %d", os.getpid())
             self.ready()

@@ -128,37 +128,29 @@ def jobs(job_id: str | None, server: str, token_file: Path | None, as_json: bool
 
 def _boards(rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        "board",
-        "profile",
-        "bundle",
-        "requests",
-        "p50",
-        "p95",
-        "p99",
-        "exits",
-        "accuracy",
-        "energy",
-        "last seen",
+        "board", "bundle", "requests", "p50 / p95 / p99 ms", "exits", "accuracy", "energy", "last seen"
     )
-    for column in table.columns[3:7]:
-        column.justify = "right"
     for row in rows:
-        latency = row["latency_ms"]
-        seen = "never" if row["last_seen"] is None else f"{time.time() - row['last_seen']:.0f} s ago"
+        seen = "never seen" if row["last_seen"] is None else f"{time.time() - row['last_seen']:.0f} s ago"
         table.add_row(
-            Text(row["name"]),
-            Text(row["profile"] or "unknown"),
-            Text(row["bundle"] or "none"),
+            Text.assemble(row["name"], "\n", (row["profile"] or "profile unknown", "dim")),
+            Text.assemble(row["bundle"] or "none", "\n", (row["policy"] or "", "dim")),
             str(row["requests"]),
-            *(number(latency[key], 3) for key in ("p50", "p95", "p99")),
+            Text(_percentiles(row["latency_ms"])),
             Text(_exits(row["exit_counts"])),
             percent(row["accuracy"]) if row["labelled"] else "no labels",
             Text(_energy(row["energy_mj"])),
             Text.assemble(
-                ("online, " if row["online"] else "offline, ", "green" if row["online"] else "red"), seen
+                ("online" if row["online"] else "offline", "green" if row["online"] else "red"), "\n", seen
             ),
         )
     return table
+
+
+def _percentiles(latency: Mapping[str, float | None]) -> str:
+    if latency["p50"] is None:
+        return "unknown"
+    return " / ".join(number(latency[key], 2) for key in ("p50", "p95", "p99"))
 
 
 def _jobs(rows: list[dict[str, Any]]) -> Table:
