@@ -1,4 +1,4 @@
-"""Compare networks by time on this machine: interleaved rounds, so that a busy moment meets all of them alike."""
+"""Run networks on this machine: their answers to a set of data, and their times in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.host.watch import Tick
 from edgekit.runtime.data import Data
+from edgekit.runtime.measure import ExitTable, exit_table
 from edgekit.runtime.session import Session
 
 ROUNDS = 15
@@ -16,10 +18,22 @@ _MOST = 64  # samples in a turn
 _WARM_UP = 3
 
 
+def answer_table(session: Session, data: Data, tick: Tick) -> ExitTable:
+    """Every exit's answers; -1 where its output is no class vector, so that nobody takes a pixel for a class."""
+    table = exit_table(session, data, tick)
+    for index in range(len(session.exits)):
+        if sum(size > 1 for size in session.output(index).shape) != 1:
+            table.predicted[:, index] = -1
+    return table
+
+
 def interleaved(
     sessions: Sequence[Session], data: Data, rounds: int = ROUNDS
 ) -> tuple[NDArray[np.float64], ...]:
-    """Per network the ms from request to each exit, shape (requests, exits), run to the last: `rounds` turns each."""
+    """Per network the ms from request to each exit, shape (requests, exits), run to the last: `rounds` turns each.
+
+    The turns alternate, so that a busy moment of the machine meets all networks alike.
+    """
     per_turn = [_samples_a_turn(session, data) for session in sessions]
     times: list[list[list[float]]] = [[] for _ in sessions]
     for turn in range(rounds):

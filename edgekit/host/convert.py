@@ -11,7 +11,7 @@ import numpy as np
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import HOST, Backend, Profile
 from edgekit.core.report import Dropped, Report
-from edgekit.host.bench import interleaved
+from edgekit.host.bench import answer_table, interleaved
 from edgekit.host.calibrate import METHODS, Calibration, Range, calibrate
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
@@ -31,7 +31,7 @@ from edgekit.host.sqnr import decibel, spread
 from edgekit.host.watch import Watch, unwatched
 from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
-from edgekit.runtime.measure import ExitTable, exit_table
+from edgekit.runtime.measure import ExitTable
 
 SEED = 1
 DEFAULT_MAX_DROP = 0.5  # points of accuracy int8 may cost before it is taken back
@@ -190,7 +190,7 @@ def _chosen(
     """Lower the graph and run it on the validation data."""
     made = draft(graph, split(graph), backend, request.name, request.version, request.profile.name)
     with watch(f"validate {'int8' if int8 else 'float'}", data.validation.count) as tick:
-        validated = exit_table(made.open(), data.validation, tick)
+        validated = answer_table(made.open(), data.validation, tick)
     return Chosen(graph, made, validated, int8, ranges, dropped)
 
 

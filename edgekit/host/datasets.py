@@ -52,6 +52,6 @@ def read_datasets(
     return Datasets(calibration, validation, judged, separate=evaluation is not None)
 
 
-def labelled_by(data: Data, answers: NDArray[np.int64]) -> Data:
-    """The data with another network's answers for labels: accuracy on it is agreement with that network."""
+def labelled_by(data: Data, answers: NDArray[np.int64] | None) -> Data:
+    """The data with another network's answers for labels: accuracy on it is agreement with that network. None: none."""
     return replace(data, labels=answers)

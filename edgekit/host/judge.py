@@ -18,7 +18,7 @@ from edgekit.core.manifest import Manifest
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.core.profile import Profile
 from edgekit.core.report import Change, Dropped, ExitReport, Latency, LayerReport, PolicyReport, Report
-from edgekit.host.bench import interleaved
+from edgekit.host.bench import answer_table, interleaved
 from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
@@ -31,7 +31,6 @@ from edgekit.runtime.data import Data
 from edgekit.runtime.energy import with_energy
 from edgekit.runtime.measure import (
     ExitTable,
-    exit_table,
     latency_of,
     machine_name,
     measure_policy,
@@ -71,10 +70,10 @@ def judge(subject: Judged, watch: Watch) -> Report:
     data, manifest = subject.data.evaluation, subject.finished.manifest
     whole, session = subject.whole.open(), subject.finished.open()
     with watch("judge the model that came in", data.count) as tick:
-        before = exit_table(whole, data, tick)
+        before = answer_table(whole, data, tick)
     metric, judged = _judged_data(data, before)
     with watch("judge the bundle", data.count) as tick:
-        after = exit_table(session, judged, tick)
+        after = answer_table(session, judged, tick)
     if subject.on_this_machine:
         policies = _policies(session, judged, watch)
         times = _Times.measured(whole, session, data)
@@ -109,10 +108,10 @@ def judge(subject: Judged, watch: Watch) -> Report:
 
 def _judged_data(data: Data, before: ExitTable) -> tuple[str, Data]:
     """The labels to judge by: the data's own, else the answers of the model that came in."""
-    if data.labels is not None:
-        return "top1", data
     answers = before.predicted[:, -1]
-    return "agreement", data if (answers < 0).any() else labelled_by(data, answers)
+    if (answers < 0).any():  # no classes: nothing to compare by
+        return "agreement", labelled_by(data, None)
+    return ("top1", data) if data.labels is not None else ("agreement", labelled_by(data, answers))
 
 
 def _last_accuracy(table: ExitTable, judged: Data) -> float | None:
