@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -16,13 +17,13 @@ from edgekit.core.checks import NAME
 from edgekit.core.errors import BadInput
 from edgekit.core.files import write_atomic
 from edgekit.core.report import Report
-from edgekit.host.convert import DEFAULT_MAX_DROP, Conversion, Request, check_recipe, convert
-from edgekit.host.limits import Limits
-from edgekit.host.load import InputSpec, parse_shapes, read_input_spec
-from edgekit.host.recipe import read_recipe
+from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limits
 from edgekit.host.report_html import Page, render, verdict
 from edgekit.host.watch import Tick
 from edgekit.runtime.detect import find_profile
+
+if TYPE_CHECKING:
+    from edgekit.host.convert import Conversion
 
 LIMIT_MISSED = 1
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
@@ -62,8 +63,8 @@ _limit = click.FloatRange(min=0)
 @click.option(
     "--max-drop",
     type=_limit,
-    help=f"Points of accuracy (without labels: of agreement) that may be lost. Steps that cost more are taken back "
-    f"(if not given: more than {DEFAULT_MAX_DROP:g}, without labels 2).",
+    help="Points of accuracy (without labels: of agreement) that may be lost; a step that costs more is taken back. "
+    f"If not given, so is one that costs {DEFAULT_MAX_DROP:g} (without labels {DEFAULT_MAX_DISAGREEMENT:g}).",
 )
 @click.option("--max-latency-ms", type=_limit, help="Limit for the mean latency with all stages run.")
 @click.option("--max-energy-mj", type=_limit, help="Limit for the energy of a request with all stages run.")
@@ -94,6 +95,10 @@ def command(
 
     Exit code 1: the bundle is written, but a limit you set is not met.
     """
+    from edgekit.host.convert import Request, check_recipe, convert  # onnx and onnxruntime: not for --help
+    from edgekit.host.load import InputSpec, parse_shapes, read_input_spec
+    from edgekit.host.recipe import read_recipe
+
     request = Request(
         model=model,
         profile=find_profile(profile),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -13,10 +14,12 @@ from edgekit.core.bundle import Bundle, open_bundle
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
 from edgekit.core.report import Report
-from edgekit.host.inspect import Inspection, inspect
-from edgekit.host.load import InputSpec, Loaded, load, parse_shapes, read_input_spec
 from edgekit.host.report_html import verdict
 from edgekit.runtime.detect import find_profile
+
+if TYPE_CHECKING:
+    from edgekit.host.inspect import Inspection
+    from edgekit.host.load import Loaded
 
 _path = click.Path(path_type=Path)
 _ZIP = b"PK\x03\x04"
@@ -41,6 +44,9 @@ def command(
         opened = open_bundle(model)
         print_json(_bundle_json(opened)) if as_json else _print_bundle(opened)
         return
+    from edgekit.host.inspect import inspect  # onnx and onnxruntime: not for --help, not for bundles
+    from edgekit.host.load import InputSpec, load, parse_shapes, read_input_spec
+
     spec = read_input_spec(input_spec) if input_spec else InputSpec()
     loaded = load(model, parse_shapes(shapes), spec)
     found = inspect(loaded.graph, board)

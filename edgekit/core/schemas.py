@@ -51,6 +51,39 @@ OUTPUTS: Mapping[str, Schema] = {
         limits=table(met=FLAG, missed=rows(TEXT)),
         dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
     ),
+    "inspect": output(
+        model=TEXT,
+        size_bytes=COUNT,
+        opset=COUNT,
+        inputs=rows(table(name=TEXT, dtype=TEXT, shape=rows(COUNT), layout=TEXT)),
+        exits=rows(table(name=TEXT, output=TEXT)),
+        parameters=COUNT,
+        macs=COUNT,
+        bytes=COUNT,
+        layers=rows(
+            table(
+                name=TEXT,
+                op=TEXT,
+                stage=COUNT,
+                macs=COUNT,
+                bytes=COUNT,
+                format=TEXT,
+                estimated_ms=NUMBER,
+                slow=TEXT_OR_NULL,
+            )
+        ),
+        profile={"type": ["object", "null"]},
+    ),
+    "inspect bundle": output(
+        bundle=TEXT,
+        content_id=TEXT,
+        size_bytes=COUNT,
+        profiles=rows(TEXT),
+        stages=rows(table(parts=rows(table(backend=TEXT, file=TEXT)))),
+        exits=rows(table(name=TEXT, stage=COUNT, cost_share=FRACTION)),
+        golden_cases=COUNT,
+    ),
+    "report": output(bundle=TEXT, report=TEXT),
     "run": output(
         answers=rows(
             table(

@@ -17,7 +17,7 @@ from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
 from edgekit.host.graph import Graph, tensor_of
 from edgekit.host.judge import Judged, judge
-from edgekit.host.limits import Limits
+from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limits
 from edgekit.host.load import InputSpec, Shapes, load
 from edgekit.host.lower import backend_for
 from edgekit.host.ort import open_model
@@ -34,8 +34,6 @@ from edgekit.runtime.data import Data
 from edgekit.runtime.measure import ExitTable
 
 SEED = 1
-DEFAULT_MAX_DROP = 0.5  # points of accuracy int8 may cost before it is taken back
-DEFAULT_MAX_DISAGREEMENT = 2.0  # the same without labels: most answers that change were wrong before, too
 _BEFORE, _INT8_STEP = ("confidence", "fold"), "quantize_static"
 _TRIAL_SAMPLES = 256  # on which the calibration methods are compared
 _VNNI = ("avx512vnni", "avxvnni", "amx_int8")

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from edgekit.core.figure import Figure
 from edgekit.core.report import Change
 
+DEFAULT_MAX_DROP = 0.5  # points of accuracy a step may cost before it is taken back
+DEFAULT_MAX_DISAGREEMENT = 2.0  # the same without labels: most answers that change were wrong before, too
+
 
 @dataclass(frozen=True)
 class Limits:
