@@ -12,7 +12,8 @@ from edgekit.core.files import write_atomic
 
 
 @pytest.mark.parametrize(
-    ("cause", "wanted"), [(OSError(28, "No space left on device"), WorldFailed), (KeyboardInterrupt(), KeyboardInterrupt)]
+    ("cause", "wanted"),
+    [(OSError(28, "No space left on device"), WorldFailed), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, wanted: type[BaseException]
