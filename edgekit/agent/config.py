@@ -291,7 +291,10 @@ def _sensors(table: Table, sysroot: Path, profile: Profile) -> Sensors:
 def _policy(table: Table, path: Path) -> PolicySpec:
     for key in ("kind", "budget", "deadline_ms", "max_drop"):
         table.take(key)
-    return PolicySpec.parse({"kind": "full", **table.data}, f"{path}: policy")
+    try:
+        return PolicySpec.parse({"kind": "full", **table.data}, "policy")
+    except BadInput as err:
+        raise BadInput(f"{path}: {err}") from err
 
 
 def _limits(table: Table) -> Limits:

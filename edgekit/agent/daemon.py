@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0  # what the end may take, all of it
 _STOP_S = 0.4
 _SHORTEST_S = 0.05  # an empty interval shorter than this is no Record
+_MAX_TEXT = 500
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "tflite-runtime", "numpy")
 
 
@@ -149,9 +150,9 @@ class Agent:
     def run(self) -> Summary:
         """Serve until `stop`; then flush and say goodbye."""
         self._runner.start()
-        self._uplink.start()
         self._tell_what_was_repaired()
         self._worker.restore()
+        self._uplink.start()
         self._worker.start()
         self._monitor.start()
         self._source_thread.start()
@@ -228,18 +229,17 @@ class Agent:
         return clock.trusted_now(self._state.current.good_time)
 
     def _tell(self, kind: str, detail: Mapping[str, object]) -> None:
-        self._outbox.put(Event(self.boot_id, 1, kind, self._time(), dict(detail)))
+        short = {key: _short(value) if isinstance(value, str) else value for key, value in detail.items()}
+        self._outbox.put(Event(self.boot_id, 1, kind, self._time(), short))
 
     def _report_job(self, job: Job) -> bool:
-        event = JobEvent(
-            self.boot_id, 1, job.job_id, job.state, job.target, self._time(), job.reason, job.detail
-        )
+        detail = _short(job.detail)
+        event = JobEvent(self.boot_id, 1, job.job_id, job.state, job.target, self._time(), job.reason, detail)
         return self._outbox.put(event) is not None
 
     def _report_refusal(self, job_id: str, target: str | None, reason: str, detail: str) -> None:
-        self._outbox.put(
-            JobEvent(self.boot_id, 1, job_id, "refused", target, self._time(), reason, detail or None)
-        )
+        event = JobEvent(self.boot_id, 1, job_id, "refused", target, self._time(), reason, _short(detail))
+        self._outbox.put(event)
 
     def _throttle(self, throttled: bool, health: Health) -> None:
         log.warning(
@@ -316,7 +316,7 @@ class Agent:
             content_id=now.content_id,
             policy=now.policy,
             interval_s=self.interval_s,
-            why=why,
+            why=_short(why),
         )
 
     def _record(self, intervals: Sequence[Interval]) -> None:
@@ -368,6 +368,11 @@ class Agent:
             under_voltage=health.under_voltage,
             memory_mb=_resident_mb(),
         )
+
+
+def _short(text: str | None) -> str | None:
+    """A text as messages carry it: none is None, a long one is cut."""
+    return text[:_MAX_TEXT] if text else None
 
 
 def _named(config: Config, key: str, make: Callable[[], Any]) -> Any:

@@ -86,6 +86,7 @@ class Worker(threading.Thread):
         self._changed = changed
         self._now = now
         self._wake = threading.Condition()
+        self._saving = threading.Lock()  # a transition and its report are one
         self._stopping = False
         self._found: Found | None = None
         self._bundle: Bundle | None = None
@@ -121,23 +122,25 @@ class Worker(threading.Thread):
 
     def report_again(self) -> None:
         """Report the end of the last job where that has not reached the outbox yet."""
-        job = self._state.current.job
-        if job is not None and job.ended and not job.reported and self._report(job):
-            self._state.note(job=replace(job, reported=True))
+        with self._saving:
+            job = self._state.current.job
+            if job is not None and job.ended and not job.reported and self._report(job):
+                self._state.note(job=replace(job, reported=True))
 
     # --- start ---------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
         """Serve the active slot, or the previous one where that cannot be; then pick up an interrupted job."""
-        state = self._state.current
-        kept = {slot.content_id for slot in (state.active, state.previous) if slot}
-        unfinished = state.next is not None or (state.job is not None and not state.job.ended)
-        self._slots.keep(kept, parts=unfinished)
+        if (
+            not self._unfinished()
+        ):  # else its slot or what it has fetched is needed again; it cleans up at its end
+            self._clean_up()
         self._serve_committed()
         job = self._state.current.job
         if job is not None and not job.ended:
             self._saved(restarted(job))
         self.report_again()
+        self._changed()
 
     def _serve_committed(self) -> None:
         state = self._state.current
@@ -206,12 +209,12 @@ class Worker(threading.Thread):
 
     def _saved(self, job: Job) -> None:
         """Persist a transition, then report it."""
-        self._state.note(job=job)
-        log.info(
-            "job %s: %s%s", job.job_id, job.state, f" ({job.reason}: {job.detail})" if job.reason else ""
-        )
-        if self._report(job) and job.ended:
-            self._state.note(job=replace(job, reported=True))
+        why = f" ({job.reason}: {job.detail})" if job.reason else ""
+        log.info("job %s: %s%s", job.job_id, job.state, why)
+        with self._saving:
+            self._state.note(job=job)
+            if self._report(job) and job.ended:
+                self._state.note(job=replace(job, reported=True))
         self._changed()
 
     def _clean_up(self) -> None:

@@ -109,9 +109,11 @@ def _attempt(job: Job, step: Step) -> Outcome:
 
 def failure(err: Exception, state: str) -> Outcome:
     """The outcome of a step that raised: refused where the table has that, else failed."""
+    table = TRANSITIONS[state]
+    ends = "fail" if "fail" in table else "restored"
     if isinstance(err, Refused):
-        return Outcome("refuse" if "refuse" in TRANSITIONS[state] else "fail", err.reason, one_line(err))
-    if isinstance(err, Expired) and "expire" in TRANSITIONS[state]:
+        return Outcome("refuse" if "refuse" in table else ends, err.reason, one_line(err))
+    if isinstance(err, Expired) and "expire" in table:
         return Outcome("expire", "download", one_line(err))
     reasons: dict[type[Exception], str] = {
         Superseded: "superseded",
@@ -119,4 +121,4 @@ def failure(err: Exception, state: str) -> Outcome:
         BadInput: "bad-bundle",
     }
     reason = next((word for kind, word in reasons.items() if isinstance(err, kind)), "crash")
-    return Outcome("restored" if state == "rolling_back" else "fail", reason, one_line(err))
+    return Outcome(ends, reason, one_line(err))

@@ -36,7 +36,7 @@ _PATIENCE_S, _SLOWEST = 60.0, 256  # after so many seconds, a mean of fewer byte
 _SYNC_EVERY = 8 << 20
 _PARTIAL, _NOT_SATISFIABLE = 206, 416
 # A server that publishes while we read looks, once, like one that cheats.
-_TRIES = 3
+_TRIES, _RETRY_S = 3, 0.5
 _MAYBE_PUBLISHING = (
     exceptions.BadVersionNumberError,
     exceptions.LengthOrHashMismatchError,
@@ -69,7 +69,7 @@ class RepositoryClient:
                 if attempt + 1 == _TRIES:
                     raise _refused(err) from err
                 log.info("metadata does not fit together (%s), reading it again", one_line(err))
-                time.sleep(0.5)
+                time.sleep(_RETRY_S)
             except (exceptions.RepositoryError, exceptions.DownloadError) as err:
                 raise _refused(err) from err
             except OSError as err:

@@ -1,0 +1,345 @@
+"""The line to a real broker: birth and will, the outbox's promises, lost connections, 3.1.1, passwords."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import FLEET, Mosquitto, Server, until
+
+from edgekit.agent.config import Broker
+from edgekit.agent.outbox import RECORD, Outbox
+from edgekit.agent.uplink import Uplink
+from edgekit.core import messages
+from edgekit.core.messages import Event
+from edgekit.core.record import Record
+
+NAME = "pi5"
+
+
+def record(requests: int) -> Record:
+    return Record(1, 1.0, None, False, 1.0, "toy/1", "full", requests=requests)
+
+
+class Line:
+    """An outbox and an uplink on it."""
+
+    def __init__(self, folder: Path, port: int, boot_id: str = "boot1", **options: Any) -> None:
+        self.commands: list[Mapping[str, Any]] = []
+        self.info = {"n": 1}
+        self.outbox = Outbox(folder / "outbox.db", boot_id, options.pop("cap", 10**9), self._wake)
+        broker = {
+            "username": f"{FLEET}/{NAME}",
+            "password": None,
+            "tls": False,
+            "ca": None,
+            "protocol": "auto",
+        }
+        broker |= {"keepalive_s": 30, **options.pop("broker", {})}
+        self.uplink = Uplink(
+            Broker("127.0.0.1", port, **broker),
+            f"{FLEET}/{NAME}",
+            self.outbox,
+            ack=options.pop("ack", "server"),
+            resend_s=options.pop("resend_s", 0.3),
+            current={"info": lambda: self.info},
+            on_message=lambda kind, payload: self.commands.append(payload),
+            jitter=lambda: 0.0,
+        )
+
+    def _wake(self) -> None:
+        self.uplink.wake()
+
+    def start(self) -> Line:
+        self.uplink.start()
+        assert self.uplink.connected.wait(10.0)
+        return self
+
+    def fill(self, count: int, first: int = 0) -> None:
+        for number in range(first, first + count):
+            self.outbox.put(record(number))
+
+    @property
+    def held(self) -> int:
+        return self.outbox.counts(RECORD).held
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    made = Mosquitto(tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server(broker: Mosquitto) -> Iterator[Server]:
+    made = Server(broker.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def line(tmp_path: Path, broker: Mosquitto) -> Iterator[Callable[..., Line]]:
+    made: list[Line] = []
+
+    def make(boot_id: str = "boot1", **options: Any) -> Line:
+        made.append(Line(tmp_path, options.pop("port", broker.port), boot_id, **options))
+        return made[-1]
+
+    yield make
+    for entry in made:
+        entry.uplink.finish(0.1)
+
+
+def numbers(server: Server) -> list[int]:
+    return sorted(int(entry["requests"]) for entry in server.records())
+
+
+def test_birth_and_what_is_in_force_are_retained(
+    broker: Mosquitto, server: Server, line: Callable[..., Line]
+) -> None:
+    line().start()
+    until(lambda: server.last("status") == {"boot_id": "boot1", "online": True, "v": 1}, "the birth")
+    late = Server(broker.port)
+    until(lambda: late.last("status") is not None, "the retained birth")
+    assert late.last("info") == {"n": 1, "v": 1}
+    late.close()
+
+
+def test_what_is_put_arrives_and_leaves_the_outbox_only_when_acknowledged(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    server.acks = False
+    made = line().start()
+    made.fill(5)
+    made.outbox.put(Event("?", 1, "throttle", None))
+    until(lambda: numbers(server) == [0, 1, 2, 3, 4] and server.events("throttle"), "the items")
+    assert made.held == 5
+    server.acks = True
+    until(lambda: made.held == 0, "the release")
+    assert made.outbox.boots() == ()
+
+
+def test_without_an_answer_everything_is_sent_again_and_nothing_is_counted_twice(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    server.acks = False
+    made = line(resend_s=0.2).start()
+    made.fill(3)
+    until(
+        lambda: len([1 for kind, p in server.heard if kind == "telemetry" and p["records"]]) >= 3,
+        "three tries",
+    )
+    assert numbers(server) == [0, 1, 2]
+    server.acks = True
+    until(lambda: made.held == 0, "the release")
+
+
+def test_a_broker_that_was_away_costs_nothing(
+    broker: Mosquitto, server: Server, line: Callable[..., Line]
+) -> None:
+    made = line().start()
+    made.fill(3)
+    until(lambda: made.held == 0)
+    broker.stop()
+    until(lambda: not made.uplink.connected.is_set(), "the loss of the connection")
+    made.fill(4, first=3)
+    assert made.held == 4
+    broker.start()
+    until(lambda: numbers(server) == list(range(7)), "all records")
+    until(lambda: made.held == 0)
+    assert [p["online"] for k, p in server.heard if k == "status"][-1] is True
+
+
+def test_items_of_earlier_boots_go_first_under_their_own_numbers(
+    tmp_path: Path, server: Server, line: Callable[..., Line]
+) -> None:
+    before = Outbox(tmp_path / "outbox.db", "boot0", 10**9)
+    before.put(record(100))
+    before.put(record(101))
+    before.close()
+    made = line("boot1")
+    made.fill(1)
+    made.start()
+    until(lambda: made.held == 0, "the release")
+    assert [(r["boot_id"], [e["seq"] for e in r["records"]]) for k, r in server.heard if k == "telemetry"][
+        :2
+    ] == [
+        ("boot0", [1, 2]),
+        ("boot1", [1]),
+    ]
+
+
+def test_numbers_that_the_cap_dropped_do_not_hold_up_those_behind_them(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    made = line(cap=3000)
+    made.outbox.put(Event("?", 1, "throttle", None))
+    made.fill(30)
+    made.outbox.put(Event("?", 1, "throttle", None))
+    kept = made.held
+    assert kept < 10
+    made.start()
+    until(lambda: made.outbox.boots() == (), "the release of all that is held")
+    assert numbers(server) == list(range(30 - kept, 30))
+    assert len(server.events("throttle")) == 2
+
+
+def test_more_than_a_window_arrives_in_full(server: Server, line: Callable[..., Line]) -> None:
+    made = line()
+    made.fill(1500)
+    made.start()
+    until(lambda: made.held == 0, "the release")
+    assert numbers(server) == list(range(1500))
+
+
+def test_an_acknowledgement_of_what_was_never_sent_releases_nothing(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    server.acks = False
+    made = line(resend_s=60.0).start()
+    made.fill(1)
+    until(lambda: numbers(server) == [0])
+    payload = messages.encode({"boot_id": "boot1", "upto": 10**9})
+    server.client.publish(messages.topic(FLEET, NAME, "ack"), payload, qos=1).wait_for_publish(5.0)
+    until(lambda: made.held == 0)
+    made.fill(1, first=1)
+    until(lambda: numbers(server) == [0, 1])
+    assert made.held == 1
+
+
+def test_with_ack_broker_the_brokers_word_is_enough(server: Server, line: Callable[..., Line]) -> None:
+    server.acks = False
+    made = line(ack="broker").start()
+    made.fill(20)
+    made.outbox.put(Event("?", 1, "throttle", None))
+    until(lambda: made.outbox.boots() == (), "the release")
+
+
+def test_rubbish_from_the_broker_is_ignored_and_the_line_goes_on(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    made = line().start()
+    for kind in ("ack", "desired", "job"):
+        for rubbish in (b"", b"{", b"\x00" * 100, b'{"v":2}', b'{"v":1}', b"x" * 5000):
+            server.client.publish(messages.topic(FLEET, NAME, kind), rubbish, qos=1).wait_for_publish(5.0)
+    made.fill(1)
+    until(lambda: made.held == 0)
+    assert made.commands == [{"v": 1}, {"v": 1}]
+
+
+def test_commands_arrive_and_are_subscribed_again_after_a_reconnect(
+    broker: Mosquitto, server: Server, line: Callable[..., Line]
+) -> None:
+    made = line().start()
+    server.desire(NAME, "toy/1", 1)
+    until(lambda: len(made.commands) == 1)
+    broker.stop()
+    until(lambda: not made.uplink.connected.is_set())
+    broker.start()
+    assert made.uplink.connected.wait(10.0)
+    until(server.client.is_connected)
+    server.desire(NAME, "toy/2", 2)
+    until(lambda: made.commands[-1]["target"] == "toy/2")
+
+
+def test_what_changes_is_published_again_and_retained(server: Server, line: Callable[..., Line]) -> None:
+    made = line().start()
+    until(lambda: server.last("info") == {"n": 1, "v": 1})
+    made.info = {"n": 2}
+    made.uplink.announce("info")
+    until(lambda: server.last("info") == {"n": 2, "v": 1})
+
+
+def test_finishing_waits_for_the_acknowledgement_and_says_goodbye(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    made = line().start()
+    made.fill(2)
+    assert made.uplink.finish(5.0)
+    until(lambda: server.last("status") == {"boot_id": "boot1", "online": False, "v": 1})
+    made.uplink.join(5.0)
+    assert not made.uplink.is_alive()
+
+
+def test_finishing_without_a_server_ends_in_time_and_keeps_everything(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    server.acks = False
+    made = line().start()
+    made.fill(2)
+    assert not made.uplink.finish(0.3)
+    until(lambda: server.last("status") == {"boot_id": "boot1", "online": False, "v": 1})
+    assert made.held == 2
+
+
+def test_a_broker_that_speaks_only_3_1_1_is_spoken_to_in_it(
+    tmp_path: Path, line: Callable[..., Line]
+) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    broker = OldBroker()
+    made = line(port=broker.port).start()
+    until(lambda: broker.protocols[:2] == [5, 4], "the second try")
+    made.uplink.finish(0.1)
+    broker.close()
+
+
+def test_mqtt_3_1_1_carries_everything_too(server: Server, line: Callable[..., Line]) -> None:
+    made = line(broker={"protocol": "3.1.1"}).start()
+    made.fill(3)
+    until(lambda: made.held == 0)
+    assert numbers(server) == [0, 1, 2]
+
+
+def test_a_wrong_password_is_logged_without_it_and_tried_again(
+    tmp_path: Path, line: Callable[..., Line], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "passwd").write_text("")
+    broker = Mosquitto(folder, folder / "passwd")
+    made = line(port=broker.port, broker={"password": "wrong-sesame"})
+    made.uplink.start()
+    until(
+        lambda: "Not authorized" in caplog.text or "Bad user name or password" in caplog.text, "the complaint"
+    )
+    assert "wrong-sesame" not in caplog.text
+    assert f"refuses {FLEET}/{NAME}" in caplog.text
+    made.uplink.finish(0.0)
+    broker.stop()
+
+
+class OldBroker:
+    """As much of MQTT 3.1.1 as a connection needs; other versions are refused as that standard says."""
+
+    def __init__(self) -> None:
+        self.protocols: list[int] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = self._listener.accept()
+                threading.Thread(target=self._talk, args=(link,), daemon=True).start()
+
+    def _talk(self, link: socket.socket) -> None:
+        with contextlib.suppress(OSError, IndexError), link:
+            packet = link.recv(4096)
+            self.protocols.append(packet[packet.index(b"MQTT") + 4])
+            if self.protocols[-1] != 4:
+                link.sendall(b"\x20\x02\x00\x01")
+                return
+            link.sendall(b"\x20\x02\x00\x00")
+            while link.recv(4096):
+                pass
+
+    def close(self) -> None:
+        self._listener.close()

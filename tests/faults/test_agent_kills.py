@@ -1,0 +1,137 @@
+"""SIGKILL of a real agent at every step of an install: it comes back, finishes, and tells the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import Site, make_site, until
+
+from edgekit.core import jobs
+
+# Run before the agent: counts what makes a change last (fsync, rename, commit) and kills the process at the n-th.
+KILLER = """
+import os, signal, sys, edgekit.agent.outbox as outbox
+armed, left = [False], [{point}]
+def point(name):
+    armed[0] = armed[0] or os.path.exists({arm!r})
+    if armed[0]:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open({count!r}, "a") as file:
+            file.write(name + "\\n")
+def around(module, name):
+    true = getattr(module, name)
+    def counted(*given, **named):
+        point("before " + name)
+        result = true(*given, **named)
+        point("after " + name)
+        return result
+    setattr(module, name, counted)
+for name in ("fsync", "replace", "rename", "mkdir"):
+    around(os, name)
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with make_site(tmp_path) as made:
+        yield made
+
+
+def lines(site: Site, point: int) -> tuple[str, ...]:
+    folder = site.board.folder
+    return (KILLER.format(point=point, arm=str(folder / "armed"), count=str(folder / "points")),)
+
+
+def settled(site: Site, rev: int) -> bool:
+    reported = site.server.last("reported")
+    return reported is not None and reported["rev"] == rev and reported["state"] in jobs.FINAL
+
+
+def test_killed_during_the_download_it_goes_on_from_where_it_was(site: Site) -> None:
+    process = site.board.spawn()
+    assert site.run(site.add(version=1), 1)["state"] == "active"
+    site.repository.gate.clear()
+    site.server.desire("pi5", site.add(version=2, padding=4_000_000), 2)
+    slots = site.board.folder / "state/slots"
+    until(lambda: any(part.stat().st_size > 10**6 for part in slots.glob(".part-*/*")), "half a download")
+    process.kill()
+    process.communicate()
+    assert site.board.state["job"]["state"] == "downloading"
+    site.repository.gate.set()
+    site.repository.requests.clear()
+    site.server.heard.clear()
+    site.board.spawn()
+    assert site.server.ended("job-2")["state"] == "active"
+    ranges = [wanted for path, wanted in site.repository.requests if path == "targets/run/toy/2.edge"]
+    assert len(ranges) == 1
+    assert int(str(ranges[0]).removeprefix("bytes=").rstrip("-")) > 10**6
+    assert not list(slots.glob(".part-*"))
+
+
+def test_killed_between_verifying_and_committing_it_serves_the_old_one_and_then_finishes(site: Site) -> None:
+    """A trial that lasts gives the time to kill: the slot is installed, the state file does not know it yet."""
+    process = site.board.spawn()
+    assert site.run(site.add(version=1), 1)["state"] == "active"
+    site.server.desire("pi5", site.add(version=2, delay_ms=15), 2)
+    until(lambda: "trial" in site.server.states("job-2"), "the trial")
+    process.kill()
+    process.communicate()
+    state = site.board.state
+    assert (state["job"]["state"], state["active"]["label"]) == ("trial", "toy/1")
+    site.server.heard.clear()
+    site.board.spawn()
+    until(
+        lambda: [r for k, r in site.server.heard if k == "reported" and r["bundle"] == "toy/1"],
+        "the old one serving",
+    )
+    assert site.server.ended("job-2")["state"] == "active"
+    until(lambda: site.server.last("reported")["bundle"] == "toy/2")  # type: ignore[index]
+    states = site.server.states("job-2")
+    assert states[-5:] == ["received", "verifying", "installed", "trial", "active"], (
+        "its slot was still there"
+    )
+
+
+def test_killed_at_points_all_over_an_install_it_always_ends_in_a_verified_slot_and_a_true_report(
+    site: Site,
+) -> None:
+    folder = site.board.folder
+    armed, points = folder / "armed", folder / "points"
+    process = site.board.spawn(*lines(site, 10**6))
+    assert site.run(site.add(version=1), 1)["state"] == "active"
+    armed.touch()
+    assert site.run(site.add(version=2), 2)["state"] == "active"
+    until(lambda: site.board.state["job"]["reported"])
+    process.kill()
+    process.communicate()
+    count = len(points.read_text().splitlines())
+    assert count > 30, "an install has many points at which a power cut could come"
+    rev = 2
+    for point in range(1, count, max(1, count // 8)):
+        armed.unlink(missing_ok=True)
+        rev += 1
+        process = site.board.spawn(*lines(site, point))
+        until(lambda: site.server.last("status") and site.server.last("status")["online"])  # type: ignore[index]
+        armed.touch()
+        site.server.desire("pi5", site.add(version=rev), rev)
+        until(lambda running=process: running.poll() is not None, f"the kill at point {point}")  # type: ignore[misc]
+        process.communicate()
+        armed.unlink()
+        state = json.loads((folder / "state/state.json").read_text())
+        assert state["active"]["label"] in (f"toy/{rev - 1}", f"toy/{rev}")
+        site.server.heard.clear()
+        process = site.board.spawn()
+        until(lambda wanted=rev: settled(site, wanted), f"the end after a kill at point {point}")  # type: ignore[misc]
+        reported = site.server.last("reported")
+        assert reported is not None
+        assert (reported["state"], reported["bundle"]) == ("active", f"toy/{rev}"), point
+        process.terminate()
+        process.communicate()
+        held = {entry.name for entry in (folder / "state/slots").iterdir()}
+        state = site.board.state
+        assert held == {state["active"]["content_id"], state["previous"]["content_id"]}, point
