@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgekit.core.errors import BadInput, MissingExtra, WorldFailed, one_line
+from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.runtime.backends import Array
-
-try:
-    import onnxruntime
-except ImportError as err:
-    raise MissingExtra("convert needs: pip install 'edgekit[host]'") from err
+from edgekit.runtime.quiet_ort import onnxruntime
 
 _FATAL_ONLY = 4
 _PROVIDERS = ["CPUExecutionProvider"]

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.core.profile import HOST
@@ -39,6 +38,7 @@ from edgekit.host.split import split
 from edgekit.runtime.data import Data
 from edgekit.runtime.detect import find_profile
 from edgekit.runtime.measure import machine_name
+from edgekit.runtime.quiet_ort import onnxruntime
 from edgekit.runtime.session import Session
 
 DEMO_MODEL = Path("models/fashion_mnist_3exit.onnx")

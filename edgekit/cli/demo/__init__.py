@@ -95,45 +95,36 @@ def _story(demo: steps.Demo, data: Path | None) -> tuple[dict[str, Any], str]:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    table = Table(title="What the fleet server saw", title_justify="left")
-    for column in (
-        "board",
-        "profile",
-        "bundle",
-        "requests",
-        "accuracy",
-        "exits taken",
-        "p50",
-        "p95",
-        "energy",
-    ):
-        table.add_column(
-            column, justify="right" if column in ("requests", "accuracy", "p50", "p95") else "left"
-        )
+    table = Table(title="What the fleet server saw", title_justify="left", box=None, pad_edge=False)
+    for column in ("board", "bundle"):
+        table.add_column(column, no_wrap=True)
+    for column in ("requests", "accuracy", "exits %", "p50 ms", "p95 ms", "mJ each"):
+        table.add_column(column, justify="right", no_wrap=True)
     for board in result["boards"]:
         total = max(1, sum(board["exit_counts"].values()))
-        energy = board["energy_mj"]
         table.add_row(
-            board["name"],
-            board["profile"],
+            board["name"] if board["online"] else f"{board['name']} (offline)",
             str(board["bundle"]),
             str(board["requests"]),
             percent(board["accuracy"]),
-            " / ".join(percent(count / total, 0) for count in board["exit_counts"].values()),
-            number(board["latency_ms"]["p50"], 3, " ms"),
-            number(board["latency_ms"]["p95"], 3, " ms"),
-            "unknown"
-            if energy["mean"] is None
-            else f"{energy['mean']:.2f} mJ a request, {energy['provenance']}",
+            " / ".join(f"{100 * count / total:.0f}" for count in board["exit_counts"].values()),
+            number(board["latency_ms"]["p50"], 3),
+            number(board["latency_ms"]["p95"], 3),
+            number(board["energy_mj"]["mean"], 2),
         )
     console.print(table)
     telemetry = result["telemetry"]
+    console.print(f"fp32, last exit:         {percent(result['fp32_accuracy'])} accuracy")
     console.print(
-        f"fp32 last exit {percent(result['fp32_accuracy'])}; int8 with a budget of {steps.BUDGET} of the network "
-        f"{percent(result['budget_accuracy'])}, at {result['budget_over_full_latency']:.2f}x the full policy's mean"
+        f"int8, budget {steps.BUDGET}:        {percent(result['budget_accuracy'])} accuracy, "
+        f"{result['budget_over_full_latency']:.2f}x the mean latency of the full policy"
     )
-    console.print(f"telemetry: {telemetry['sent']} records sent, {telemetry['received']} received")
-    console.print("Latency is this machine's, not the boards'. Energy is simulated.")
+    console.print(
+        f"telemetry:               {telemetry['sent']} records sent, {telemetry['received']} received"
+    )
+    console.print(
+        "Latency is this machine's, not the boards'. Energy is simulated; a Raspberry Pi 4 has no sensor."
+    )
 
 
 def _keep(demo: steps.Demo, address: str) -> None:

@@ -32,7 +32,7 @@ DATA_FOLDERS = (
 )
 HELD_OUT = 2_500  # of the last images of the training file: the model never saw them
 CALIBRATION = 500
-BUDGET = "35%"
+BUDGET = "32%"
 THROTTLED_FACTOR = 0.7
 INTERVAL_S = 1
 RATE_HZ = 700

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.core.errors import BadBundle, BadInput, MissingExtra, one_line
+from edgekit.core.errors import BadBundle, BadInput, one_line
 from edgekit.core.manifest import Part
 from edgekit.runtime.backends import Array, Options, Runner
-
-try:
-    import onnxruntime as ort
-except ImportError as err:
-    raise MissingExtra("backend onnxruntime needs: pip install 'edgekit[ort]'") from err
+from edgekit.runtime.quiet_ort import onnxruntime as ort
 
 _FATAL_ONLY = 4
 
