@@ -37,6 +37,7 @@ THROTTLED_FACTOR = 0.7
 INTERVAL_S = 1
 RATE_HZ = 700
 START_S, PUSH_S, STREAM_S = 40.0, 120.0, 180.0
+_DELIVERY_STARTS = 3
 Say = Callable[[str], None]
 
 
@@ -224,15 +225,11 @@ def stream(demo: Demo, client: Client) -> None:
     """Let the boards run all images; throttle the last one half-way, restart the broker once."""
     throttled, half = demo.sensors[-1], demo.images // 2
 
-    def requests() -> Mapping[str, int]:
-        return {device["name"]: device["requests"] for device in client.devices()}
-
-    def reached(count: int, name: str | None = None) -> bool:
-        done = requests()
-        return min(done.values()) >= count if name is None else done.get(name, 0) >= count
+    def count(key: str) -> dict[str, int]:
+        return {device["name"]: device[key] for device in client.devices()}
 
     running = list(demo.processes.running)
-    wait_for("half of the images", lambda: reached(half, throttled.board.name), STREAM_S, running)
+    wait_for("half of the images", lambda: count("requests")[throttled.board.name] >= half, STREAM_S, running)
     demo.say(f"{throttled.board.name} is throttled: its budget tightens")
     throttled.throttle(on=True)
     demo.say("the broker is restarted")
@@ -240,18 +237,41 @@ def stream(demo: Demo, client: Client) -> None:
     demo.processes.end(broker)
     time.sleep(random.uniform(0.5, 1.0))
     running = [*demo.processes.running, start_broker(demo)]
-    wait_for("the last image", lambda: reached(demo.images), STREAM_S, running)
+    before = count("records")
+    wait_for("the last image", lambda: min(count("requests").values()) >= demo.images, STREAM_S, running)
+    wait_for(
+        "news from every board after the restart",
+        lambda: all(records > before[name] for name, records in count("records").items()),
+        STREAM_S,
+        running,
+    )
 
 
 def stop_agents(demo: Demo) -> dict[str, Any]:
-    """End every agent; what each said about itself at its end."""
-    summaries = {}
-    for name, process in demo.agents.items():
-        code = demo.processes.end(process)
-        if code != 0:
-            raise WorldFailed(f"demo: agent {name} ended with code {code}; its log is {process.log}")
-        summaries[name] = json.loads((demo.folder / "boards" / f"{name}.json").read_text().splitlines()[-1])
+    """End every agent; what each said about itself at its end.
+
+    An agent waits two seconds for the last acknowledgement. What it then still holds stays in its outbox, and goes out
+    when it is started again.
+    """
+    summaries = {name: _stop_agent(demo, name) for name in demo.agents}
+    for name in demo.agents:
+        for _ in range(_DELIVERY_STARTS):
+            if not summaries[name]["records"]["held"]:
+                break
+            start_agent(demo, name)
+            summaries[name] = _stop_agent(demo, name)
     return summaries
+
+
+def _stop_agent(demo: Demo, name: str) -> dict[str, Any]:
+    process = demo.agents[name]
+    code = demo.processes.end(process)
+    if code != 0:
+        raise WorldFailed(f"demo: agent {name} ended with code {code}; its log is {process.log}")
+    summary: dict[str, Any] = json.loads(
+        (demo.folder / "boards" / f"{name}.json").read_text().splitlines()[-1]
+    )
+    return summary
 
 
 def measure_budget(demo: Demo) -> dict[str, float | None]:
