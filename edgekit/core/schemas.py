@@ -17,7 +17,7 @@ TEXT: Schema = {"type": "string", "minLength": 1}
 TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 FLAG: Schema = {"type": "boolean"}
 FRACTION: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
-PROVENANCE: Schema = {"enum": [*PROVENANCES, None]}
+PROVENANCE: Schema = {"enum": [*PROVENANCES, "mixed", None]}  # mixed: of several boards or intervals
 COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
 
 

@@ -164,7 +164,7 @@ def energy(records: Iterable[Any]) -> dict[str, Any]:
         "mean": sum(r.energy_mj for r in known) / requests if requests else None,
         "provenance": None if not kinds else kinds[0] if len(kinds) == 1 else MIXED,
         "provenances": kinds,
-        "on": sorted({r.energy_on for r in known if r.energy_on}),
+        "on": ", ".join(sorted({r.energy_on for r in known if r.energy_on})) or None,
         "requests": requests,
         "why": None if known else why,
     }
