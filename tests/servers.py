@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents import Mosquitto, until
+from agents import Mosquitto, free_port, until
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -29,25 +29,31 @@ from edgekit.fleet.config import FleetConfig, read_config
 from edgekit.repo.init import init
 
 FLEET = "demo"
+NOW = 1_800_000_000.0  # what a standing clock says
 
 
-def make_broker(folder: Path, *lines: str) -> Mosquitto:
+class Broker(Mosquitto):
     """A broker that lets in whom `passwd` names; both files are empty until the fleet server writes them."""
-    folder.mkdir(exist_ok=True)
-    for name in ("passwd", "acl"):
-        (folder / name).touch()
-    user = ["user root"] if os.geteuid() == 0 else []
-    return Mosquitto(
-        folder,
-        "allow_anonymous false",
-        f"password_file {folder / 'passwd'}",
-        f"acl_file {folder / 'acl'}",
-        f"pid_file {folder / 'pid'}",
-        "use_username_as_clientid true",
-        "max_inflight_messages 1000",
-        *user,
-        *lines,
-    )
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        folder.mkdir(exist_ok=True)
+        for name in ("passwd", "acl"):
+            (folder / name).touch()
+        lines = [
+            f"listener {self.port} 127.0.0.1",
+            "persistence false",
+            "allow_anonymous false",
+            f"password_file {folder / 'passwd'}",
+            f"acl_file {folder / 'acl'}",
+            f"pid_file {folder / 'pid'}",
+            "use_username_as_clientid true",
+            "max_inflight_messages 1000",
+            *(["user root"] if os.geteuid() == 0 else []),  # else it could not read a test's folder
+        ]
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text("\n".join(lines) + "\n")
+        self.start()
 
 
 def write_config(folder: Path, broker_port: int, **more: Any) -> FleetConfig:
@@ -238,7 +244,7 @@ class FakeBoard:
             "job_id": job_id,
             "state": state,
             "bundle": self.bundle,
-            "content_id": "0" * 64 if self.bundle else None,
+            "content_id": None,
             "policy": None,
             "interval_s": 1.0,
             "why": None,

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bundles import write_null_bundle
+from servers import NOW, write_config
+from starlette.testclient import TestClient
+
+from edgekit.core.bundle import Bundle
+from edgekit.fleet.api import Context, make_app
+from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.enroll import enroll, prepare, read_secret
+from edgekit.fleet.store import Store, open_store
+
+
+class Clock:
+    """A clock that stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.time = NOW
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> FleetConfig:
+    """A prepared server folder; no broker listens."""
+    config = write_config(tmp_path, 1)
+    prepare(config)
+    return config
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path / 'test.db'}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def boards(store: Store) -> tuple[str, ...]:
+    """Three enrolled boards."""
+    with store.write() as connection:
+        enroll(connection, "pi5-a", "raspberrypi5", ["site-a"], NOW)
+        enroll(connection, "pi5-b", "raspberrypi5", ["site-b"], NOW)
+        enroll(connection, "orin", "jetson-orin-nano", ["site-a", "lab"], NOW)
+    return ("pi5-a", "pi5-b", "orin")
+
+
+@pytest.fixture
+def context(config: FleetConfig) -> Iterator[Context]:
+    store = open_store(config.database_url)
+    yield Context(config, store, read_secret(config.token_file), lambda: "http://127.0.0.1:8080")
+    store.close()
+
+
+@pytest.fixture
+def web(context: Context) -> Iterator[TestClient]:
+    """The web process without its page, with the token."""
+    with TestClient(make_app(context), raise_server_exceptions=False) as client:
+        client.headers["authorization"] = f"Bearer {context.token}"
+        yield client
+
+
+@pytest.fixture
+def small(context: Context) -> Context:
+    """The same, for bundles of at most 1 MiB."""
+    return dataclasses.replace(context, config=dataclasses.replace(context.config, max_bundle_bytes=2**20))
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    def make(file: str = "", **options: object) -> Bundle:
+        name = file or f"{options.get('name', 'toy')}-{options.get('version', 1)}.edge"
+        return write_null_bundle(tmp_path / name, **options)
+
+    return make

@@ -1,0 +1,122 @@
+"""Mosquitto itself, with the files we write: who gets in, and what reaches whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import until
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from servers import Broker
+
+from edgekit.fleet.broker import password_hash, reload_broker, write_acl, write_passwd
+
+SERVER = "edgekit-server"
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    write_passwd(folder, {name: password_hash(name) for name in (SERVER, "demo/a", "demo/b")})
+    write_acl(folder, "demo", SERVER)
+    broker = Broker(folder)
+    yield broker
+    broker.stop()
+
+
+class Talker:
+    """A connection and what it hears."""
+
+    def __init__(self, broker: Broker, user: str, password: str | None = None, *topics: str) -> None:
+        self.heard: list[tuple[str, bytes]] = []
+        self.answers: list[str] = []
+        self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5, client_id=user)
+        self.client.username_pw_set(user, password if password is not None else user)
+        self.client.on_message = lambda _c, _d, message: self.heard.append((message.topic, message.payload))
+        self.client.on_connect = lambda _c, _d, _f, reason, _p: self.answers.append(str(reason))
+        self.subscribed = False
+        self.client.on_subscribe = lambda *_: setattr(self, "subscribed", True)
+        self.client.connect("127.0.0.1", broker.port)
+        self.client.loop_start()
+        until(lambda: self.answers, "the broker's answer")
+        if topics and self.answers == ["Success"]:
+            self.client.subscribe([(topic, 1) for topic in topics])
+            until(lambda: self.subscribed, "the subscription")
+
+    def say(self, topic: str, payload: str) -> None:
+        self.client.publish(topic, payload, 1).wait_for_publish(10)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+def test_a_password_of_ours_lets_in_and_a_wrong_one_does_not(broker: Broker) -> None:
+    good, bad = Talker(broker, "demo/a"), Talker(broker, "demo/b", "demo/a")
+    assert good.answers == ["Success"]
+    assert bad.answers[0] == "Not authorized"
+    good.close()
+    bad.close()
+
+
+def test_a_board_speaks_and_hears_on_its_own_topics_alone(broker: Broker) -> None:
+    base = "edgekit/v1/demo"
+    server = Talker(
+        broker, SERVER, None, *(f"{base}/+/{kind}" for kind in ("status", "telemetry", "job/event"))
+    )
+    a = Talker(broker, "demo/a", None, "#", f"{base}/a/desired", f"{base}/b/desired", f"{base}/+/desired")
+    b = Talker(broker, "demo/b", None, f"{base}/b/desired")
+    a.say(f"{base}/b/telemetry", "forged")
+    a.say(f"{base}/b/desired", "forged")
+    a.say(f"{base}/a/desired", "forged")
+    server.say(f"{base}/b/desired", "for b")
+    server.say(f"{base}/a/desired", "for a")
+    a.say(f"{base}/a/telemetry", "mine")
+    a.say(f"{base}/a/job/event", "mine too")
+    until(lambda: len(server.heard) == 2 and b.heard and a.heard, "delivery")
+    assert server.heard == [(f"{base}/a/telemetry", b"mine"), (f"{base}/a/job/event", b"mine too")]
+    assert set(a.heard) == {(f"{base}/a/desired", b"for a")}
+    assert b.heard == [(f"{base}/b/desired", b"for b")]
+    for talker in (server, a, b):
+        talker.close()
+
+
+def test_a_board_added_later_gets_in_after_a_reload(broker: Broker, tmp_path: Path) -> None:
+    folder = tmp_path / "broker"
+    write_passwd(folder, {name: password_hash(name) for name in (SERVER, "demo/late")})
+    assert reload_broker(folder / "pid")
+
+    def let_in() -> bool:
+        talker = Talker(broker, "demo/late")
+        talker.close()
+        return talker.answers[0] == "Success"
+
+    until(let_in, "the reload")
+
+
+def test_nobody_but_a_mosquitto_is_signalled(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for content in (str(other.pid), "0", "-1", "many", "", "999999999"):
+            (tmp_path / "pid").write_text(content)
+            assert not reload_broker(tmp_path / "pid")
+        assert not reload_broker(tmp_path / "missing")
+        assert not reload_broker(None)
+        time.sleep(0)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_the_files_are_not_for_everybody(tmp_path: Path) -> None:
+    write_passwd(tmp_path, {"demo/a": password_hash("x")})
+    write_acl(tmp_path, "demo", SERVER)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("passwd", "acl")} == {0o640}
+    assert "$7$101$" in (tmp_path / "passwd").read_text()

@@ -1,0 +1,249 @@
+"""Batches into the store: exactly once, acks without gaps, states in the board's own order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from servers import NOW
+
+from edgekit.core.messages import Ack, Event, JobEvent, Status, encode
+from edgekit.core.record import Record
+from edgekit.fleet import store as db
+from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
+from edgekit.fleet.enroll import enroll
+from edgekit.fleet.intake import Malformed, Received, read_message
+from edgekit.fleet.store import Store, open_store
+
+
+def record(seq: int, **fields: Any) -> Record:
+    usual = {
+        "uptime_s": 1.0,
+        "time": NOW,
+        "clock_synced": True,
+        "interval_s": 1.0,
+        "bundle": "toy/1",
+        "policy": "full",
+    }
+    return Record(seq=seq, **(usual | {"requests": 1} | fields))
+
+
+def telemetry(*seqs: int, device: str = "pi5-a", boot: str = "b1", floor: int = 1, **fields: Any) -> Received:
+    records = tuple(record(seq, **fields) for seq in seqs)
+    return Received(device, "telemetry", boot, floor, records=records)
+
+
+def event(seq: int, kind: str = "throttle", boot: str = "b1") -> Received:
+    return Received("pi5-a", "event", boot, events=(Event(boot, seq, kind, NOW),))
+
+
+def job_event(
+    seq: int, state: str, job: str = "job", boot: str = "b1", reason: str | None = None
+) -> Received:
+    events = (JobEvent(boot, seq, job, state, "toy/1", NOW, reason),)
+    return Received("pi5-a", "job/event", boot, job_events=events)
+
+
+def status(online: bool, boot: str = "b1") -> Received:
+    return Received("pi5-a", "status", boot, status=Status(online, boot))
+
+
+def commit(store: Store, *batch: Received, malformed: Sequence[Malformed] = (), now: float = NOW) -> Outcome:
+    with store.write() as connection:
+        return commit_batch(connection, batch, malformed, now)
+
+
+def upto(outcome: Outcome, boot: str = "b1") -> int:
+    return next(ack.upto for _, ack in outcome.acks if ack.boot_id == boot)
+
+
+def stored(store: Store, table: sa.Table = db.records) -> list[int]:
+    with store.read() as connection:
+        return list(connection.execute(sa.select(table.c.seq).order_by(table.c.boot, table.c.seq)).scalars())
+
+
+def device(store: Store, name: str = "pi5-a") -> Any:
+    with store.read() as connection:
+        return connection.execute(sa.select(db.devices).where(db.devices.c.name == name)).one()
+
+
+@pytest.fixture(autouse=True)
+def _enrolled(boards: tuple[str, ...]) -> None:
+    del boards
+
+
+def test_a_batch_that_comes_again_changes_nothing_and_is_acknowledged_again(store: Store) -> None:
+    batch = telemetry(1, 2, 3)
+    assert upto(commit(store, batch)) == 3
+    again = telemetry(1, 2, 3, requests=99)
+    assert upto(commit(store, again, again)) == 3
+    assert stored(store) == [1, 2, 3]
+    with store.read() as connection:
+        assert connection.scalar(sa.select(sa.func.sum(db.records.c.requests))) == 3
+
+
+def test_only_what_is_there_without_a_gap_is_acknowledged(store: Store) -> None:
+    assert upto(commit(store, telemetry(1, 2, 5))) == 2
+    assert upto(commit(store, telemetry(4))) == 2
+    assert upto(commit(store, telemetry(3))) == 5
+
+
+def test_records_and_events_count_in_one_sequence(store: Store) -> None:
+    assert upto(commit(store, telemetry(1, 3))) == 1
+    assert upto(commit(store, event(2))) == 3
+    assert upto(commit(store, job_event(4, "received"), telemetry(5))) == 5
+
+
+def test_numbers_below_the_boards_floor_are_not_waited_for(store: Store) -> None:
+    assert upto(commit(store, telemetry(7, 8, floor=7))) == 8
+
+
+def test_an_older_message_with_a_lower_floor_takes_no_ack_back(store: Store) -> None:
+    commit(store, telemetry(7, 8, floor=7))
+    assert upto(commit(store, telemetry(2, 3, floor=1))) == 8
+    assert stored(store) == [2, 3, 7, 8]
+
+
+def test_boots_are_counted_apart(store: Store) -> None:
+    outcome = commit(store, telemetry(1, 2), telemetry(1, boot="b2"), telemetry(2, device="pi5-b"))
+    assert outcome.acks == (("pi5-a", Ack("b1", 2)), ("pi5-a", Ack("b2", 1)), ("pi5-b", Ack("b1", 0)))
+
+
+def test_a_record_that_could_not_be_read_does_not_hold_up_what_follows(store: Store) -> None:
+    payload = {"boot_id": "b1", "floor": 1, "records": [record(1).to_json(), {"seq": 2}, record(3).to_json()]}
+    message = read_message("demo", "edgekit/v1/demo/pi5-a/telemetry", encode(payload))
+    assert upto(commit(store, message)) == 3
+    assert stored(store) == [1, 3]
+    with store.read() as connection:
+        left = connection.execute(sa.select(db.events)).one()
+    assert (left.seq, left.kind) == (2, "unreadable")
+    assert "uptime_s" in json.loads(left.detail)["why"]
+    assert device(store).malformed == 1
+
+
+def test_malformed_messages_are_counted_by_board_with_the_reason(store: Store) -> None:
+    commit(store, telemetry(1), malformed=[Malformed("pi5-a", "not JSON"), Malformed("pi5-a", "too large")])
+    assert (device(store).malformed, device(store).malformed_why) == (2, "too large")
+    assert device(store, "pi5-b").malformed == 0
+
+
+def test_strangers_and_foreign_topics_are_counted_and_dropped(store: Store) -> None:
+    outcome = commit(
+        store, telemetry(1, device="stranger"), malformed=[Malformed(None, "topic"), Malformed("who", "x")]
+    )
+    assert outcome == Outcome((), frozenset())
+    assert stored(store) == []
+    with store.read() as connection:
+        counted = {row.key: row.count for row in connection.execute(sa.select(db.counters))}
+    assert counted == {"messages of boards that are not enrolled": 2, "messages on foreign topics": 1}
+
+
+def test_a_birth_is_told_and_a_death_is_not(store: Store) -> None:
+    assert commit(store, status(True)).births == {"pi5-a"}
+    assert device(store).online
+    assert commit(store, status(False)).births == frozenset()
+    assert not device(store).online
+
+
+def test_the_will_of_an_older_boot_does_not_show_a_live_board_as_dead(store: Store) -> None:
+    commit(store, status(True, "b2"))
+    commit(store, status(False, "b1"))
+    assert device(store).online
+
+
+def test_a_record_is_placed_at_the_boards_time_only_where_its_clock_is_trusted(store: Store) -> None:
+    times = [(1, NOW - 50, True), (2, 86_400.0, False), (3, None, False), (4, NOW + 9e8, True)]
+    for seq, time, synced in times:
+        commit(store, telemetry(seq, time=time, clock_synced=synced))
+    with store.read() as connection:
+        at = list(connection.execute(sa.select(db.records.c.at).order_by(db.records.c.seq)).scalars())
+    assert at == [NOW - 50, NOW, NOW, NOW]
+
+
+# --- jobs ---
+
+
+def make_job(store: Store, expires: float = NOW + 60) -> None:
+    with store.write() as connection:
+        row = {"job_id": "job", "created": NOW, "expires": expires, "target": "toy/1", "selector": "all"}
+        connection.execute(sa.insert(db.jobs).values(row))
+        connection.execute(sa.insert(db.job_devices).values(job=1, device=1, state="pending", updated=NOW))
+
+
+def job_state(store: Store) -> tuple[str, str | None]:
+    with store.read() as connection:
+        row = connection.execute(sa.select(db.job_devices)).one()
+    return row.state, row.reason
+
+
+def test_a_job_is_in_the_state_of_the_boards_last_event_whatever_the_order(store: Store) -> None:
+    make_job(store)
+    commit(store, job_event(2, "refused", reason="wrong-profile"))
+    assert job_state(store) == ("refused", "wrong-profile")
+    commit(store, job_event(1, "received"))
+    assert job_state(store) == ("refused", "wrong-profile")
+    commit(store, job_event(2, "refused", reason="wrong-profile"))
+    assert job_state(store) == ("refused", "wrong-profile")
+
+
+def test_a_later_boot_outdoes_an_earlier_one_although_its_numbers_are_lower(store: Store) -> None:
+    make_job(store)
+    commit(store, job_event(9, "downloading", boot="b1"))
+    commit(store, job_event(1, "received", boot="b2"))
+    assert job_state(store)[0] == "received"
+
+
+def test_an_event_of_a_job_nobody_knows_is_kept_and_does_no_harm(store: Store) -> None:
+    assert upto(commit(store, job_event(1, "active", job="unheard-of"))) == 1
+    assert stored(store, db.job_events) == [1]
+
+
+def test_silence_after_a_jobs_end_is_a_failure_until_the_board_says_otherwise(store: Store) -> None:
+    make_job(store)
+    with store.write() as connection:
+        assert expire_silent_jobs(connection, NOW + 61) == 0
+        assert expire_silent_jobs(connection, NOW + 121) == 1
+    assert job_state(store) == ("expired", "silent")
+    commit(store, job_event(1, "active"))
+    assert job_state(store) == ("active", None)
+
+
+# --- any order, any repetition ---
+
+SEQS = list(range(1, 13))
+KINDS = ("record", "record", "event", "job")
+
+
+def message(seq: int) -> Received:
+    """What the board made under this number."""
+    kind = KINDS[seq % len(KINDS)]
+    return (
+        telemetry(seq) if kind == "record" else event(seq) if kind == "event" else job_event(seq, "received")
+    )
+
+
+BATCHES = st.lists(st.lists(st.sampled_from(SEQS), max_size=6), max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
+@given(BATCHES)
+def test_however_batches_are_cut_ordered_and_repeated_each_number_is_there_once(
+    batches: list[list[int]],
+) -> None:
+    store = open_store("sqlite://")
+    with store.write() as connection:
+        enroll(connection, "pi5-a", "raspberrypi5", [], NOW)
+    sent: set[int] = set()
+    for batch in batches:
+        outcome = commit(store, *(message(seq) for seq in batch))
+        sent |= set(batch)
+        gapless = next(seq for seq in range(len(SEQS) + 1) if seq + 1 not in sent)
+        assert [ack.upto for _, ack in outcome.acks] == ([gapless] if batch else [])
+    found = sorted(stored(store) + stored(store, db.events) + stored(store, db.job_events))
+    assert found == sorted(sent)
+    store.close()

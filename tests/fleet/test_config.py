@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.core.errors import BadInput
+from edgekit.fleet.config import read_config
+
+SMALLEST = 'fleet = "demo"\ndata_dir = "data"\nrepository = "repo"\n'
+
+
+def read(folder: Path, text: str) -> object:
+    (folder / "fleet.toml").write_text(text)
+    return read_config(folder / "fleet.toml")
+
+
+def test_three_lines_are_enough_and_serve_loopback_only(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text(SMALLEST)
+    config = read_config(tmp_path / "fleet.toml")
+    assert (config.web.host, config.web.port) == ("127.0.0.1", 8080)
+    assert (config.broker.host, config.broker.port, config.broker.username) == (
+        "127.0.0.1",
+        1883,
+        "edgekit-server",
+    )
+    assert config.broker.password_file == tmp_path / "data" / "broker.password"
+    assert config.repository == tmp_path / "repo"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ('[web]\nhost = "0.0.0.0"\n', 'web.host = "0.0.0.0" is not loopback'),
+        ('[web]\nhost = "fleet.example"\n', "is not loopback"),
+        ("[web]\nport = 70000\n", "web.port must be a port from 0 to 65535, got 70000"),
+        ("[web]\nprot = 80\n", "does not know the key web.prot"),
+        ('[broker]\nusername = "demo/pi5"\n', "broker.username must be a name"),
+        ('public_url = "fleet.example"\n', "public_url must be an address such as https://fleet.example"),
+        ("max_bundle_mb = 0\n", "max_bundle_mb must be a positive integer, got 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_file_and_key(more: str, says: str, tmp_path: Path) -> None:
+    text = more + SMALLEST if "[" not in more else SMALLEST + more
+    with pytest.raises(BadInput) as raised:
+        read(tmp_path, text)
+    assert says in str(raised.value)
+    assert "fleet.toml" in str(raised.value)
+
+
+def test_other_machines_are_let_in_only_where_the_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text(SMALLEST + '[web]\nhost = "0.0.0.0"\nallow_remote = true\n')
+    assert read_config(tmp_path / "fleet.toml").web.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("fleet", ['"de mo"', '"+"', '"a/b"', "7"])
+def test_a_fleet_name_that_topics_do_not_take_is_refused(fleet: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="fleet must be a"):
+        read(tmp_path, SMALLEST.replace('"demo"', fleet))

@@ -1,0 +1,122 @@
+"""The page in headless Chromium: what a visitor sees, and what a stranger does not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import until
+from servers import Broker, FakeBoard, FleetServer, write_config
+
+from edgekit.client import Client
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright comes with the extra `dev`")
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+class Site:
+    def __init__(self, folder: Path) -> None:
+        self.broker = Broker(folder / "broker")
+        self.config = write_config(folder, self.broker.port)
+        self.server = FleetServer(self.config)
+        client = Client(self.server.url, self.server.token)
+        made = client.enroll("pi5-a", "raspberrypi5", ["site-a"])
+        self.board = FakeBoard(
+            self.broker.port, "pi5-a", made["mqtt_password"], made["control_key"], profile="raspberrypi5"
+        )
+        self.board.bundle = "toy/1"
+        self.board.start()
+        for latency in (1.0, 2.0, 4.0):
+            self.board.record(100, latency, labelled=100, correct=93)
+        self.board.send()
+        self.board.event("throttle", temperature_c=81.0)
+        until(lambda: not self.board.outbox, "the acks")
+
+    def end(self) -> None:
+        self.board.close()
+        self.server.end()
+        self.broker.stop()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (tools/setup installs it)")
+    site = Site(tmp_path_factory.mktemp("page"))
+    try:
+        yield site
+    finally:
+        site.end()
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[playwright.Page]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("requestfailed", lambda request: page.problems.append(request.url))
+        page.on(
+            "request",
+            lambda request: page.problems.append(request.url) if not local(site, request.url) else None,
+        )
+        yield page
+        browser.close()
+
+
+def local(site: Site, url: str) -> bool:
+    return url.startswith((site.server.url, site.server.url.replace("http", "ws"), "data:", "blob:"))
+
+
+def test_a_visitor_logs_in_and_sees_the_fleet_a_board_and_its_charts(
+    site: Site, page: playwright.Page
+) -> None:
+    page.goto(site.server.url)
+    assert page.url.endswith("/login")
+    assert "pi5-a" not in page.content()
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button").click()
+    page.get_by_text("That is not this server's token.").wait_for()
+    page.get_by_label("Token").fill(site.server.token)
+    page.get_by_role("button").click()
+    row = page.get_by_role("row").filter(has_text="pi5-a")
+    row.wait_for()
+    text = row.inner_text()
+    for shown in ("raspberrypi5", "site-a", "toy/1", "300", "93.00 %", "4.00 mJ", "simulated", "98 · 2 %"):
+        assert shown in text, shown
+    assert row.get_by_role("img", name="online").is_visible()
+    row.get_by_role("link").click()
+    page.get_by_text("Latency over time").wait_for()
+    page.locator("canvas").first.wait_for()
+    page.get_by_role("cell", name="throttle", exact=True).wait_for()
+    assert page.locator("canvas").count() == 3
+    assert page.problems == []
+
+
+def test_figures_arrive_without_reloading(site: Site, page: playwright.Page) -> None:
+    page.goto(f"{site.server.url}/?token={site.server.token}")
+    assert "token" not in page.url
+    page.get_by_role("row").filter(has_text="pi5-a").wait_for()
+    before = site.board.next_seq
+    site.board.record(1000)
+    site.board.send()
+    page.get_by_role("row").filter(has_text="1\u202f300").wait_for()
+    assert site.board.next_seq == before + 1
+    site.board.die()
+    page.get_by_role("img", name="offline").wait_for()
+    assert page.problems == []
+
+
+def test_a_stranger_reaches_neither_pages_nor_the_websocket_behind_them(site: Site) -> None:
+    import urllib.error
+    import urllib.request
+
+    for path in ("/jobs", "/board/pi5-a", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/_nicegui/x"):
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{site.server.url}{path}", timeout=10)
+        assert raised.value.code == 401
