@@ -42,12 +42,9 @@ def commit_batch(
     known = [message for message in batch if message.device in ids]
     _count_strangers(connection, batch, malformed, ids)
     _count_malformed(connection, known, malformed, ids)
-    boots = _Boots(connection)
     births = set()
     for message in known:
         device = ids[message.device]
-        if message.boot_id is not None:
-            boots.heard(device, message.device, message.boot_id, message.floor)
         if message.status is not None:
             _set_status(connection, device, message.status)
             if message.status.online:
@@ -55,60 +52,83 @@ def commit_batch(
         if message.state is not None:
             values = {message.kind: json.dumps(message.state)}
             connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
+    boots = _boots(connection, known, ids)
     _insert_entries(connection, known, ids, boots, now)
+    _advance(connection, boots.values())
     seen = {ids[message.device] for message in known}
     if seen:
         _touch(connection, seen, now)
-    return Outcome(boots.advance(), frozenset(births))
+    acks = tuple((boot.name, Ack(boot.boot_id, boot.upto)) for boot in boots.values())
+    return Outcome(acks, frozenset(births))
 
 
-class _Boots:
-    """The boots a batch speaks of, each looked up once; `advance` moves their `upto` on and tells."""
+@dataclass
+class _Boot:
+    """A boot that a batch speaks of: its row, and the numbers the batch brings."""
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self.connection = connection
-        self.ids: dict[tuple[int, str], int] = {}
-        self.names: dict[int, tuple[str, str]] = {}
+    id: int
+    name: str
+    boot_id: str
+    floor: int
+    upto: int
+    last: int
+    seqs: set[int]
 
-    def heard(self, device: int, name: str, boot_id: str, floor: int | None) -> int:
-        """The boot's id, drawn now if it is new. `floor` only grows."""
-        key = (device, boot_id)
-        if key not in self.ids:
-            row = {"device": device, "boot_id": boot_id, "floor": 1, "upto": 0}
-            db.insert_new(self.connection, db.boots, [row])
-            wanted = (db.boots.c.device == device) & (db.boots.c.boot_id == boot_id)
-            self.ids[key] = self.connection.execute(sa.select(db.boots.c.id).where(wanted)).scalar_one()
-            self.names[self.ids[key]] = (name, boot_id)
-        boot = self.ids[key]
-        if floor is not None and floor > 1:
-            wanted = (db.boots.c.id == boot) & (db.boots.c.floor < floor)
-            self.connection.execute(sa.update(db.boots).where(wanted).values(floor=floor))
-        return boot
 
-    def advance(self) -> tuple[tuple[str, Ack], ...]:
-        """Each boot's `upto`, moved on over what is in the store without a gap."""
-        acks = []
-        for boot, (name, boot_id) in self.names.items():
-            row = self.connection.execute(
-                sa.select(db.boots.c.floor, db.boots.c.upto).where(db.boots.c.id == boot)
-            ).one()
-            upto = self._contiguous(boot, max(row.upto, row.floor - 1))
-            if upto != row.upto:
-                self.connection.execute(sa.update(db.boots).where(db.boots.c.id == boot).values(upto=upto))
-            acks.append((name, Ack(boot_id, upto)))
-        return tuple(acks)
+def _boots(
+    connection: sa.Connection, known: Sequence[Received], ids: Mapping[str, int]
+) -> dict[tuple[int, str], _Boot]:
+    """The rows of all boots in a batch, drawn now where they are new. A floor only grows."""
+    table = db.boots
+    keys = {(ids[m.device], m.boot_id): m.device for m in known if m.boot_id is not None}
+    if not keys:
+        return {}
+    db.insert_new(connection, table, [{"device": device, "boot_id": boot_id} for device, boot_id in keys])
+    wanted = table.c.device.in_({key[0] for key in keys}) & table.c.boot_id.in_({key[1] for key in keys})
+    boots = {}
+    for row in connection.execute(sa.select(table).where(wanted)):
+        key = (row.device, row.boot_id)
+        if key in keys:
+            boots[key] = _Boot(row.id, keys[key], row.boot_id, row.floor, row.upto, row.last, set())
+    for message in known:
+        if message.boot_id is not None:
+            boot = boots[ids[message.device], message.boot_id]
+            boot.floor = max(boot.floor, message.floor or 1)
+            for entries in (message.records, message.events, message.job_events, message.unreadable):
+                boot.seqs |= {entry.seq for entry in entries}
+    return boots
 
-    def _contiguous(self, boot: int, start: int) -> int:
-        """The last number after `start` up to which the boot's records and events are all there."""
-        tables = (db.records, db.events, db.job_events)
-        parts = (sa.select(t.c.seq).where(t.c.boot == boot, t.c.seq > start) for t in tables)
-        query = sa.union_all(*parts).order_by("seq").limit(_MAX_STEPS)
-        upto = start
-        for seq in self.connection.execute(query).scalars():
-            if seq > upto + 1:
-                break
-            upto = seq
-        return upto
+
+def _advance(connection: sa.Connection, boots: Iterable[_Boot]) -> None:
+    """Move each boot's `upto` on over what is in the store without a gap."""
+    changed = []
+    for boot in boots:
+        before = (boot.floor, boot.upto, boot.last)
+        boot.last = max(boot.last, max(boot.seqs, default=0))
+        boot.upto = max(boot.upto, boot.floor - 1)
+        while boot.upto + 1 in boot.seqs:
+            boot.upto += 1
+        if boot.upto < boot.last:  # there is or was a gap: what other batches brought counts as well
+            boot.upto = _contiguous(connection, boot.id, boot.upto)
+        if before != (boot.floor, boot.upto, boot.last):
+            changed.append({"key": boot.id, "floor": boot.floor, "upto": boot.upto, "last": boot.last})
+    if changed:
+        change = sa.update(db.boots).where(db.boots.c.id == sa.bindparam("key"))
+        connection.execute(
+            change.values({key: sa.bindparam(key) for key in ("floor", "upto", "last")}), changed
+        )
+
+
+def _contiguous(connection: sa.Connection, boot: int, start: int) -> int:
+    """The last number after `start` up to which the boot's records and events are all in the store."""
+    tables = (db.records, db.events, db.job_events)
+    parts = (sa.select(table.c.seq).where(table.c.boot == boot, table.c.seq > start) for table in tables)
+    upto = start
+    for seq in connection.execute(sa.union_all(*parts).order_by("seq").limit(_MAX_STEPS)).scalars():
+        if seq > upto + 1:
+            break
+        upto = seq
+    return upto
 
 
 def _device_ids(connection: sa.Connection, names: Iterable[str]) -> dict[str, int]:
@@ -161,7 +181,11 @@ def _touch(connection: sa.Connection, seen: set[int], now: float) -> None:
 
 
 def _insert_entries(
-    connection: sa.Connection, known: Sequence[Received], ids: Mapping[str, int], boots: _Boots, now: float
+    connection: sa.Connection,
+    known: Sequence[Received],
+    ids: Mapping[str, int],
+    boots: Mapping[tuple[int, str], _Boot],
+    now: float,
 ) -> None:
     records: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
@@ -171,7 +195,7 @@ def _insert_entries(
         if message.boot_id is None:
             continue
         device = ids[message.device]
-        boot = boots.ids[device, message.boot_id]
+        boot = boots[device, message.boot_id].id
         common = {"boot": boot, "device": device, "received": now}
         records += [common | {"seq": r.seq} | _record(r, now) for r in message.records]
         events += [common | {"seq": e.seq} | _event(e, now) for e in message.events]

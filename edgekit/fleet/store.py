@@ -78,6 +78,7 @@ boots = Table(
     Column("boot_id", String(64), nullable=False),
     Column("floor", BigInteger, nullable=False, default=1),
     Column("upto", BigInteger, nullable=False, default=0),  # all from floor to here is in the store
+    Column("last", BigInteger, nullable=False, default=0),  # the highest number in the store
     sa.UniqueConstraint("device", "boot_id"),
 )
 
