@@ -20,21 +20,20 @@ from edgekit.host.judge import Judged, judge
 from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limits
 from edgekit.host.load import InputSpec, Shapes, load
 from edgekit.host.lower import backend_for
-from edgekit.host.ort import open_model
 from edgekit.host.pack import GOLDEN, Draft, Finished, draft, finish, golden_cases
 from edgekit.host.passes import PASSES, Context
 from edgekit.host.passes.base import Int8
 from edgekit.host.passes.quantize_static import is_quantized
 from edgekit.host.recipe import Recipe, Step
 from edgekit.host.split import Stage, split
-from edgekit.host.sqnr import decibel, spread
+from edgekit.host.sqnr import answers_sqnr
 from edgekit.host.watch import Watch, unwatched
-from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
 from edgekit.runtime.measure import ExitTable
 
 SEED = 1
-_BEFORE, _INT8_STEP = ("confidence", "fold"), "quantize_static"
+_BEFORE, _INT8_STEP = ("opset", "confidence", "fold"), "quantize_static"
+MIN_SQNR_DB = 20.0  # how close answers that are no classes must stay to the float network's
 _TRIAL_SAMPLES = 256  # on which the calibration methods are compared
 _VNNI = ("avx512vnni", "avxvnni", "amx_int8")
 
@@ -160,12 +159,18 @@ def choose_format(request: Request, backend: Backend, plain: Graph, data: Datase
 
     with watch("calibrate", data.calibration.count) as tick:
         seen = calibrate(plain, data.calibration, tick)
-    int8 = given.int8 if given is not None else None
-    if int8 is None:
-        int8 = best_int8(plain, seen, data.calibration, request.profile, backend)
-    ranges = seen.ranges(int8.method)
-    quantized = PASSES[_INT8_STEP].apply(plain, Context(int8, ranges))
-    tried = _chosen(request, backend, quantized, data, watch, int8, ranges, ())
+    try:
+        if given is not None and given.int8 is not None:
+            int8 = given.int8
+            quantized = PASSES[_INT8_STEP].apply(plain, Context(int8, seen.ranges(int8.method)))
+        else:
+            int8, quantized = best_int8(plain, seen, data.calibration, request.profile, backend)
+        ranges = seen.ranges(int8.method)
+        tried = _chosen(request, backend, quantized, data, watch, int8, ranges, ())
+    except BadInput as err:  # int8 is an offer: what it cannot do, float can
+        if given is not None:
+            raise
+        return _chosen(request, backend, plain, data, watch, None, {}, (Dropped("*", _INT8_STEP, str(err)),))
     if given is not None:
         return tried
     stayed = _chosen(request, backend, plain, data, watch, None, {}, ())
@@ -203,33 +208,22 @@ def why_not_int8(graph: Graph, profile: Profile, backend: Backend) -> str | None
     return None
 
 
-def best_int8(graph: Graph, seen: Calibration, data: Data, profile: Profile, backend: Backend) -> Int8:
-    """The calibration method whose answers stay closest to the float network's, on some calibration samples."""
+def best_int8(
+    graph: Graph, seen: Calibration, data: Data, profile: Profile, backend: Backend
+) -> tuple[Int8, Graph]:
+    """The calibration method whose answers stay closest to the float network's on calibration samples, and its graph.
+
+    Raises BadInput where the network cannot be written in int8.
+    """
     activation = backend.int8_activation or "uint8"
     reduce_range = activation == "uint8" and not set(_VNNI) & set(profile.cpu.features)
-    samples = [data.inputs(index) for index in spread(data.count, _TRIAL_SAMPLES)]
-    outputs = [entry.output for entry in graph.exits]
-    wanted = _answers(graph, outputs, samples)
-
-    def closeness(int8: Int8) -> float:
-        quantized = PASSES[_INT8_STEP].apply(graph, Context(int8, seen.ranges(int8.method)))
-        return sum(
-            _sqnr(want, got) for want, got in zip(wanted, _answers(quantized, outputs, samples), strict=True)
-        )
-
-    return max((Int8(activation, reduce_range, method) for method in METHODS), key=closeness)
-
-
-def _answers(graph: Graph, outputs: list[str], samples: list[dict[str, Array]]) -> list[Array]:
-    session = open_model(graph.proto().SerializeToString())
-    rows = [session.run(outputs, sample) for sample in samples]
-    return [np.stack(column) for column in zip(*rows, strict=True)]
-
-
-def _sqnr(want: Array, got: Array) -> float:
-    return decibel(
-        float(np.square(want, dtype=np.float64).sum()), float(np.square(want - got, dtype=np.float64).sum())
-    )
+    tried = []
+    for method in METHODS:
+        int8 = Int8(activation, reduce_range, method)
+        quantized = PASSES[_INT8_STEP].apply(graph, Context(int8, seen.ranges(method)))
+        tried.append((answers_sqnr(graph, quantized, data, _TRIAL_SAMPLES), int8, quantized))
+    _, int8, quantized = max(tried, key=lambda each: each[0])
+    return int8, quantized
 
 
 def harm_of(
@@ -237,7 +231,11 @@ def harm_of(
 ) -> str | None:
     """Why int8 must be taken back; None where it does no harm. Judged on validation data, never on evaluation data."""
     drop, limit, what = _drop(stayed.validated, tried.validated, max_drop)
-    if drop is not None and drop > limit + 1e-9:
+    if drop is None:
+        sqnr = answers_sqnr(stayed.graph, tried.graph, data.validation, _TRIAL_SAMPLES)
+        if sqnr < MIN_SQNR_DB:
+            return f"its answers are off by {sqnr:.1f} dB on the validation data, {MIN_SQNR_DB:g} are wanted"
+    elif drop > limit + 1e-9:
         return f"it costs {drop:.2f} points of {what} on the validation data, more than {limit:g}"
     if timed:
         times = interleaved((stayed.made.open(), tried.made.open()), data.validation)

@@ -102,10 +102,13 @@ def values(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """The value's shape where every dimension is a known number, else None."""
-    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
-        return None
-    return tuple(int(size) for size in value.shape if isinstance(size, int))
+    """The value's shape where every dimension is a known number, else None. Some exporters write -1 for unknown."""
+    sizes = (
+        ()
+        if value.shape is None
+        else tuple(size for size in value.shape if isinstance(size, int) and size >= 0)
+    )
+    return sizes if value.shape is not None and len(sizes) == len(value.shape) else None
 
 
 def dtype_name(value: ir.Value) -> str | None:

@@ -318,26 +318,24 @@ def _fix_input(value: ir.Value, table: Mapping[str, Any], shape: tuple[int, ...]
         shape = checks.rows(table["shape"], f"{where}: shape", lambda v, w: checks.integer(v, w, 1, 2**31))
     if value.shape is None and shape is None:
         raise BadInput(f"{where} has no shape: give --shape")
-    sizes: list[object] = list(value.shape) if value.shape is not None else []
+    told = () if value.shape is None else tuple(value.shape)
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in told]  # None: symbolic, or -1
     if shape is None:
-        if (
-            len(sizes) > 1
-            and not isinstance(sizes[0], int)
-            and all(isinstance(size, int) for size in sizes[1:])
-        ):
-            sizes[0] = 1  # a board answers one request at a time
-        if not all(isinstance(size, int) for size in sizes):
-            named = ",".join(str(size) for size in sizes)
+        if len(sizes) > 1 and None not in sizes[1:]:
+            sizes[0] = sizes[0] or 1  # a symbolic batch: a board answers one request at a time
+        if None in sizes:
+            named = ",".join(map(str, told))
             raise BadInput(
                 f"{where} has the symbolic shape {named}: fix it with --shape, such as --shape 1,3,224,224"
             )
-        shape = tuple(int(size) for size in sizes if isinstance(size, int))
+        shape = tuple(size for size in sizes if size is not None)
     fits = not sizes or (
-        len(sizes) == len(shape)
-        and all(size == new for size, new in zip(sizes, shape, strict=True) if isinstance(size, int))
+        len(sizes) == len(shape) and all(size in (None, new) for size, new in zip(sizes, shape, strict=True))
     )
     if not fits:
-        raise BadInput(f"{where} must have the shape {list(map(str, sizes))} of the model, got {list(shape)}")
+        raise BadInput(
+            f"{where} must have the shape {','.join(map(str, told))} of the model, got {','.join(map(str, shape))}"
+        )
     value.shape = ir.Shape(shape)
     dtype = dtype_name(value)
     if dtype is None:

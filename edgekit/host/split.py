@@ -46,6 +46,7 @@ def split(graph: Graph) -> tuple[Stage, ...]:
         ]
         outputs = [named[name] for name in (*entry.tensors, *handed)]
         part = ir.convenience.extract(source, inputs, outputs)
+        _sort_weights(part)
         model = ir.Model(part, ir_version=whole.ir_version)
         for tidy in (NameFixPass(), RemoveUnusedOpsetsPass()):
             model = tidy(model).model
@@ -132,6 +133,12 @@ def _before_pair_end(value: ir.Value) -> ir.Value:
     if node is not None and _is_pair_end(node) and node.inputs[0] is not None:
         return node.inputs[0]
     return value
+
+
+def _sort_weights(part: ir.Graph) -> None:
+    """extract keeps weights in a set: give them an order, so that the same graph gives the same stage."""
+    for name in sorted(part.initializers):
+        part.initializers[name] = part.initializers.pop(name)
 
 
 def _fix_shapes(model: ir.Model, tensors: tuple[Tensor, ...]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgekit.host.calibrate import expose, float_activations
-from edgekit.host.graph import Graph, values
+from edgekit.host.graph import Graph, model_bytes, values
+from edgekit.host.ort import open_model
 from edgekit.runtime.data import Data
 
 SAMPLES = 32
@@ -33,6 +34,18 @@ def layer_sqnr(plain: Graph, converted: Graph, data: Data, samples: int = SAMPLE
             signal[place] += float(np.square(want, dtype=np.float64).sum())
             noise[place] += float(np.square(want.astype(np.float64) - got).sum())
     return {name: decibel(s, n) for name, s, n in zip(shared, signal.tolist(), noise.tolist(), strict=True)}
+
+
+def answers_sqnr(plain: Graph, converted: Graph, data: Data, samples: int) -> float:
+    """SQNR in dB of the exits' outputs, the mean over exits, on at most `samples` samples."""
+    outputs = [entry.output for entry in plain.exits]
+    sessions = [open_model(model_bytes(graph.model)) for graph in (plain, converted)]
+    signal, noise = np.zeros(len(outputs)), np.zeros(len(outputs))
+    for index in spread(data.count, samples):
+        want, got = (session.run(outputs, data.inputs(index)) for session in sessions)
+        signal += [float(np.square(array, dtype=np.float64).sum()) for array in want]
+        noise += [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(want, got, strict=True)]
+    return float(np.mean([decibel(s, n) for s, n in zip(signal.tolist(), noise.tolist(), strict=True)]))
 
 
 def decibel(signal: float, noise: float) -> float:

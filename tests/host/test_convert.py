@@ -200,6 +200,27 @@ def test_a_quantized_model_is_kept_as_it_is(files: Files, tmp_path: Path, make: 
     assert "int8" in {layer.format for layer in report.layers}
 
 
+def test_a_network_the_int8_writer_cannot_handle_stays_float_and_says_so(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*arguments: object) -> None:
+        raise BadInput("no such operator in int8")
+
+    monkeypatch.setattr(subject, "best_int8", stumble)
+    report = convert(request(files)).report
+    assert report.dropped[0].why == "no such operator in int8"
+    assert {layer.format for layer in report.layers} == {"float32"}
+
+
+def test_answers_that_are_no_classes_must_stay_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(image_out(), tmp_path / "m.onnx")
+    wanted = Request(model, BOARD, write_data(tmp_path / "d.npz", (3, SIDE, SIDE), 20))
+    assert convert(wanted).report.dropped == ()
+    monkeypatch.setattr(subject, "MIN_SQNR_DB", 90.0)
+    (dropped,) = convert(wanted).report.dropped
+    assert "dB on the validation data, 90 are wanted" in dropped.why
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,15 @@ def test_symbolic_sizes_need_a_shape(tmp_path: Path) -> None:
     assert load(path, {"x": (1, 3, 16, 20)}).graph.inputs[0].tensor.shape == (1, 3, 16, 20)
 
 
+def test_minus_one_counts_as_symbolic(tmp_path: Path) -> None:
+    b = Builder()
+    b.head(b.conv("x", "c", (3, 4)), "y", 4)
+    path = save(b.model([("y", (-1, CLASSES))], [("x", (-1, 3, 8, 8))]), tmp_path / "m.onnx")
+    graph = load(path).graph
+    assert graph.inputs[0].tensor.shape == (1, 3, 8, 8)
+    assert tuple(graph.model.graph.outputs[0].shape or ()) == (1, CLASSES)
+
+
 def test_a_shape_that_contradicts_the_model_is_refused(tmp_path: Path) -> None:
     path = symbolic(tmp_path, 1, 3, "height", "width")
     assert "must have the shape" in complaint(path, shapes={"": (1, 1, 16, 16)})

@@ -40,7 +40,7 @@ def test_a_recipe_reads_what_it_writes(tmp_path: Path, recipe: Recipe) -> None:
     ("old", "new", "said"),
     [
         ("format = 1", "format = 2", "recipe format 2 is newer"),
-        ('"fold"', '"polish"', "must be one of confidence, fold, quantize_static"),
+        ('"fold"', '"polish"', "must be one of opset, confidence, fold, quantize_static"),
         ('method = "mse"', 'method = "magic"', "method must be one of minmax"),
         ('"quantize_static"', '"fold"', r"a table \[int8\] goes with the pass quantize_static"),
         ("points = 12", "points = 1", "points must be a whole number from 2"),

@@ -12,8 +12,9 @@ from networks import CLASSES, Builder, batch_norm, depthwise, save, three_exits,
 from edgekit.core.errors import BadInput
 from edgekit.host.calibrate import calibrate
 from edgekit.host.convert import run_passes
-from edgekit.host.graph import Graph, initializers, values
+from edgekit.host.graph import Graph, initializers, model_bytes, values
 from edgekit.host.load import load
+from edgekit.host.ort import open_model
 from edgekit.host.passes import PASSES, Context
 from edgekit.host.passes.base import Int8
 from edgekit.runtime.data import load_data
@@ -125,3 +126,54 @@ def test_a_network_whose_answer_is_pooled_keeps_its_precision(tmp_path: Path) ->
     pool = values(graph.model)["y"].producer()
     assert pool is not None
     assert pool.op_type == "GlobalAveragePool"
+
+
+def test_an_old_opset_is_raised_so_that_weights_can_be_per_channel(tmp_path: Path) -> None:
+    graph = load(save(three_exits(opset=11), tmp_path / "m.onnx")).graph
+    assert PASSES["opset"].apply(graph, Context()).opset == 13
+    plain = run_passes(graph, ("opset", "confidence", "fold"), Context())
+    data = load_data(write_data(tmp_path / "d.npz", (3, 12, 12), 8), graph.inputs)
+    made = PASSES["quantize_static"].apply(
+        plain, Context(Int8("uint8"), calibrate(plain, data).ranges("minmax"))
+    )
+    open_model(model_bytes(made.model))
+
+
+def test_an_opset_nobody_can_raise_leaves_the_graph_alone_and_int8_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(proto: object, version: int) -> None:
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", fail)
+    graph = load(save(three_exits(opset=11), tmp_path / "m.onnx")).graph
+    assert PASSES["opset"].apply(graph, Context()) is graph
+    with pytest.raises(BadInput, match="needs opset 13"):
+        PASSES["quantize_static"].apply(graph, Context(Int8("uint8"), {"x": (0.0, 1.0)}))
+
+
+def test_a_bias_that_two_products_share_is_copied_under_a_name_of_its_own(tmp_path: Path) -> None:
+    b = Builder()
+    shared = b.weight("bias", 3)
+    left = b.op("Conv", ["x", b.weight("w1", 3, 3, 1, 1), shared], "left")
+    b.op("Conv", [left, b.weight("w2", 3, 3, 1, 1), shared], "bias2")  # the name the engine would take
+    b.op("Neg", ["bias2"], "y")
+    graph = quantized(tmp_path, b.model([("y", (1, 3, 12, 12))]), Int8("uint8"))
+    open_model(model_bytes(graph.model))
+
+
+@pytest.mark.parametrize("shape", [(1, CLASSES), (CLASSES,), (1,)])
+def test_a_gemm_may_have_a_bias_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    b = Builder()
+    b.op("Gemm", ["x", b.weight("w", 16, CLASSES), b.weight("b", *shape)], "y")
+    graph = quantized(tmp_path, b.model([("y", (1, CLASSES))], [("x", (1, 16))]), Int8("uint8"))
+    open_model(model_bytes(graph.model))
+
+
+def test_what_the_engine_cannot_do_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(self: object) -> None:
+        raise KeyError("something inside")
+
+    monkeypatch.setattr("onnxruntime.quantization.qdq_quantizer.QDQQuantizer.quantize_model", stumble)
+    with pytest.raises(BadInput, match="int8 writer cannot handle this network: 'something inside'"):
+        quantized(tmp_path, three_exits(), Int8("uint8"))

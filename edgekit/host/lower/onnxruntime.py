@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
+from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from edgekit.core.errors import BadInput, one_line
 from edgekit.core.profile import Backend
@@ -14,6 +17,8 @@ from edgekit.host.split import Stage
 
 NAME = "onnxruntime"
 _PRODUCER = "edgekit"
+_CODES = ("QuantizeLinear", "DequantizeLinear")
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _USUAL_IR = 10  # of what onnx 1.16 and later write for opset 21; older readers are asked for through max_ir
 
 
@@ -25,7 +30,29 @@ def lower(stage: Stage, backend: Backend) -> tuple[LoweredPart, ...]:
     model.doc_string = model.domain = None
     model.graph.name = f"stage{stage.index}"
     model.graph.doc_string = None
+    DeduplicateInitializersPass()(model)
+    _shorten(model)
     return (LoweredPart(NAME, "onnx", model_bytes(model), stage.inputs, stage.outputs),)
+
+
+def _shorten(model: ir.Model) -> None:
+    """Drop what the runtime finds out by itself, and names that only we read. Layers keep theirs."""
+    if any(attribute.type in _GRAPHS for node in model.graph for attribute in node.attributes.values()):
+        return  # inner graphs see our names
+    border = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    inner = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
+    inner = [value for value in inner if value.name not in border]
+    taken = border | {value.name for value in inner}
+    names = (name for name in map(str, itertools.count()) if name not in taken)
+    for value in inner:
+        value.name = next(names)
+        if value.const_value is None:
+            value.shape = value.type = None
+    for node in model.graph:
+        if node.op_type in _CODES:
+            node.name = ""
+        node.doc_string = None
+        node.metadata_props.clear()
 
 
 def _below_ceiling(stage: Stage, ceiling: int | None) -> ir.Model:

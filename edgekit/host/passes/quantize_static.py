@@ -18,9 +18,10 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from edgekit.core.errors import BadInput
-from edgekit.host.graph import Graph, values
+from edgekit.core.errors import BadInput, one_line
+from edgekit.host.graph import Graph, static_shape, values
 from edgekit.host.passes.base import Context, Int8, Pass
+from edgekit.host.passes.opset import OPSET
 
 WEIGHTS = "int8"
 PER_CHANNEL = True
@@ -50,6 +51,7 @@ _ALREADY = (
     "ConvInteger",
     "MatMulInteger",
 )
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm")  # whose third input is a bias
 _FLOAT_OUTPUT = ("Gemm", "MatMul")  # int8 kernels that can give a float answer
 _TAIL = (
     *("Softmax", "LogSoftmax", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
@@ -63,11 +65,17 @@ def apply(graph: Graph, context: Context) -> Graph:
         raise BadInput("quantize_static needs an int8 format and calibrated ranges")
     if is_quantized(graph):
         raise BadInput("quantize_static needs a float model, got one that is quantized already")
+    if graph.opset < OPSET:
+        raise BadInput(
+            f"quantize_static needs opset {OPSET}, and onnx cannot raise this model's {graph.opset}"
+        )
     kept = {*float_nodes(graph), *context.int8.keep_float}
     unknown = kept - {node.name for node in graph.model.graph}
     if unknown:
         raise BadInput(f"keep_float names no node of the model: {', '.join(sorted(map(str, unknown)))}")
-    model = ir.from_proto(_write_qdq(graph.proto(), context, sorted(kept)))
+    source = graph.copy()
+    kept |= set(_own_biases(source))
+    model = ir.from_proto(_write_qdq(ir.to_proto(source), context, sorted(kept)))
     for entry in graph.exits:
         _float_answer(model, entry.output)
     for tidy in (NameFixPass(), RemoveUnusedOpsetsPass()):
@@ -118,13 +126,56 @@ def _write_qdq(proto: onnx.ModelProto, context: Context, kept: list[str]) -> onn
     ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in context.ranges.items()}
     activation = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[int8.activation]
     data = TensorsData(CalibrationMethod.MinMax, ranges)
-    with _quiet():
-        engine = QDQQuantizer(
-            proto, PER_CHANNEL, int8.reduce_range, QuantType.QInt8, activation, data, [], kept, list(OPS), {}
-        )
-        engine.quantize_model()
+    try:
+        with _quiet():
+            engine = QDQQuantizer(
+                proto,
+                PER_CHANNEL,
+                int8.reduce_range,
+                QuantType.QInt8,
+                activation,
+                data,
+                [],
+                kept,
+                list(OPS),
+                {},
+            )
+            engine.quantize_model()
+    except Exception as err:  # the engine stumbles in its own ways over what it does not know
+        raise BadInput(
+            f"onnxruntime's int8 writer cannot handle this network: {one_line(err)[:200]}"
+        ) from err
     written: onnx.ModelProto = engine.model.model
     return written
+
+
+def _own_biases(model: ir.Model) -> Iterator[str]:
+    """Give each product a bias vector of its own; names of Gemms whose bias is no vector.
+
+    The engine wants vectors, and copies a shared bias under a name that another tensor may have.
+    """
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type in _PRODUCTS and len(node.inputs) > 2 else None
+        if bias is None or bias.const_value is None:
+            continue
+        array = bias.const_value.numpy().reshape(-1) if bias.const_value.size in (1, _width(node)) else None
+        if array is None:
+            yield node.name or ""
+        elif bias.const_value.shape != (_width(node),) or len(bias.uses()) > 1:
+            taken = model.graph.initializers
+            stem = f"{node.name}/bias"
+            name = next(n for n in (stem, *(f"{stem}/{k}" for k in range(len(taken) + 1))) if n not in taken)
+            whole = np.ascontiguousarray(np.broadcast_to(array, (_width(node),)))
+            vector = ir.Value(name=name, const_value=ir.tensor(whole, name=name))
+            vector.dtype, vector.shape = bias.const_value.dtype, ir.Shape(whole.shape)
+            model.graph.register_initializer(vector)
+            node.replace_input_with(2, vector)
+
+
+def _width(node: ir.Node) -> int:
+    """How many channels a product makes."""
+    shape = static_shape(node.outputs[0]) or ()
+    return shape[-1 if node.op_type == "Gemm" else 1] if len(shape) > 1 else 0
 
 
 @contextlib.contextmanager
