@@ -8,6 +8,7 @@ from typing import Any
 from edgekit.core.figure import PROVENANCES
 from edgekit.core.jobs import STATES
 from edgekit.core.manifest import METRICS
+from edgekit.core.target import STATES as TARGET_STATES
 
 Schema = dict[str, Any]
 
@@ -39,6 +40,34 @@ def output(**properties: Schema) -> Schema:
 LATENCY = table(mean=NUMBER, p50=NUMBER, p95=NUMBER, p99=NUMBER)
 ENERGY = table(mean=NUMBER, provenance=PROVENANCE, on=TEXT_OR_NULL)
 BEFORE_AFTER = table(before=NUMBER, after=NUMBER)
+
+ROLES: Schema = {
+    "type": "object",
+    "additionalProperties": table(version=COUNT, expires=TEXT, days_left=NUMBER),
+}
+TARGET = table(
+    name=TEXT, version=COUNT, profiles=rows(TEXT), state={"enum": list(TARGET_STATES)}, label=TEXT, size=COUNT
+)
+JOB_STATE: Schema = {"enum": ["pending", *STATES]}  # pending: the board has not said anything about it yet
+JOB_DEVICES: Schema = {
+    "type": "object",
+    "additionalProperties": table(state=JOB_STATE, reason=TEXT_OR_NULL, detail=TEXT_OR_NULL),
+}
+JOB = table(job_id=TEXT, target=TEXT_OR_NULL, to=TEXT, policy=TEXT_OR_NULL)
+DEVICE = table(
+    name=TEXT,
+    profile=TEXT_OR_NULL,
+    tags=rows(TEXT),
+    online=FLAG,
+    last_seen=NUMBER,
+    bundle=TEXT_OR_NULL,
+    records=COUNT,
+    requests=COUNT,
+    accuracy=FRACTION,
+    exit_counts=COUNTS,
+    latency_ms=LATENCY,
+    energy_mj=ENERGY,
+)
 
 OUTPUTS: Mapping[str, Schema] = {
     "convert": output(
@@ -130,5 +159,21 @@ OUTPUTS: Mapping[str, Schema] = {
         cpu_features=rows(TEXT),
         kernels=rows(table(family=TEXT, name=TEXT, built=FLAG, supported=FLAG, chosen=FLAG)),
     ),
+    "repo init": output(folder=TEXT, keys={"type": "object"}, roles=ROLES, targets=rows(TARGET)),
+    "repo add": output(target=TEXT, content_id=TEXT, added=FLAG, targets_version=COUNT),
+    "repo status": output(roles=ROLES, targets=rows(TARGET), problems=rows(TEXT)),
+    "push": output(job_id=TEXT, target=TEXT, devices=JOB_DEVICES, published=FLAG),
+    "agent": output(
+        boot_id=TEXT,
+        requests=COUNT,
+        records=table(made=COUNT, acked=COUNT, held=COUNT, dropped=COUNT),
+        bundle=TEXT_OR_NULL,
+    ),
+    "fleet serve": output(url=TEXT, token_file=TEXT),
+    "fleet enroll": output(name=TEXT, fleet=TEXT, folder=TEXT, files=rows(TEXT)),
+    "fleet status": output(
+        boards=table(enrolled=COUNT, online=COUNT), requests=COUNT, latency_ms=LATENCY, exit_counts=COUNTS
+    ),
+    "fleet devices": {"anyOf": [output(devices=rows(DEVICE)), output(device=DEVICE)]},
+    "fleet jobs": {"anyOf": [output(jobs=rows(JOB)), output(job=JOB)]},
 }
-JOB_STATES: Schema = {"enum": list(STATES)}

@@ -31,6 +31,10 @@ def test_every_schema_is_one(name: str) -> None:
         ("profile show", ["profile", "show", "pynq-z2"]),
         ("profile check", ["profile", "check", "board.toml"]),
         ("native", ["native"]),
+        ("inspect bundle", ["inspect", "toy.edge"]),
+        ("repo init", ["repo", "init", "other"]),
+        ("repo add", ["repo", "add", "repository", "toy.edge"]),
+        ("repo status", ["repo", "status", "repository"]),
     ],
 )
 def test_a_command_prints_its_object_and_nothing_else(
@@ -45,6 +49,8 @@ def test_a_command_prints_its_object_and_nothing_else(
     np.savez(tmp_path / "x.npz", x=np.ones((4, *SHAPE[1:]), np.float32), y=np.zeros(4, np.int64))
     profile = Path(__file__).parents[2] / "device_profiles/raspberrypi5.toml"
     (tmp_path / "board.toml").write_text(profile.read_text())
+    assert run(["repo", "init", "repository", "--json"]) == 0
+    capsys.readouterr()
     assert run([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     jsonschema.validate(json.loads(out), OUTPUTS[name])
