@@ -79,7 +79,7 @@ def _header(page: Page) -> str:
 def verdict(report: Report) -> str:
     """What the conversion brought, in one sentence."""
     parts = []
-    faster = _ratio(report.latency_before.mean, report.latency_after.mean)
+    faster = _ratio(typical_ms(report.latency_before), typical_ms(report.latency_after))
     if faster is not None:
         how = {"measured": "", "estimated": " (estimated)"}.get(report.latency_provenance or "", "")
         parts.append(f"{faster:.1f}× faster{how}" if faster >= 1 else f"{1 / faster:.1f}× slower{how}")
@@ -91,6 +91,11 @@ def verdict(report: Report) -> str:
         what = "accuracy" if report.metric == METRICS[0] else "agreement"
         parts.append(f"{what} {'unchanged' if abs(points) < 0.005 else f'{-points:+.2f} points'}")
     return (", ".join(parts) or "Nothing could be compared") + "."
+
+
+def typical_ms(latency: Latency) -> float | None:
+    """The median where requests were measured, else the mean that was predicted."""
+    return latency.mean if latency.p50 is None else latency.p50
 
 
 def drop_points(accuracy: Change) -> float | None:
@@ -107,7 +112,8 @@ def _ratio(before: float | None, after: float | None) -> float | None:
 def _tiles(page: Page) -> str:
     report = page.report
     metric = _METRIC_NAMES[report.metric]
-    latency = f"{_ms(report.latency_before.mean)} → {_ms(report.latency_after.mean)}"
+    latency = f"{_ms(typical_ms(report.latency_before))} → {_ms(typical_ms(report.latency_after))}"
+    which = "median" if report.latency_after.p50 is not None else "mean"
     size = f"{_kb(report.size_bytes.before)} → {_kb(report.size_bytes.after)}"
     tiles = (
         (
@@ -115,7 +121,7 @@ def _tiles(page: Page) -> str:
             f"{_percent(report.accuracy.before)} → {_percent(report.accuracy.after)}",
             "last exit, on the evaluation data",
         ),
-        ("mean latency, all stages", latency, _origin(report)),
+        (f"{which} latency, all stages", latency, _origin(report)),
         (
             "model files",
             size,

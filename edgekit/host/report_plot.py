@@ -62,8 +62,12 @@ def plot(manifest: Manifest, report: Report) -> str:
             f"{_hint('operating point', c, q)}</circle>"
             for c, q in points
         ]
-    parts += [_square(axes.x(c), axes.y(a), _hint(name, c, a)) for c, a, name in exits]
-    parts += [_triangle(axes.x(c), axes.y(a), _hint(f"policy {name}", c, a)) for c, a, name in policies]
+    for cost, accuracy, name in exits:
+        x, y = axes.x(cost), axes.y(accuracy)
+        parts += [_square(x, y, _hint(name, cost, accuracy)), _label(x, y + 20, name)]
+    for cost, accuracy, name in policies:
+        x, y = axes.x(cost), axes.y(accuracy)
+        parts += [_triangle(x, y, _hint(f"policy {name}", cost, accuracy)), _label(x, y - 13, name)]
     parts += _legend(points=bool(points), before=before is not None)
     label = "Accuracy over the share of multiply-accumulates"
     return (
@@ -120,6 +124,12 @@ def _square(x: float, y: float, hint: str) -> str:
 def _triangle(x: float, y: float, hint: str) -> str:
     corners = f"{x:.1f},{y - 8:.1f} {x + 7:.1f},{y + 5:.1f} {x - 7:.1f},{y + 5:.1f}"
     return f'<polygon class="policy" points="{corners}">{hint}</polygon>'
+
+
+def _label(x: float, y: float, text: str) -> str:
+    """A name beside a mark, kept inside the picture."""
+    anchor = "end" if x > _WIDTH - _RIGHT - 60 else "middle"
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _legend(*, points: bool, before: bool) -> list[str]:

@@ -22,7 +22,7 @@ h2 { font-size: 1.05rem; margin: 0 0 .4rem; }
 .tiles div, section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 .tiles div { padding: .8rem 1rem; }
 dt { color: var(--soft); font-size: .85rem; }
-dd { margin: .1rem 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
+dd { margin: .1rem 0; font-size: 1.2rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .tiles p, .note, footer { color: var(--soft); font-size: .85rem; margin: 0; overflow-wrap: anywhere; }
 section { padding: 1rem 1.1rem 1.1rem; margin-top: .9rem; }
 .note { margin-bottom: .6rem; max-width: 48rem; }
