@@ -33,7 +33,7 @@ from edgekit.fleet.guard import Guard
 from edgekit.fleet.repository import repository_router
 from edgekit.fleet.store import Store, devices
 from edgekit.repo.add import Conflict
-from edgekit.repo.metadata import entries, read_current, targets_bytes
+from edgekit.repo.metadata import Current, entries, read_current, targets_bytes
 from edgekit.repo.publish import publish
 from edgekit.repo.status import describe, expiry_problems
 
@@ -212,7 +212,7 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     return router
 
 
-def _publish(config: FleetConfig, data: bytes, now: datetime) -> Any:
+def _publish(config: FleetConfig, data: bytes, now: datetime) -> Current:
     uploads = {path.stem: path for path in config.incoming.glob("*.edge")}
     current = publish(config.repository, data, uploads, now)
     for entry in entries(current.targets.signed).values():

@@ -192,7 +192,9 @@ class Ingest:
         self.arrivals.put(Arrival(name, bytes(message.payload), message.qos, message.mid, client))
 
     def _on_publish(self, client: Client, _data: object, mid: int, reason: Any, _properties: object) -> None:
-        if client is self.client and not reason.is_failure:
+        if reason.is_failure:
+            log.warning("the broker refused what was published: %s (does its acl_file name ours?)", reason)
+        elif client is self.client:
             self.confirmed.put(mid)
 
     # --- from boards ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from edgekit.fleet.guard import LOGOUT
 T = TypeVar("T")
 REFRESH_S = 2.0
 _REDRAW_TICKS = 5
+_REST = 10  # a screen whose reading takes long is read more rarely: it costs at most a tenth of a core
 _STATE_COLORS = {"active": "good", "failed": "bad", "refused": "bad", "expired": "bad"}
 
 _STYLE = """
@@ -212,10 +214,16 @@ def _frame(context: Context, here: str) -> ui.column:
 async def _keep_fresh(page: ui.column, read: Callable[[], T], show: Callable[[T], None]) -> None:
     """Read the store now and every while, and show what is new. A failure is said; the screen keeps what it showed."""
     last: list[T] = []
+    not_before = 0.0
 
     async def refresh() -> None:
+        nonlocal not_before
+        start = time.monotonic()
+        if start < not_before:
+            return
         try:
             found = await run_in_threadpool(read)
+            not_before = time.monotonic() + _REST * (time.monotonic() - start)
         except views.Unknown as err:
             page.clear()
             with page:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from bundles import write_null_bundle
 from servers import NOW, write_config
-from starlette.testclient import TestClient
 
 from edgekit.core.bundle import Bundle
 from edgekit.fleet.api import Context, make_app
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import enroll, prepare, read_secret
 from edgekit.fleet.store import Store, open_store
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # starlette would like another HTTP client than the one that is installed
+    from starlette.testclient import TestClient
 
 
 class Clock:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
+from edgekit.cli.fleet.serve import EXAMPLE
 from edgekit.core.errors import BadInput
-from edgekit.fleet.config import read_config
+from edgekit.fleet.config import FleetConfig, read_config
 
 SMALLEST = 'fleet = "demo"\ndata_dir = "data"\nrepository = "repo"\n'
 
 
-def read(folder: Path, text: str) -> object:
+def read(folder: Path, text: str) -> FleetConfig:
     (folder / "fleet.toml").write_text(text)
     return read_config(folder / "fleet.toml")
 
@@ -57,3 +60,13 @@ def test_other_machines_are_let_in_only_where_the_file_says_so(tmp_path: Path) -
 def test_a_fleet_name_that_topics_do_not_take_is_refused(fleet: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="fleet must be a"):
         read(tmp_path, SMALLEST.replace('"demo"', fleet))
+
+
+def test_the_example_of_the_help_is_read_and_its_comments_tell_the_defaults(tmp_path: Path) -> None:
+    as_it_stands = read(tmp_path, EXAMPLE)
+    shown = re.sub(r"^# (?=\w+ = )", "", EXAMPLE, flags=re.MULTILINE)
+    assert shown.count("\n# ") == 0
+    complete = read(tmp_path, shown)
+    given = {"public_url": "https://fleet.example"}
+    broker = dataclasses.replace(as_it_stands.broker, pid_file=Path("/run/mosquitto/mosquitto.pid"))
+    assert complete == dataclasses.replace(as_it_stands, broker=broker, **given)

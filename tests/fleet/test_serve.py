@@ -9,7 +9,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from servers import Broker, FakeBoard, FleetServer, write_config
 from edgekit.client import Client, Conflict
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.fleet import serve
+from edgekit.repo.init import init
 from edgekit.repo.keys import make_key
+from edgekit.repo.status import status
 
 MakeBundle = Callable[..., Bundle]
 
@@ -236,8 +241,8 @@ def test_the_fleet_verbs_show_what_boards_sent(site: Site, board: FakeBoard) -> 
         board.record(10)
     board.send()
     until(lambda: not board.outbox, "the acks")
-    status = site.run("fleet", "status")
-    assert (status["v"], status["boards"], status["ingest"]["connected"]) == (
+    found = site.run("fleet", "status")
+    assert (found["v"], found["boards"], found["ingest"]["connected"]) == (
         1,
         {"enrolled": 1, "online": 1},
         True,
@@ -268,7 +273,6 @@ def test_a_server_of_another_kind_is_not_believed() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
-        import threading
 
         def answer() -> None:
             connection, _ = listener.accept()
@@ -281,7 +285,36 @@ def test_a_server_of_another_kind_is_not_believed() -> None:
             Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "x").devices()
 
 
+def test_the_reason_for_an_upload_that_is_cut_off_is_heard(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            connection.recv(4096)
+            connection.sendall(b'HTTP/1.1 400 Bad\r\nContent-Length: 21\r\n\r\n{"error":"too large"}')
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        (tmp_path / "large.edge").write_bytes(bytes(32 * 2**20))
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "x")
+        with pytest.raises(BadInput, match="too large"):
+            client.upload_bundle(tmp_path / "large.edge", "0" * 64)
+
+
 # --- processes ---
+
+
+def test_the_servers_daily_duty_keeps_metadata_from_expiring(tmp_path: Path) -> None:
+    now = datetime.now(timezone.utc)
+    init(tmp_path / "repository", now - timedelta(days=10))
+    config = write_config(tmp_path, 1)
+    assert status(config.repository, now)["roles"]["timestamp"]["days_left"] < 5
+    serve._renew(config)
+    assert status(config.repository, now)["roles"]["timestamp"]["days_left"] > 13
+    (config.repository / "keys/online.pem").unlink()
+    serve._renew(config)  # is said in the log; nothing is thrown
 
 
 def alive(pid: int) -> bool:

@@ -13,8 +13,38 @@ import click
 from edgekit.cli.options import json_option
 from edgekit.cli.output import console, print_json
 
+# What a fleet.toml may hold; a commented line shows the default. tests/fleet/test_config.py reads it both ways.
+EXAMPLE = """\
+fleet = "demo"
+data_dir = "server"          # paths are relative to this file
+repository = "repository"    # made by: edgekit repo init
+# max_bundle_mb = 512
+# public_url = "https://fleet.example"          # what boards are told; else the served address
+[web]
+# host = "127.0.0.1"         # others only with: allow_remote = true
+# port = 8080                # 0: any free one
+[broker]
+# host = "127.0.0.1"
+# port = 1883
+# username = "edgekit-server"
+# password_file = "server/broker.password"      # drawn if there is none
+# files_dir = "server/broker"                   # Mosquitto's passwd and acl are written there
+# pid_file = "/run/mosquitto/mosquitto.pid"     # gets a SIGHUP after each enrolment
+# public_host = "127.0.0.1"                     # what boards are told
+# public_port = 1883
+"""
+_HELP = (
+    """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
 
-@click.command(epilog="Example:  edgekit fleet serve --config fleet.toml")
+The served address is also written to data_dir/address, the API's token to data_dir/api.token. A fleet.toml:
+
+\b
+"""
+    + EXAMPLE
+)
+
+
+@click.command(help=_HELP, epilog="Example:  edgekit fleet serve --config fleet.toml")
 @click.option(
     "--config",
     "config_file",
@@ -24,10 +54,7 @@ from edgekit.cli.output import console, print_json
 )
 @json_option
 def serve(config_file: Path, as_json: bool) -> None:
-    """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
-
-    The served address is also written to data_dir/address, the API's token to data_dir/api.token.
-    """
+    """Serve, until SIGTERM or Ctrl-C."""
     from edgekit.fleet.config import read_config
     from edgekit.fleet.serve import serve as run
 
