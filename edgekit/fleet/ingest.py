@@ -81,6 +81,7 @@ class Ingest:
         self.connected = threading.Event()
         self.refused: str | None = None
         self.sent: dict[int, tuple[int, int]] = {}  # number of a publication -> (device, rev)
+        self.births: set[str] = set()  # boards that came online and were not told yet what they should run
         self.delay_s = FIRST_DELAY_S
         self.next_attempt = 0.0
         self.next_sweep = 0.0
@@ -110,6 +111,9 @@ class Ingest:
         if self.connected.is_set():
             self._confirm()
             self._publish_desired(db.desired.c.pending)
+            if self.births:
+                self._publish_desired(db.devices.c.name.in_(self.births))
+                self.births.clear()
         if time.monotonic() >= self.next_sweep:
             self.next_sweep = time.monotonic() + SWEEP_S
             with self.store.write() as connection:
@@ -264,8 +268,7 @@ class Ingest:
                 arrival.client.ack(arrival.mid, arrival.qos)
         for device, ack in outcome.acks:
             self._publish(device, "ack", ack.to_json())
-        if outcome.births:
-            self._publish_desired(db.devices.c.name.in_(outcome.births))
+        self.births |= outcome.births
 
     # --- to boards ---
 

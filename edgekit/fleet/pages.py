@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, TypeVar
 
 from nicegui import app, ui
 from starlette.concurrency import run_in_threadpool
 
 from edgekit.core.errors import EdgekitError, one_line
-from edgekit.fleet import charts, shown, views
+from edgekit.fleet import charts, shown, tables, views
 from edgekit.fleet.api import Context
 from edgekit.fleet.guard import LOGOUT
 
@@ -19,7 +18,6 @@ T = TypeVar("T")
 REFRESH_S = 2.0
 _REDRAW_TICKS = 5
 _REST = 10  # a screen whose reading takes long is read more rarely: it costs at most a tenth of a core
-_STATE_COLORS = {"active": "good", "failed": "bad", "refused": "bad", "expired": "bad"}
 
 _STYLE = """
 :root { --ink: #1b1f24; --dim: #59636e; --page: #f4f5f7; --card: #ffffff; --line: #d9dee4; --good: #0b7a55;
@@ -59,27 +57,11 @@ a.ek-nav.here { color: var(--ink); background: var(--page); font-weight: 600 }
   color: var(--dim) }
 """
 
-_BOARD_CELL = """<q-td :props="props">
-  <span class="ek-dot" :class="{off: !props.row.online}" role="img"
-    :aria-label="props.row.online ? 'online' : 'offline'"></span>
-  <a :href="'/board/' + props.row.name">{{ props.row.name }}</a>
-  <div class="ek-note">{{ props.row.profile }} <span v-for="tag in props.row.tags" class="ek-tag">{{ tag }}</span></div>
-</q-td>"""
-_BUNDLE_CELL = """<q-td :props="props">{{ props.row.bundle }}
-  <div class="ek-note" :class="{'ek-warn': props.row.differs}">{{ props.row.policy }}</div></q-td>"""
-_MIX_CELL = """<q-td :props="props">
-  <div v-if="props.row.mix.length" class="ek-mix" role="img"
-    :aria-label="props.row.mix_names" :title="props.row.mix_names">
-  <div v-for="exit in props.row.mix" :style="{width: exit.share + '%', background: exit.color}"></div></div>
-  <div class="ek-note">{{ props.row.mix_text }}</div></q-td>"""
-_FIGURE_CELL = """<q-td :props="props">{{ props.row[props.col.name + '_text'] }}
-  <div class="ek-note">{{ props.row[props.col.name + '_note'] }}</div></q-td>"""
-_SEEN_CELL = """<q-td :props="props">{{ props.row.seen_text }}
-  <div v-if="props.row.warning" class="ek-note ek-warn">{{ props.row.warning }}</div></q-td>"""
-_JOB_CELL = """<q-td :props="props"><a :href="'/job/' + props.row.id">{{ props.row.id }}</a></q-td>"""
-_STATE_CELL = (
-    """<q-td :props="props"><span :class="'ek-' + props.row.color">{{ props.value }}</span></q-td>"""
-)
+_CHARTS = {
+    "Latency over time": charts.latency_chart,
+    "Exit mix over time": charts.exit_chart,
+    "Energy per request over time": charts.energy_chart,
+}
 
 
 def add_pages(context: Context) -> None:
@@ -94,15 +76,20 @@ def add_pages(context: Context) -> None:
             search = ui.input(placeholder="Search boards, profiles, bundles, tags")
             search.props("outlined dense clearable").classes("w-96 max-w-full")
             table = _table(
-                _BOARD_COLUMNS, "name", "No board is enrolled yet: edgekit fleet enroll NAME -o DIR"
+                tables.BOARD_COLUMNS, "name", "No board is enrolled yet: edgekit fleet enroll NAME -o DIR"
             )
             search.bind_value_to(table, "filter", forward=lambda text: text or "")
-            cells = {"name": _BOARD_CELL, "bundle": _BUNDLE_CELL, "mix": _MIX_CELL, "seen": _SEEN_CELL}
+            cells = {
+                "name": tables.BOARD_CELL,
+                "bundle": tables.BUNDLE_CELL,
+                "mix": tables.MIX_CELL,
+                "seen": tables.SEEN_CELL,
+            }
             _add_cells(table, cells, "requests", "p50", "p95", "p99", "accuracy", "energy")
 
         def show(found: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
             rows, status = found
-            table.update_rows([_board_row(row, context.clock()) for row in rows])
+            table.update_rows([tables.board_row(row, context.clock()) for row in rows])
             problems.clear()
             with problems:
                 _show_problems(status)
@@ -118,11 +105,17 @@ def add_pages(context: Context) -> None:
             head = ui.column().classes("w-full gap-3")
             with ui.grid().classes("w-full gap-3 grid-cols-1 lg:grid-cols-2"):
                 plots = [(_chart_card(title), build) for title, build in _CHARTS.items()]
-                events = _section("Events", _EVENT_COLUMNS, "key", "Nothing happened that is worth a word")
-            bundles = _section("By bundle", _BUNDLE_COLUMNS, "bundle", "No bundle has served within 24 hours")
-            _add_cells(bundles, {"mix": _MIX_CELL}, "requests", "p50", "p95", "p99", "accuracy", "energy")
-            jobs = _section("Jobs", _BOARD_JOB_COLUMNS, "id", "No job was ever sent to this board")
-            _add_cells(jobs, {"id": _JOB_CELL, "state": _STATE_CELL, "created": _SEEN_CELL})
+                events = _section(
+                    "Events", tables.EVENT_COLUMNS, "key", "Nothing happened that is worth a word"
+                )
+            bundles = _section(
+                "By bundle", tables.BUNDLE_COLUMNS, "bundle", "No bundle has served within 24 hours"
+            )
+            _add_cells(
+                bundles, {"mix": tables.MIX_CELL}, "requests", "p50", "p95", "p99", "accuracy", "energy"
+            )
+            jobs = _section("Jobs", tables.BOARD_JOB_COLUMNS, "id", "No job was ever sent to this board")
+            _add_cells(jobs, {"id": tables.JOB_CELL, "state": tables.STATE_CELL, "created": tables.SEEN_CELL})
 
         def show(found: dict[str, Any]) -> None:
             now = context.clock()
@@ -133,9 +126,13 @@ def add_pages(context: Context) -> None:
                 chart.options.clear()
                 chart.options.update(build(found["series"]))
                 chart.update()
-            bundles.update_rows([{"bundle": row["bundle"], **_figures(row)} for row in found["bundles"]])
-            jobs.update_rows([_job_row(job, now) | _state(job) for job in found["jobs"]])
-            events.update_rows([_event_row(index, event) for index, event in enumerate(found["events"])])
+            bundles.update_rows(
+                [{"bundle": row["bundle"], **tables.figures(row)} for row in found["bundles"]]
+            )
+            jobs.update_rows([tables.job_row(job, now) | tables.state(job) for job in found["jobs"]])
+            events.update_rows(
+                [tables.event_row(index, event) for index, event in enumerate(found["events"])]
+            )
 
         await _keep_fresh(page, lambda: _board(context, name), show)
 
@@ -143,12 +140,12 @@ def add_pages(context: Context) -> None:
     async def jobs() -> None:
         with _frame(context, "jobs") as page:
             table = _table(
-                _JOB_COLUMNS, "id", "No job yet: edgekit push BUNDLE --server URL --key FILE --to all"
+                tables.JOB_COLUMNS, "id", "No job yet: edgekit push BUNDLE --server URL --key FILE --to all"
             )
-            _add_cells(table, {"id": _JOB_CELL, "created": _SEEN_CELL})
+            _add_cells(table, {"id": tables.JOB_CELL, "created": tables.SEEN_CELL})
 
         def show(found: list[dict[str, Any]]) -> None:
-            table.update_rows([_job_row(job, context.clock()) for job in found])
+            table.update_rows([tables.job_row(job, context.clock()) for job in found])
 
         await _keep_fresh(page, lambda: _jobs(context), show)
 
@@ -157,15 +154,18 @@ def add_pages(context: Context) -> None:
         with _frame(context, "jobs") as page:
             title = ui.label().classes("text-xl font-semibold")
             about = ui.label().classes("ek-dim")
-            table = _table(_JOB_DEVICE_COLUMNS, "name", "No board")
-            _add_cells(table, {"name": _BOARD_LINK_CELL, "state": _STATE_CELL, "updated": _SEEN_CELL})
+            table = _table(tables.JOB_DEVICE_COLUMNS, "name", "No board")
+            _add_cells(
+                table,
+                {"name": tables.BOARD_LINK_CELL, "state": tables.STATE_CELL, "updated": tables.SEEN_CELL},
+            )
 
         def show(found: dict[str, Any]) -> None:
             policy = found["policy"] or "as configured on each board"
             title.set_text(f"{found['target']} to {found['to']}")
-            about.set_text(f"job {found['job_id']} · {_clock(found['created'])} · policy {policy}")
+            about.set_text(f"job {found['job_id']} · {tables.clock(found['created'])} · policy {policy}")
             table.update_rows(
-                [_job_device_row(name, row, context.clock()) for name, row in found["devices"].items()]
+                [tables.job_device_row(name, row, context.clock()) for name, row in found["devices"].items()]
             )
 
         await _keep_fresh(page, lambda: _job(context, job_id), show)
@@ -256,7 +256,7 @@ def _table(columns: list[dict[str, Any]], key: str, nothing: str) -> ui.table:
 
 def _add_cells(table: ui.table, cells: Mapping[str, str], *figures: str) -> None:
     """How columns are drawn; `figures` sort by their number and show their text."""
-    for name, cell in (*cells.items(), *((name, _FIGURE_CELL) for name in figures)):
+    for name, cell in (*cells.items(), *((name, tables.FIGURE_CELL) for name in figures)):
         table.add_slot(f"body-cell-{name}", cell)
 
 
@@ -308,7 +308,7 @@ def _board_head(found: dict[str, Any], now: float) -> None:
         ui.label(text).classes("ek-note ek-warn")
     with ui.element("div").classes("ek-row"):
         _card("Bundle", found["bundle"] or "none", found["policy"] or "")
-        _card("Requests, 24 h", shown.count(found["requests"]), _missed(found))
+        _card("Requests, 24 h", shown.count(found["requests"]), tables.missed(found))
         _card(
             "Latency p50",
             shown.ms(latency["p50"]),
@@ -317,11 +317,11 @@ def _board_head(found: dict[str, Any], now: float) -> None:
         _card(
             "Accuracy", shown.percent(found["accuracy"], 2), f"of {shown.count(found['labelled'])} labelled"
         )
-        _card("Energy per request", shown.energy(energy), _energy_note(found))
+        _card("Energy per request", shown.energy(energy), tables.energy_note(found))
         _card(
             "Temperature",
             shown.UNKNOWN if found["temperature_c"] is None else f"{found['temperature_c']:.0f} °C",
-            _health(found),
+            tables.health(found),
         )
 
 
@@ -337,170 +337,3 @@ def _section(title: str, columns: list[dict[str, Any]], key: str, nothing: str) 
         table = ui.table(columns=columns, rows=[], row_key=key, pagination=7).classes("w-full")
         table.props(f'flat dense wrap-cells :rows-per-page-options="[7, 25, 100]" no-data-label="{nothing}"')
         return table
-
-
-# --- rows of tables ---
-
-
-def _board_row(row: dict[str, Any], now: float) -> dict[str, Any]:
-    desired = row["desired"]
-    differs = desired is not None and desired["target"] not in {None, row["bundle"]}
-    return {
-        "name": row["name"],
-        "online": row["online"],
-        "profile": row["profile"] or "profile unknown",
-        "tags": row["tags"],
-        "bundle": row["bundle"] or "none",
-        "policy": f"wanted: {desired['target']}" if differs else row["policy"] or "",
-        "differs": differs,
-        **_figures(row),
-        "seen": row["last_seen"] or 0.0,
-        "seen_text": shown.ago(row["last_seen"], now),
-        "warning": "throttled" if row["throttled"] else "malformed messages" if row["malformed"] else "",
-    }
-
-
-def _figures(row: dict[str, Any]) -> dict[str, Any]:
-    """A summary's figures: the number that sorts, its text, and a note below it."""
-    mix, energy, latency = shown.exit_mix(row["exit_counts"]), row["energy_mj"], row["latency_ms"]
-    return {
-        "requests": row["requests"],
-        "requests_text": shown.count(row["requests"]),
-        "requests_note": _missed(row),
-        **{key: latency[key] for key in ("p50", "p95", "p99")},
-        **{f"{key}_text": shown.ms(latency[key]) for key in ("p50", "p95", "p99")},
-        "mix": mix,
-        "mix_names": ", ".join(f"{exit_['name']} {exit_['share']:.1f} %" for exit_ in mix),
-        "mix_text": " · ".join(f"{exit_['share']:.0f}" for exit_ in mix) + " %" if mix else "",
-        "accuracy": row["accuracy"],
-        "accuracy_text": shown.percent(row["accuracy"], 2),
-        "accuracy_note": f"of {shown.count(row['labelled'])}" if row["labelled"] else "no labels",
-        "energy": energy["mean"],
-        "energy_text": shown.energy(energy),
-        "energy_note": shown.energy_source(energy) if row["requests"] else "",
-    }
-
-
-def _job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
-    return {
-        "id": job["job_id"],
-        "target": job["target"],
-        "to": job["to"],
-        "policy": job["policy"] or "as configured",
-        "created": job["created"],
-        "seen_text": shown.ago(job["created"], now),
-        "states": ", ".join(f"{number} {state}" for state, number in job.get("states", {}).items()),
-    }
-
-
-def _job_device_row(name: str, row: dict[str, Any], now: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        **_state(row),
-        "updated": row["updated"],
-        "seen_text": shown.ago(row["updated"], now),
-    }
-
-
-def _state(row: dict[str, Any]) -> dict[str, Any]:
-    why = ": ".join(part for part in (row["reason"], row["detail"]) if part)
-    return {"state": row["state"], "why": why, "color": _STATE_COLORS.get(row["state"], "dim")}
-
-
-def _event_row(index: int, event: dict[str, Any]) -> dict[str, Any]:
-    detail = ", ".join(f"{key} {value}" for key, value in event["detail"].items())
-    return {
-        "key": index,
-        "at": _clock(event["at"]),
-        "kind": event["kind"].replace("_", " "),
-        "detail": detail,
-    }
-
-
-def _missed(row: dict[str, Any]) -> str:
-    parts = [
-        f"{shown.count(row[key])} {what}"
-        for key, what in (("errors", "errors"), ("deadline_missed", "late"))
-        if row[key]
-    ]
-    return ", ".join(parts)
-
-
-def _energy_note(row: dict[str, Any]) -> str:
-    note = shown.energy_source(row["energy_mj"])
-    return note if row["utilisation"] is None else f"{note}, busy {shown.percent(row['utilisation'], 0)}"
-
-
-def _health(row: dict[str, Any]) -> str:
-    words = [
-        word for key, word in (("throttled", "throttled"), ("under_voltage", "under-voltage")) if row[key]
-    ]
-    if words:
-        return ", ".join(words)
-    return "not throttled" if row["throttled"] is False else "throttling unknown"
-
-
-def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _columns(*described: tuple[str, str, str]) -> list[dict[str, Any]]:
-    """name, label, align ("l" or "r")."""
-    return [
-        {
-            "name": name,
-            "label": label,
-            "field": name,
-            "align": {"l": "left", "r": "right"}[align],
-            "sortable": True,
-        }
-        for name, label, align in described
-    ]
-
-
-_BOARD_LINK_CELL = (
-    """<q-td :props="props"><a :href="'/board/' + props.row.name">{{ props.row.name }}</a></q-td>"""
-)
-_FIGURES = (("p50", "p50", "r"), ("p95", "p95", "r"), ("p99", "p99", "r"))
-_BOARD_COLUMNS = _columns(
-    ("name", "Board", "l"),
-    ("bundle", "Bundle", "l"),
-    ("requests", "Requests, 24 h", "r"),
-    *_FIGURES,
-    ("mix", "Exit mix", "l"),
-    ("accuracy", "Accuracy", "r"),
-    ("energy", "Energy / request", "r"),
-    ("seen", "Last seen", "r"),
-)
-_BUNDLE_COLUMNS = _columns(
-    ("bundle", "Bundle", "l"),
-    ("requests", "Requests", "r"),
-    *_FIGURES,
-    ("mix", "Exit mix", "l"),
-    ("accuracy", "Accuracy", "r"),
-    ("energy", "Energy / request", "r"),
-)
-_JOB_COLUMNS = _columns(
-    ("id", "Job", "l"),
-    ("target", "Bundle", "l"),
-    ("to", "Boards", "l"),
-    ("policy", "Policy", "l"),
-    ("states", "State", "l"),
-    ("created", "Created", "r"),
-)
-_BOARD_JOB_COLUMNS = _columns(
-    ("id", "Job", "l"),
-    ("target", "Bundle", "l"),
-    ("state", "State", "l"),
-    ("why", "Why", "l"),
-    ("created", "Created", "r"),
-)
-_JOB_DEVICE_COLUMNS = _columns(
-    ("name", "Board", "l"), ("state", "State", "l"), ("why", "Why", "l"), ("updated", "Changed", "r")
-)
-_EVENT_COLUMNS = _columns(("at", "When", "l"), ("kind", "What", "l"), ("detail", "Detail", "l"))
-_CHARTS = {
-    "Latency over time": charts.latency_chart,
-    "Exit mix over time": charts.exit_chart,
-    "Energy per request over time": charts.energy_chart,
-}

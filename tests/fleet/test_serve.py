@@ -23,6 +23,7 @@ from edgekit.client import Client, Conflict
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.fleet import serve
+from edgekit.fleet.config import FleetConfig
 from edgekit.repo.init import init
 from edgekit.repo.keys import make_key
 from edgekit.repo.status import status
@@ -362,31 +363,8 @@ def test_whichever_way_the_server_ends_nobody_is_left(number: signal.Signals, tm
         assert not server.config.address_file.exists()
 
 
-def test_a_port_that_is_taken_ends_with_3(tmp_path: Path) -> None:
-    config = write_config(tmp_path, 1)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        config.path.write_text(config.path.read_text().replace("port = 0", f"port = {port}"))
-        command = [
-            sys.executable,
-            "-c",
-            "from edgekit.cli.main import main; main()",
-            "fleet",
-            "serve",
-            "--config",
-        ]
-        done = subprocess.run(
-            [*command, str(config.path)], capture_output=True, text=True, check=False, timeout=60
-        )
-    assert done.returncode == 3
-    assert f"edgekit: cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
-
-
-def test_a_server_without_a_repository_says_how_to_make_one(tmp_path: Path) -> None:
-    config = write_config(tmp_path, 1)
-    (tmp_path / "repository").rename(tmp_path / "elsewhere")
+def serve_in_vain(config: FleetConfig) -> subprocess.CompletedProcess[str]:
+    """A server that ends by itself."""
     command = [
         sys.executable,
         "-c",
@@ -395,9 +373,25 @@ def test_a_server_without_a_repository_says_how_to_make_one(tmp_path: Path) -> N
         "serve",
         "--config",
     ]
-    done = subprocess.run(
-        [*command, str(config.path)], capture_output=True, text=True, check=False, timeout=60
-    )
+    return subprocess.run([*command, config.path], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_port_that_is_taken_ends_with_3(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        config.path.write_text(config.path.read_text().replace("port = 0", f"port = {port}"))
+        done = serve_in_vain(config)
+    assert done.returncode == 3
+    assert f"edgekit: cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_a_server_without_a_repository_says_how_to_make_one(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 1)
+    (tmp_path / "repository").rename(tmp_path / "elsewhere")
+    done = serve_in_vain(config)
     assert done.returncode == 2
     assert "make one with: edgekit repo init" in done.stderr
     assert done.stderr.count("\n") == 1

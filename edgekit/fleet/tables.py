@@ -1,0 +1,199 @@
+"""The page's tables: columns, cells (Vue templates), and a view's row as the cells want it. Knows no NiceGUI."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from edgekit.fleet import shown
+
+BOARD_CELL = """<q-td :props="props">
+  <span class="ek-dot" :class="{off: !props.row.online}" role="img"
+    :aria-label="props.row.online ? 'online' : 'offline'"></span>
+  <a :href="'/board/' + props.row.name">{{ props.row.name }}</a>
+  <div class="ek-note">{{ props.row.profile }} <span v-for="tag in props.row.tags" class="ek-tag">{{ tag }}</span></div>
+</q-td>"""
+BUNDLE_CELL = """<q-td :props="props">{{ props.row.bundle }}
+  <div class="ek-note" :class="{'ek-warn': props.row.differs}">{{ props.row.policy }}</div></q-td>"""
+MIX_CELL = """<q-td :props="props">
+  <div v-if="props.row.mix.length" class="ek-mix" role="img"
+    :aria-label="props.row.mix_names" :title="props.row.mix_names">
+  <div v-for="exit in props.row.mix" :style="{width: exit.share + '%', background: exit.color}"></div></div>
+  <div class="ek-note">{{ props.row.mix_text }}</div></q-td>"""
+FIGURE_CELL = """<q-td :props="props">{{ props.row[props.col.name + '_text'] }}
+  <div class="ek-note">{{ props.row[props.col.name + '_note'] }}</div></q-td>"""
+SEEN_CELL = """<q-td :props="props">{{ props.row.seen_text }}
+  <div v-if="props.row.warning" class="ek-note ek-warn">{{ props.row.warning }}</div></q-td>"""
+BOARD_LINK_CELL = (
+    """<q-td :props="props"><a :href="'/board/' + props.row.name">{{ props.row.name }}</a></q-td>"""
+)
+JOB_CELL = """<q-td :props="props"><a :href="'/job/' + props.row.id">{{ props.row.id }}</a></q-td>"""
+STATE_CELL = """<q-td :props="props"><span :class="'ek-' + props.row.color">{{ props.value }}</span></q-td>"""
+
+
+_STATE_COLORS = {"active": "good", "failed": "bad", "refused": "bad", "expired": "bad"}
+
+
+def board_row(row: dict[str, Any], now: float) -> dict[str, Any]:
+    """A board in the fleet's table."""
+    desired = row["desired"]
+    differs = desired is not None and desired["target"] not in {None, row["bundle"]}
+    return {
+        "name": row["name"],
+        "online": row["online"],
+        "profile": row["profile"] or "profile unknown",
+        "tags": row["tags"],
+        "bundle": row["bundle"] or "none",
+        "policy": f"wanted: {desired['target']}" if differs else row["policy"] or "",
+        "differs": differs,
+        **figures(row),
+        "seen": row["last_seen"] or 0.0,
+        "seen_text": shown.ago(row["last_seen"], now),
+        "warning": "throttled" if row["throttled"] else "malformed messages" if row["malformed"] else "",
+    }
+
+
+def figures(row: dict[str, Any]) -> dict[str, Any]:
+    """A summary's figures: the number that sorts, its text, and a note below it."""
+    mix, energy, latency = shown.exit_mix(row["exit_counts"]), row["energy_mj"], row["latency_ms"]
+    return {
+        "requests": row["requests"],
+        "requests_text": shown.count(row["requests"]),
+        "requests_note": missed(row),
+        **{key: latency[key] for key in ("p50", "p95", "p99")},
+        **{f"{key}_text": shown.ms(latency[key]) for key in ("p50", "p95", "p99")},
+        "mix": mix,
+        "mix_names": ", ".join(f"{exit_['name']} {exit_['share']:.1f} %" for exit_ in mix),
+        "mix_text": " · ".join(f"{exit_['share']:.0f}" for exit_ in mix) + " %" if mix else "",
+        "accuracy": row["accuracy"],
+        "accuracy_text": shown.percent(row["accuracy"], 2),
+        "accuracy_note": f"of {shown.count(row['labelled'])}" if row["labelled"] else "no labels",
+        "energy": energy["mean"],
+        "energy_text": shown.energy(energy),
+        "energy_note": shown.energy_source(energy) if row["requests"] else "",
+    }
+
+
+def job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
+    """A job in a table."""
+    return {
+        "id": job["job_id"],
+        "target": job["target"],
+        "to": job["to"],
+        "policy": job["policy"] or "as configured",
+        "created": job["created"],
+        "seen_text": shown.ago(job["created"], now),
+        "states": ", ".join(f"{number} {state}" for state, number in job.get("states", {}).items()),
+    }
+
+
+def job_device_row(name: str, row: dict[str, Any], now: float) -> dict[str, Any]:
+    """A board in a job's table."""
+    return {
+        "name": name,
+        **state(row),
+        "updated": row["updated"],
+        "seen_text": shown.ago(row["updated"], now),
+    }
+
+
+def state(row: dict[str, Any]) -> dict[str, Any]:
+    """How a job stands on a board, why, and in which colour."""
+    why = ": ".join(part for part in (row["reason"], row["detail"]) if part)
+    return {"state": row["state"], "why": why, "color": _STATE_COLORS.get(row["state"], "dim")}
+
+
+def event_row(index: int, event: dict[str, Any]) -> dict[str, Any]:
+    """An event in a board's table."""
+    detail = ", ".join(f"{key} {value}" for key, value in event["detail"].items())
+    return {
+        "key": index,
+        "at": clock(event["at"]),
+        "kind": event["kind"].replace("_", " "),
+        "detail": detail,
+    }
+
+
+def missed(row: dict[str, Any]) -> str:
+    """Errors and missed deadlines; empty where there are none."""
+    parts = [
+        f"{shown.count(row[key])} {what}"
+        for key, what in (("errors", "errors"), ("deadline_missed", "late"))
+        if row[key]
+    ]
+    return ", ".join(parts)
+
+
+def energy_note(row: dict[str, Any]) -> str:
+    """How an energy figure came about, and how busy the board was."""
+    note = shown.energy_source(row["energy_mj"])
+    return note if row["utilisation"] is None else f"{note}, busy {shown.percent(row['utilisation'], 0)}"
+
+
+def health(row: dict[str, Any]) -> str:
+    """Throttling and under-voltage, as the last record says."""
+    words = [
+        word for key, word in (("throttled", "throttled"), ("under_voltage", "under-voltage")) if row[key]
+    ]
+    if words:
+        return ", ".join(words)
+    return "not throttled" if row["throttled"] is False else "throttling unknown"
+
+
+def clock(at: float) -> str:
+    """A moment in this machine's time zone."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _columns(*described: tuple[str, str, str]) -> list[dict[str, Any]]:
+    """name, label, align ("l" or "r")."""
+    return [
+        {
+            "name": name,
+            "label": label,
+            "field": name,
+            "align": {"l": "left", "r": "right"}[align],
+            "sortable": True,
+        }
+        for name, label, align in described
+    ]
+
+
+_FIGURES = (("p50", "p50", "r"), ("p95", "p95", "r"), ("p99", "p99", "r"))
+BOARD_COLUMNS = _columns(
+    ("name", "Board", "l"),
+    ("bundle", "Bundle", "l"),
+    ("requests", "Requests, 24 h", "r"),
+    *_FIGURES,
+    ("mix", "Exit mix", "l"),
+    ("accuracy", "Accuracy", "r"),
+    ("energy", "Energy / request", "r"),
+    ("seen", "Last seen", "r"),
+)
+BUNDLE_COLUMNS = _columns(
+    ("bundle", "Bundle", "l"),
+    ("requests", "Requests", "r"),
+    *_FIGURES,
+    ("mix", "Exit mix", "l"),
+    ("accuracy", "Accuracy", "r"),
+    ("energy", "Energy / request", "r"),
+)
+JOB_COLUMNS = _columns(
+    ("id", "Job", "l"),
+    ("target", "Bundle", "l"),
+    ("to", "Boards", "l"),
+    ("policy", "Policy", "l"),
+    ("states", "State", "l"),
+    ("created", "Created", "r"),
+)
+BOARD_JOB_COLUMNS = _columns(
+    ("id", "Job", "l"),
+    ("target", "Bundle", "l"),
+    ("state", "State", "l"),
+    ("why", "Why", "l"),
+    ("created", "Created", "r"),
+)
+JOB_DEVICE_COLUMNS = _columns(
+    ("name", "Board", "l"), ("state", "State", "l"), ("why", "Why", "l"), ("updated", "Changed", "r")
+)
+EVENT_COLUMNS = _columns(("at", "When", "l"), ("kind", "What", "l"), ("detail", "Detail", "l"))
