@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +200,10 @@ def _take_in_external_data(proto: onnx.ModelProto, path: Path) -> int:
             raise BadInput(
                 f"{where} could not be read from {checks.shown(info.location)}: {one_line(err)}"
             ) from err
+        wanted = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+        if len(tensor.raw_data) < wanted:
+            came = f"{wanted} bytes are needed, {len(tensor.raw_data)} are there"
+            raise BadInput(f"{where} could not be read from {checks.shown(info.location)}: {came}")
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return total

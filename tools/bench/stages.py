@@ -83,7 +83,9 @@ def made_up(size: SizeClass) -> onnx.ModelProto:
         for layer in range(size.depth):
             name = f"b{block}c{layer}"
             inputs = [last, weight(f"{name}w", size.width, channels, 3, 3)]
-            nodes.append(helper.make_node("Conv", inputs, [f"{name}y"], name, kernel_shape=[3, 3], pads=[1] * 4))
+            nodes.append(
+                helper.make_node("Conv", inputs, [f"{name}y"], name, kernel_shape=[3, 3], pads=[1] * 4)
+            )
             nodes.append(helper.make_node("Relu", [f"{name}y"], [name], f"{name}r"))
             last, channels = name, size.width
         exit_name = f"exit{block + 1}"
@@ -186,7 +188,11 @@ def bench(name: str, path: Path, limit: float, rounds: int) -> tuple[list[dict[s
     print(f"{name}: one session {whole_us:.1f} us, exact {exact}", file=sys.stderr)
     return [
         target(f"{name}: three stages over one session ({whole_us:.0f} us)", ratios, limit),
-        target(f"{name}: first exit's time over the whole (its MACs {share:.3f})", firsts, share + FIRST_EXIT_SLACK),
+        target(
+            f"{name}: first exit's time over the whole (its MACs {share:.3f})",
+            firsts,
+            share + FIRST_EXIT_SLACK,
+        ),
     ], exact
 
 
@@ -194,13 +200,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="15 rounds")
     parser.add_argument("--rounds", type=int, default=45)
-    parser.add_argument("--model", type=Path, default=DEMO_MODEL, help="a network with three exits to measure as well")
+    parser.add_argument(
+        "--model", type=Path, default=DEMO_MODEL, help="a network with three exits to measure as well"
+    )
     wanted = parser.parse_args()
     rounds = 15 if wanted.quick else max(15, wanted.rounds)
     targets: list[dict[str, Any]] = []
     all_exact = True
     with tempfile.TemporaryDirectory() as folder:
-        cases = [(size.name, Path(folder) / f"{index}.onnx", size.limit) for index, size in enumerate(CLASSES)]
+        cases = [
+            (size.name, Path(folder) / f"{index}.onnx", size.limit) for index, size in enumerate(CLASSES)
+        ]
         for size, (_, path, _) in zip(CLASSES, cases, strict=True):
             path.write_bytes(made_up(size).SerializeToString())
         if wanted.model.exists():
