@@ -17,13 +17,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
 from bundles import null_bundle
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -55,14 +59,20 @@ def free_port() -> int:
 
 
 class Mosquitto:
-    """A broker on a free port that keeps nothing on disk. passwords: a file; without one everybody may come in."""
+    """A broker on a free port that keeps nothing on disk.
 
-    def __init__(self, folder: Path, passwords: Path | None = None) -> None:
+    passwords: a file; without one everybody may come in. tls: make a certificate `ca.pem` in `folder` and use it.
+    """
+
+    def __init__(self, folder: Path, passwords: Path | None = None, *, tls: bool = False) -> None:
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
         lines = [f"listener {self.port} 127.0.0.1", "persistence false"]
         lines += ["user root"] if os.geteuid() == 0 else []  # else it could not read a test's folder
         lines += ["allow_anonymous true"] if passwords is None else [f"password_file {passwords}"]
+        if tls:
+            make_certificate(folder)
+            lines += [f"certfile {folder}/ca.pem", f"keyfile {folder}/key.pem"]
         self._config.write_text("\n".join(lines) + "\n")
         self.start()
 
@@ -81,6 +91,23 @@ class Mosquitto:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def make_certificate(folder: Path) -> None:
+    """A self-signed certificate for 127.0.0.1: `ca.pem` and `key.pem`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(timezone.utc)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(address, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate = builder.sign(key, hashes.SHA256())
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    )
 
 
 class Repository:
@@ -153,8 +180,8 @@ class Repository:
         target = Target(manifest.name, manifest.version, manifest.profiles, "run", state, bundle.content_id)
         path = target_path(target.name, target.version)
         entry = {**target.to_custom(), **(custom or {})}
-        hashes = {"sha256": hashlib.sha256(data).hexdigest()}
-        self.targets.targets[path] = TargetFile(len(data), hashes, path, {"custom": entry})
+        digests = {"sha256": hashlib.sha256(data).hexdigest()}
+        self.targets.targets[path] = TargetFile(len(data), digests, path, {"custom": entry})
         self.files[f"targets/{path}"] = data
         self.publish()
         return target.label
@@ -342,6 +369,11 @@ class Board:
     def state(self) -> Mapping[str, Any]:
         path = self.folder / "state/state.json"
         return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def slots(self) -> set[str]:
+        """What lies in the slots' folder."""
+        return {entry.name for entry in (self.folder / "state/slots").iterdir()}
 
     def write(self, **changes: Mapping[str, Any]) -> None:
         """Write agent.toml; changes: section -> keys, None takes a key out."""

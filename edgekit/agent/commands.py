@@ -47,7 +47,7 @@ class Commands:
         self._state, self._worker, self._refuse = state, worker, refuse
 
     def receive(self, kind: str, payload: Mapping[str, Any]) -> None:
-        """One decoded message. Raises BadInput for one that is signed but makes no sense."""
+        """One decoded message."""
         if kind != "desired":
             log.warning("a %s command came; this agent knows only desired", kind)
             return
@@ -55,6 +55,9 @@ class Commands:
             desired = open_desired(payload, self._key)
         except Refused as err:
             self._say(payload, err.reason, one_line(err))
+            return
+        except BadInput as err:  # signed, but by a server that knows more than this agent
+            self._say(payload, "beyond-limits", one_line(err))
             return
         verdict = judge(desired, self._address, self._state.current)
         self._obey(desired, payload, verdict)

@@ -245,6 +245,8 @@ def _profile(device: Table, sysroot: Path) -> Profile:
 def _broker(table: Table, folder: Path, address: str) -> Broker:
     tls = _get(table, "tls", checks.flag, False)
     ca = _maybe(table, "ca", checks.text)
+    if ca is not None:
+        _read(table, "ca", folder)
     return Broker(
         host=_get(table, "host", checks.text),
         port=_get(table, "port", _whole(1, 65535), 8883 if tls else 1883),

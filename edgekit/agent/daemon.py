@@ -86,6 +86,8 @@ class Agent:
         self._started_s = time.monotonic()
         self._wake, self._stopped, self._source_stop = (threading.Event() for _ in range(3))
         self._requests = 0
+        self._machine = machine_name()
+        self._runtimes = {name: found for name in _PACKAGES if (found := installed_version(name)) is not None}
         self._repository: Repository | None = None
         self._outbox = Outbox(
             config.state_dir / "outbox.db", self.boot_id, config.telemetry.outbox_bytes, self._put
@@ -291,9 +293,7 @@ class Agent:
             profile=self._config.profile.name,
             agent=self._version,
             boot_id=self.boot_id,
-            runtimes={
-                name: version for name in _PACKAGES if (version := installed_version(name)) is not None
-            },
+            runtimes=self._runtimes,
             sensor=self._config.sensors.power,
             simulated=self._config.sensors.simulated,
             slots=tuple(slot.label for slot in (state.active, state.previous) if slot is not None),
@@ -341,7 +341,7 @@ class Agent:
             return Figure(None, "mJ")
         if self._config.sensors.simulated:
             return Figure(energy_mj, "mJ", "simulated", on=self._config.profile.name)
-        return Figure(energy_mj, "mJ", "measured", on=machine_name())
+        return Figure(energy_mj, "mJ", "measured", on=self._machine)
 
     def _as_record(self, interval: Interval, energy: Figure, why: str | None) -> Record:
         health, now = self._monitor.health, self._time()

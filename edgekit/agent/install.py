@@ -185,6 +185,8 @@ class Worker(threading.Thread):
                 return
             except Exception:
                 log.exception("worker met a defect and goes on")
+                with self._wake:
+                    self._wake.wait(_MAX_RETRY_S)
 
     def _unfinished(self) -> bool:
         state = self._state.current

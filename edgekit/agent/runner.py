@@ -201,11 +201,17 @@ class Runner(threading.Thread):
                 request = None if order else self._requests.popleft()
                 self._wake.notify_all()
             if order is not None:
-                order()
+                self._obey(order)
             elif request is not None and self._serving is not None:
                 self._answer(request, self._serving)
         for order in self._orders:
+            self._obey(order)
+
+    def _obey(self, order: Callable[[], None]) -> None:
+        try:
             order()
+        except Exception:
+            log.exception("a switch met a defect")
 
     def _has_work(self) -> bool:
         return self._stopping or bool(self._orders) or bool(self._requests and self._serving)

@@ -15,7 +15,8 @@ from edgekit.runtime.policy import Policy, StageCosts, make_policy
 from edgekit.runtime.session import Session, open_session
 
 log = logging.getLogger(__name__)
-_COST_ROUNDS = 24
+_COST_ROUNDS, _FEW_ROUNDS = 24, 4
+_SLOW_MS = 20.0
 FULL = PolicySpec()
 
 
@@ -72,7 +73,9 @@ class Server:
             accepts_code=self._accepts_code,
             providers=self._providers,
         )
-        costs = stage_costs(session, golden_data(bundle.manifest, bundle.read), _COST_ROUNDS)
+        data = golden_data(bundle.manifest, bundle.read)
+        *_, (_, elapsed_ms) = session.stages(data.inputs(0))
+        costs = stage_costs(session, data, _COST_ROUNDS if elapsed_ms < _SLOW_MS else _FEW_ROUNDS)
         return Loaded(bundle.label, bundle.content_id, session, costs)
 
     def serve(self, loaded: Loaded | None, wanted: PolicySpec) -> None:

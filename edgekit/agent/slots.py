@@ -102,7 +102,12 @@ class Slots:
 
     def keep(self, content_ids: Collection[str], *, parts: bool = False) -> None:
         """Remove every other slot and what interrupted work left behind; with `parts`, begun downloads stay."""
-        for folder in sorted(self.folder.iterdir()):
+        try:
+            folders = sorted(self.folder.iterdir())
+        except OSError as err:
+            log.warning("%s: could not be looked through: %s", self.folder, err.strerror)
+            return
+        for folder in folders:
             if folder.name in content_ids or (parts and folder.name.startswith(_PART)):
                 continue
             log.info("remove %s", folder.name[:20])

@@ -13,11 +13,11 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from edgekit.core.bundle import open_bundle
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
@@ -54,7 +54,7 @@ def try_out(bundle: Path, limits: TrialLimits, check: Callable[[], None]) -> Tri
     command += ["--threads", str(limits.threads), "--providers", ",".join(limits.providers)]
     command += ["--accepts-code"] if limits.accepts_code else []
     begun = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaints:
+    with _memory_file() as out, _memory_file() as complaints:
         try:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=complaints, start_new_session=True
@@ -75,6 +75,11 @@ def try_out(bundle: Path, limits: TrialLimits, check: Callable[[], None]) -> Tri
         return _result(
             child.returncode, out.read().decode(errors="replace"), complaints.read()[-4096:], seconds
         )
+
+
+def _memory_file() -> BinaryIO:
+    """A file that needs no disk: a trial must not fail for a full one."""
+    return os.fdopen(os.memfd_create("edgekit-trial"), "w+b")
 
 
 def _wait(child: subprocess.Popen[bytes], until: float, check: Callable[[], None]) -> bool:

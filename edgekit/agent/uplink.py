@@ -141,13 +141,16 @@ class Uplink(threading.Thread):
         """The thread: connect, serve until that breaks, wait, again."""
         delay = FIRST_DELAY_S
         while not self._out_of_time():
-            link = self._connect()
-            if link is not None:
-                was_up = self._serve(link)
-                self.connected.clear()
-                delay = FIRST_DELAY_S if was_up else delay
-                if not was_up and self._broker.protocol == "auto":
+            link = None
+            try:
+                link = self._connect()
+                if link is not None and self._serve(link):
+                    delay = FIRST_DELAY_S
+                elif link is not None and self._broker.protocol == "auto":
                     self._change_protocol(link)
+            except Exception:
+                log.exception("uplink met a defect and connects anew")
+            self.connected.clear()
             if self._finish_by is not None and (link is None or link.goodbye is not None):
                 break
             self._pause(delay * (0.5 + self._jitter() / 2))
@@ -184,7 +187,11 @@ class Uplink(threading.Thread):
     # --- one connection ------------------------------------------------------------------------------------------
 
     def _connect(self) -> _Link | None:
-        client = new_client(self._broker, self._address, self._protocol)
+        try:
+            client = new_client(self._broker, self._address, self._protocol)
+        except WorldFailed as err:
+            self._say(one_line(err))
+            return None
         will = messages.encode(Status(online=False, boot_id=self._outbox.boot_id).to_json())
         client.will_set(self._topic("status"), will, qos=1, retain=True)
         link = _Link(client, resend_s=self._resend_s)
@@ -378,7 +385,10 @@ class Uplink(threading.Thread):
 
 
 def new_client(broker: Broker, client_id: str, protocol: MQTTProtocolVersion) -> mqtt.Client:
-    """A client with the board's credentials and TLS settings; it reconnects to nothing by itself."""
+    """A client with the board's credentials and TLS settings; it reconnects to nothing by itself.
+
+    Raises WorldFailed where the certificates cannot be read.
+    """
     options: dict[str, Any] = {} if protocol == MQTTProtocolVersion.MQTTv5 else {"clean_session": True}
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2, client_id, protocol=protocol, reconnect_on_failure=False, **options
@@ -386,9 +396,13 @@ def new_client(broker: Broker, client_id: str, protocol: MQTTProtocolVersion) ->
     client.connect_timeout = CONNECT_S
     client.username_pw_set(broker.username, broker.password)
     if broker.tls:
-        client.tls_set_context(
-            ssl.create_default_context(cafile=None if broker.ca is None else str(broker.ca))
-        )
+        authority = None if broker.ca is None else str(broker.ca)
+        try:
+            client.tls_set_context(ssl.create_default_context(cafile=authority))
+        except OSError as err:
+            raise WorldFailed(
+                f"broker.ca: {authority}: cannot be used: {err.strerror or one_line(err)}"
+            ) from err
     return client
 
 

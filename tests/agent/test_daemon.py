@@ -100,9 +100,9 @@ def test_what_was_installed_serves_after_a_restart_without_a_network(serving: Si
 def test_the_slot_before_is_kept_and_older_ones_go(serving: Site) -> None:
     for version, rev in ((4, 2), (5, 3)):
         assert serving.run(serving.add(version=version), rev)["state"] == "active"
-    slots = {entry.name for entry in (serving.board.folder / "state/slots").iterdir()}
     state = serving.board.state
-    assert slots == {state["active"]["content_id"], state["previous"]["content_id"]}
+    kept = {state["active"]["content_id"], state["previous"]["content_id"]}
+    until(lambda: serving.board.slots == kept, "the cleaning up")
     assert (state["active"]["label"], state["previous"]["label"]) == ("toy/5", "toy/4")
 
 
@@ -274,6 +274,18 @@ def test_a_command_signed_with_another_key_is_refused_and_reported_once(serving:
     assert len(serving.server.job_events("job-2")) == 1
 
 
+def test_a_signed_command_this_agent_does_not_understand_is_refused_and_says_what_it_stumbled_over(
+    serving: Site,
+) -> None:
+    class Newer:
+        def to_json(self) -> dict[str, object]:
+            return {"kind": "telepathic"}
+
+    event = serving.run("toy/3", 2, policy=Newer())
+    assert (event["state"], event["reason"]) == ("refused", "beyond-limits")
+    assert "telepathic" in event["detail"]
+
+
 def test_an_old_command_is_refused_as_replayed(serving: Site) -> None:
     serving.run(serving.add(version=4), 2, n=10)
     event = serving.run("toy/3", 3, n=9)
@@ -304,8 +316,7 @@ def test_a_bundle_whose_golden_cases_fail_never_serves_and_its_slot_goes(serving
     assert "off by 0.5" in event["detail"]
     assert serving.server.states("job-2")[-3:] == ["trial", "rolling_back", "failed"]
     in_force(serving, "toy/3")
-    slots = list((serving.board.folder / "state/slots").iterdir())
-    assert [slot.name for slot in slots] == [serving.board.state["active"]["content_id"]]
+    until(lambda: serving.board.slots == {serving.board.state["active"]["content_id"]}, "the cleaning up")
     rollback = until(lambda: serving.server.events("rollback"))[0]["detail"]
     assert (rollback["from"], rollback["to"], rollback["reason"]) == ("toy/4", "toy/3", "golden")
 
@@ -454,7 +465,7 @@ def test_a_full_disk_fails_the_job_and_not_the_agent(serving: Site, monkeypatch:
     assert (event["state"], event["reason"]) == ("failed", "disk")
     assert "No space left" in event["detail"]
     in_force(serving, "toy/3")
-    assert not list((serving.board.folder / "state/slots").glob(".part-*"))
+    until(lambda: len(serving.board.slots) == 1, "the cleaning up")
     assert serving.run(label, 3)["state"] == "active"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import FLEET, Mosquitto, Server, until
+from agents import FLEET, Mosquitto, Server, make_certificate, until
 
 from edgekit.agent.config import Broker
 from edgekit.agent.outbox import RECORD, Outbox
@@ -312,6 +312,21 @@ def test_a_wrong_password_is_logged_without_it_and_tried_again(
     assert "wrong-sesame" not in caplog.text
     assert f"refuses {FLEET}/{NAME}" in caplog.text
     made.uplink.finish(0.0)
+    broker.stop()
+
+
+def test_tls_is_verified(tmp_path: Path, line: Callable[..., Line], caplog: pytest.LogCaptureFixture) -> None:
+    folder, other = tmp_path / "tls", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    broker = Mosquitto(folder, tls=True)
+    make_certificate(other)
+    stranger = line("boot1", port=broker.port, broker={"tls": True, "ca": other / "ca.pem"})
+    stranger.uplink.start()
+    until(lambda: "certificate verify failed" in caplog.text, "the refusal")
+    assert not stranger.uplink.connected.is_set()
+    stranger.uplink.finish(0.0)
+    line("boot2", port=broker.port, broker={"tls": True, "ca": folder / "ca.pem"}).start()
     broker.stop()
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from agents import Site, make_site, until
 
-from edgekit.core import jobs
-
 # Run before the agent: counts what makes a change last (fsync, rename, commit) and kills the process at the n-th.
 KILLER = """
-import os, signal, sys, edgekit.agent.outbox as outbox
+import functools, os, signal, sqlite3
 armed, left = [False], [{point}]
 def point(name):
     armed[0] = armed[0] or os.path.exists({arm!r})
@@ -33,6 +30,15 @@ def around(module, name):
     setattr(module, name, counted)
 for name in ("fsync", "replace", "rename", "mkdir"):
     around(os, name)
+class Counted(sqlite3.Connection):
+    def execute(self, sql, *given):
+        if sql == "COMMIT":
+            point("before commit")
+        result = super().execute(sql, *given)
+        if sql == "COMMIT":
+            point("after commit")
+        return result
+sqlite3.connect = functools.partial(sqlite3.connect, factory=Counted)
 """
 
 
@@ -45,11 +51,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def lines(site: Site, point: int) -> tuple[str, ...]:
     folder = site.board.folder
     return (KILLER.format(point=point, arm=str(folder / "armed"), count=str(folder / "points")),)
-
-
-def settled(site: Site, rev: int) -> bool:
-    reported = site.server.last("reported")
-    return reported is not None and reported["rev"] == rev and reported["state"] in jobs.FINAL
 
 
 def test_killed_during_the_download_it_goes_on_from_where_it_was(site: Site) -> None:
@@ -70,7 +71,7 @@ def test_killed_during_the_download_it_goes_on_from_where_it_was(site: Site) -> 
     ranges = [wanted for path, wanted in site.repository.requests if path == "targets/run/toy/2.edge"]
     assert len(ranges) == 1
     assert int(str(ranges[0]).removeprefix("bytes=").rstrip("-")) > 10**6
-    assert not list(slots.glob(".part-*"))
+    until(lambda: not list(slots.glob(".part-*")), "the cleaning up")
 
 
 def test_killed_between_verifying_and_committing_it_serves_the_old_one_and_then_finishes(site: Site) -> None:
@@ -97,41 +98,57 @@ def test_killed_between_verifying_and_committing_it_serves_the_old_one_and_then_
     )
 
 
-def test_killed_at_points_all_over_an_install_it_always_ends_in_a_verified_slot_and_a_true_report(
+def test_killed_at_points_all_over_an_install_it_ends_in_a_verified_slot_and_a_true_report(
     site: Site,
 ) -> None:
-    folder = site.board.folder
-    armed, points = folder / "armed", folder / "points"
+    count = count_points(site)
+    assert count > 50, "an install has many points at which a power cut could come"
+    for number, point in enumerate(range(2, count, count // 5)):
+        kill_at(site, point, rev=3 + number)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_every_point_of_an_install_it_ends_in_a_verified_slot_and_a_true_report(site: Site) -> None:
+    for number, point in enumerate(range(1, count_points(site) + 1)):
+        kill_at(site, point, rev=3 + number)
+
+
+def count_points(site: Site) -> int:
+    """Install toy/1, and count the points of installing toy/2 over it."""
     process = site.board.spawn(*lines(site, 10**6))
     assert site.run(site.add(version=1), 1)["state"] == "active"
-    armed.touch()
+    (site.board.folder / "armed").touch()
     assert site.run(site.add(version=2), 2)["state"] == "active"
     until(lambda: site.board.state["job"]["reported"])
+    (site.board.folder / "armed").unlink()
     process.kill()
     process.communicate()
-    count = len(points.read_text().splitlines())
-    assert count > 30, "an install has many points at which a power cut could come"
-    rev = 2
-    for point in range(1, count, max(1, count // 8)):
-        armed.unlink(missing_ok=True)
-        rev += 1
-        process = site.board.spawn(*lines(site, point))
-        until(lambda: site.server.last("status") and site.server.last("status")["online"])  # type: ignore[index]
-        armed.touch()
-        site.server.desire("pi5", site.add(version=rev), rev)
-        until(lambda running=process: running.poll() is not None, f"the kill at point {point}")  # type: ignore[misc]
-        process.communicate()
-        armed.unlink()
-        state = json.loads((folder / "state/state.json").read_text())
-        assert state["active"]["label"] in (f"toy/{rev - 1}", f"toy/{rev}")
-        site.server.heard.clear()
-        process = site.board.spawn()
-        until(lambda wanted=rev: settled(site, wanted), f"the end after a kill at point {point}")  # type: ignore[misc]
-        reported = site.server.last("reported")
-        assert reported is not None
-        assert (reported["state"], reported["bundle"]) == ("active", f"toy/{rev}"), point
-        process.terminate()
-        process.communicate()
-        held = {entry.name for entry in (folder / "state/slots").iterdir()}
-        state = site.board.state
-        assert held == {state["active"]["content_id"], state["previous"]["content_id"]}, point
+    return len((site.board.folder / "points").read_text().splitlines())
+
+
+def kill_at(site: Site, point: int, rev: int) -> None:
+    """Install toy/`rev` over the version before it, killed at that point; then start again and look."""
+    site.server.heard.clear()
+    process = site.board.spawn(*lines(site, point))
+    until(lambda: site.server.last("status") and site.server.last("reported"), "the agent")
+    (site.board.folder / "armed").touch()
+    site.server.desire("pi5", site.add(version=rev), rev)
+    until(lambda: process.poll() is not None, f"the kill at point {point}")
+    process.communicate()
+    (site.board.folder / "armed").unlink()
+    assert site.board.state["active"]["label"] in (f"toy/{rev - 1}", f"toy/{rev}"), point
+    before = len(site.server.heard)
+    process = site.board.spawn()
+
+    def settled() -> bool:
+        told = [payload for kind, payload in site.server.heard[before:] if kind == "reported"]
+        return bool(told) and (told[-1]["rev"], told[-1]["state"]) == (rev, "active")
+
+    until(settled, f"the end after a kill at point {point}")
+    assert site.server.last("reported")["bundle"] == f"toy/{rev}", point  # type: ignore[index]
+    assert site.server.ended(f"job-{rev}")["state"] == "active", point
+    kept = {site.board.state[slot]["content_id"] for slot in ("active", "previous")}
+    until(lambda: site.board.slots == kept, f"the cleaning up after point {point}")
+    process.terminate()
+    process.communicate()
