@@ -40,7 +40,7 @@ from edgekit.runtime.policy import make_policy
 from edgekit.runtime.power import open_sensor
 from edgekit.runtime.session import Session
 
-POLICIES = (PolicySpec("full"), PolicySpec("budget", Budget(35.0, "%")), PolicySpec("confidence"))
+POLICIES = (PolicySpec("full"), PolicySpec("budget", Budget(32.0, "%")), PolicySpec("confidence"))
 _PACKAGES = ("edgekit", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
