@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +13,8 @@ from edgekit.core.errors import BadInput, EdgekitError, one_line
 from edgekit.core.policy import PolicySpec
 from edgekit.core.profile import Profile
 from edgekit.core.table import Table
+from edgekit.core.toml import read_toml
 from edgekit.runtime.detect import find_profile
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 T = TypeVar("T")
 AUTO = "auto"
@@ -133,16 +128,11 @@ class Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read agent.toml and the files it names; relative paths start at its folder. Raises BadInput, one line."""
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as err:
-        raise BadInput(
-            f"{path}: wanted an agent.toml (edgekit fleet enroll writes one): {err.strerror}"
-        ) from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise BadInput(f"{path}: must be a TOML file: {one_line(err)}") from err
-    return parse_config(data, path)
+    """Read agent.toml and the files it names; relative paths start at its folder.
+
+    Raises BadInput, one line; WorldFailed where the disk does not give the file.
+    """
+    return parse_config(read_toml(path), path)
 
 
 def parse_config(data: Mapping[str, object], path: Path) -> Config:

@@ -55,18 +55,29 @@ class _Boot:
     floor: int | None = None
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """One message on its way to the broker. seqs: of the boot's items in it."""
+
+    at_s: float
+    boot_id: str
+    seqs: tuple[int, ...]
+
+
 @dataclass
 class _Link:
-    """One connection: a client, and what was sent through it."""
+    """One connection: a client, and what was sent through it.
+
+    told: the retained payloads. waiting: what the broker has not confirmed, by message number, in the order of sending.
+    """
 
     client: mqtt.Client
     up: bool = False
     refused: str | None = None
     wrong_protocol: bool = False
     boots: dict[str, _Boot] = field(default_factory=dict)
-    waiting: dict[int, tuple[str, tuple[int, ...]]] = field(
-        default_factory=dict
-    )  # mid -> what the broker will have
+    told: dict[str, Payload] = field(default_factory=dict)
+    waiting: dict[int, _Sent] = field(default_factory=dict)
     goodbye: int | None = None  # mid of the offline status
     progress_s: float = 0.0
     resend_s: float = 0.0
@@ -262,7 +273,7 @@ class Uplink(threading.Thread):
             link.goodbye = self._publish(
                 link, "status", Status(online=False, boot_id=self._outbox.boot_id).to_json()
             )
-            link.waiting[link.goodbye] = ("", ())
+            link.waiting[link.goodbye] = _Sent(self._clock(), "", ())
             self._finish_by = self._clock() + _GOODBYE_S
         return link.goodbye not in link.waiting or self._out_of_time()
 
@@ -281,7 +292,10 @@ class Uplink(threading.Thread):
             stale, self._stale = self._stale, set()
             fresh, self._fresh_items = self._fresh_items, False
         for kind in sorted(stale):
-            self._publish(link, kind, self._current[kind]())
+            payload = self._current[kind]()
+            if link.told.get(kind) != payload:
+                link.told[kind] = payload
+                self._publish(link, kind, payload)
         if self._clock() - link.progress_s > link.resend_s and self._in_flight(link):
             fresh = self._begin_again(link)
         if fresh:
@@ -291,7 +305,8 @@ class Uplink(threading.Thread):
     def _begin_again(self, link: _Link) -> bool:
         """Nothing was acknowledged for long: all goes once more. False: the broker is silent too, connect anew."""
         log.info("nothing acknowledged for %.1f s: sending again", link.resend_s)
-        if link.waiting:
+        oldest = next(iter(link.waiting.values()), None)
+        if oldest is not None and self._clock() - oldest.at_s > link.resend_s:
             link.client.disconnect()
             return False
         link.resend_s = min(link.resend_s * 2, MAX_RESEND_S)
@@ -327,7 +342,7 @@ class Uplink(threading.Thread):
         for item in items:
             if item.kind != RECORD:
                 mid = self._publish(link, _TOPIC_OF[item.kind], item.payload)
-                link.waiting[mid] = (item.boot_id, (item.seq,))
+                link.waiting[mid] = _Sent(self._clock(), item.boot_id, (item.seq,))
 
     def _send_records(
         self, link: _Link, boot: _Boot, boot_id: str, floor: int, records: Sequence[Item]
@@ -335,16 +350,16 @@ class Uplink(threading.Thread):
         """Records with the floor; without records only the floor: what is below was let go or dropped."""
         payload = {"boot_id": boot_id, "floor": floor, "records": [item.payload for item in records]}
         mid = self._publish(link, "telemetry", payload)
-        link.waiting[mid] = (boot_id, tuple(item.seq for item in records))
+        link.waiting[mid] = _Sent(self._clock(), boot_id, tuple(item.seq for item in records))
         boot.floor = floor
 
     def _published(self, link: _Link, mid: int, code: ReasonCode) -> None:
         """The broker has it; that releases something only where the config says so."""
-        boot_id, seqs = link.waiting.pop(mid, ("", ()))
+        sent = link.waiting.pop(mid, None)
         if code.is_failure:
             log.warning("the broker refuses a message: %s", code)
-        elif self._ack == "broker" and seqs:
-            self._outbox.release_these(boot_id, seqs)
+        elif self._ack == "broker" and sent is not None and sent.seqs:
+            self._outbox.release_these(sent.boot_id, sent.seqs)
             self._progressed(link)
 
     def _progressed(self, link: _Link) -> None:

@@ -1,4 +1,4 @@
-"""Run networks on this machine: their answers to a set of data, and their times in interleaved rounds."""
+"""Time networks on this machine, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -7,24 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.host.watch import Tick
 from edgekit.runtime.data import Data
-from edgekit.runtime.measure import ExitTable, exit_table
 from edgekit.runtime.session import Session
 
 ROUNDS = 15
 _ROUND_MS = 60.0  # how long one network's turn takes, about
 _MOST = 64  # samples in a turn
 _WARM_UP = 3
-
-
-def answer_table(session: Session, data: Data, tick: Tick) -> ExitTable:
-    """Every exit's answers; -1 where its output is no class vector, so that nobody takes a pixel for a class."""
-    table = exit_table(session, data, tick)
-    for index in range(len(session.exits)):
-        if sum(size > 1 for size in session.output(index).shape) != 1:
-            table.predicted[:, index] = -1
-    return table
 
 
 def interleaved(

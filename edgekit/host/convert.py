@@ -11,7 +11,7 @@ import numpy as np
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import HOST, Backend, Profile
 from edgekit.core.report import Dropped, Report
-from edgekit.host.bench import answer_table, interleaved
+from edgekit.host.bench import interleaved
 from edgekit.host.calibrate import METHODS, Calibration, Range, calibrate
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
@@ -29,7 +29,7 @@ from edgekit.host.split import Stage, split
 from edgekit.host.sqnr import answers_sqnr
 from edgekit.host.watch import Watch, unwatched
 from edgekit.runtime.data import Data
-from edgekit.runtime.measure import ExitTable
+from edgekit.runtime.measure import ExitTable, exit_table
 
 SEED = 1
 _BEFORE, _INT8_STEP = ("opset", "confidence", "fold"), "quantize_static"
@@ -193,7 +193,7 @@ def _chosen(
     """Lower the graph and run it on the validation data."""
     made = draft(graph, split(graph), backend, request.name, request.version, request.profile.name)
     with watch(f"validate {'int8' if int8 else 'float'}", data.validation.count) as tick:
-        validated = answer_table(made.open(), data.validation, tick)
+        validated = exit_table(made.open(), data.validation, tick)
     return Chosen(graph, made, validated, int8, ranges, dropped)
 
 

@@ -18,7 +18,7 @@ from edgekit.core.manifest import Manifest
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.core.profile import Profile
 from edgekit.core.report import Change, Dropped, ExitReport, Latency, LayerReport, PolicyReport, Report
-from edgekit.host.bench import answer_table, interleaved
+from edgekit.host.bench import interleaved
 from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
@@ -31,6 +31,7 @@ from edgekit.runtime.data import Data
 from edgekit.runtime.energy import with_energy
 from edgekit.runtime.measure import (
     ExitTable,
+    exit_table,
     latency_of,
     machine_name,
     measure_policy,
@@ -70,10 +71,10 @@ def judge(subject: Judged, watch: Watch) -> Report:
     data, manifest = subject.data.evaluation, subject.finished.manifest
     whole, session = subject.whole.open(), subject.finished.open()
     with watch("judge the model that came in", data.count) as tick:
-        before = answer_table(whole, data, tick)
+        before = exit_table(whole, data, tick)
     metric, judged = _judged_data(data, before)
     with watch("judge the bundle", data.count) as tick:
-        after = answer_table(session, judged, tick)
+        after = exit_table(session, judged, tick)
     if subject.on_this_machine:
         policies = _policies(session, judged, watch)
         times = _Times.measured(whole, session, data)

@@ -18,7 +18,7 @@ from edgekit.core.policy import PolicySpec
 from edgekit.core.report import Latency, PolicyReport
 from edgekit.runtime.data import Data
 from edgekit.runtime.policy import StageCosts, make_policy
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, is_class_vector
 
 Tick = Callable[[int], None]  # called with the number of samples just done
 _COSTS_ROUNDS = 64
@@ -61,7 +61,7 @@ def exit_table(session: Session, data: Data, tick: Tick = _nothing) -> ExitTable
             if value is not None:
                 confidence[row, index] = value
             output = session.output(index)
-            if output.size > 1:
+            if is_class_vector(output):
                 predicted[row, index] = output.argmax()
         tick(1)
     correct = None if data.labels is None else predicted == data.labels[:, None]
@@ -140,7 +140,7 @@ def check_golden(session: Session, manifest: Manifest, read: Callable[[str], byt
                 )
             off = np.abs(want.astype(np.float64) - got.astype(np.float64)).max(initial=0.0)
             worst[output.tensor] = max(worst[output.tensor], float(off) if np.isfinite(off) else np.inf)
-            if output.tensor in exits and want.size > 1:
+            if output.tensor in exits and is_class_vector(want):
                 top = np.sort(want.ravel().astype(np.float64))[-2:]
                 if top[1] - top[0] > 2 * output.tolerance and want.argmax() != got.argmax():
                     flipped.add(output.tensor)

@@ -36,7 +36,12 @@ class Answer:
     def label(self) -> int | None:
         """Index of the largest output where there is one output vector with several classes, else None."""
         values = next(iter(self.outputs.values()))
-        return int(values.argmax()) if len(self.outputs) == 1 and values.size > 1 else None
+        return int(values.argmax()) if len(self.outputs) == 1 and is_class_vector(values) else None
+
+
+def is_class_vector(output: Array) -> bool:
+    """Whether an output is one vector with a value per class: exactly one axis is longer than 1."""
+    return sum(1 for size in output.shape if size > 1) == 1
 
 
 class Session:

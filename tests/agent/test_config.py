@@ -105,7 +105,7 @@ def test_an_error_says_file_key_what_was_wanted_and_what_came(
 
 
 def test_a_missing_file_and_one_that_is_no_toml_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nothing\.toml: wanted an agent\.toml"):
+    with pytest.raises(BadInput, match=r"nothing\.toml: must be an existing TOML file"):
         load_config(tmp_path / "nothing.toml")
     path = tmp_path / "agent.toml"
     path.write_text("not toml at all")

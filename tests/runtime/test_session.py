@@ -14,7 +14,7 @@ from edgekit.core.bundle import Bundle, members_of
 from edgekit.core.errors import BadInput, Refused
 from edgekit.core.policy import PolicySpec
 from edgekit.runtime.policy import StageCosts, Thresholds, make_policy
-from edgekit.runtime.session import Session, open_session
+from edgekit.runtime.session import Answer, Session, open_session
 
 
 @pytest.fixture
@@ -99,6 +99,15 @@ def test_a_bundle_that_runs_code_needs_consent() -> None:
     with pytest.raises(Refused, match="code"):
         open_session(manifest, files.__getitem__)
     open_session(manifest, files.__getitem__, accepts_code=True).close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_one"),
+    [((1, 10), True), ((10,), True), ((1, 10, 1, 1), True), ((1, 1), False), ((1, 3, 8, 8), False)],
+)
+def test_only_a_vector_of_classes_has_a_label(shape: tuple[int, ...], is_one: bool) -> None:
+    output = np.zeros(shape, np.float32)
+    assert (Answer({"out": output}, "last", 0, None, 1.0).label is not None) == is_one
 
 
 def test_an_unknown_backend_lists_the_known_ones() -> None:

@@ -42,7 +42,8 @@ def command(keep: bool, images: int, data: Path | None, as_json: bool) -> None:
     simulated sensors, throttles one of them, restarts the broker, and shows what the fleet server saw. Every figure of
     the boards' sensors is simulated; latency is this machine's.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for kind in (signal.SIGTERM, signal.SIGINT):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(kind, _interrupt)
     progress = Console(stderr=True, highlight=False)
     start = time.monotonic()
 
