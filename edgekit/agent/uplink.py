@@ -7,6 +7,7 @@ connection loses nothing: a new client begins from what is still held.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import select
 import socket
@@ -34,6 +35,7 @@ FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
 WINDOW = 512  # items of one boot on their way, not yet acknowledged
 BATCH = 64
 MAX_RESEND_S = 120.0
+_AGAIN_S = 1.0  # how often an acknowledgement may make us send again
 _TICK_S = 1.0
 _GOODBYE_S = 0.3
 _UNSUPPORTED_PROTOCOL = 132
@@ -81,6 +83,7 @@ class _Link:
     goodbye: int | None = None  # mid of the offline status
     progress_s: float = 0.0
     resend_s: float = 0.0
+    again_s: float = -math.inf  # when an acknowledgement last made us send again
 
 
 class Uplink(threading.Thread):
@@ -393,6 +396,14 @@ class Uplink(threading.Thread):
         boot.acked = max(boot.acked, ack.upto)
         if self._outbox.release(ack.boot_id, min(ack.upto, boot.sent)):
             self._progressed(link)
+        elif boot.sent > ack.upto and self._clock() - link.again_s > _AGAIN_S:
+            # The server speaks without having got further, as it does when it comes back after a pause: what was sent
+            # meanwhile met nobody. What it does have it counts once.
+            link.again_s = self._clock()
+            del link.boots[ack.boot_id]
+            with self._lock:
+                self._fresh_items = True
+            return
         floor = self._outbox.floor(ack.boot_id)
         if floor is not None and floor > boot.acked + 1 and boot.floor != floor:
             # Numbers between were dropped here: the server must hear that it need not wait for them.

@@ -213,6 +213,26 @@ def test_an_acknowledgement_of_what_was_never_sent_releases_nothing(
     assert made.held == 1
 
 
+def test_a_server_that_comes_back_without_what_was_sent_gets_it_at_once(
+    server: Server, line: Callable[..., Line]
+) -> None:
+    """As the real one does after a birth: it says how far it got. What was sent while it was away met nobody."""
+
+    def sendings() -> int:
+        return sum(1 for kind, payload in server.heard if kind == "telemetry" and payload["records"])
+
+    server.acks = False
+    made = line(resend_s=60.0).start()
+    made.fill(2)
+    until(lambda: numbers(server) == [0, 1])
+    before = sendings()
+    payload = messages.encode({"boot_id": "boot1", "upto": 0})
+    server.client.publish(messages.topic(FLEET, NAME, "ack"), payload, qos=1).wait_for_publish(5.0)
+    until(lambda: sendings() > before, "the second sending")
+    assert numbers(server) == [0, 1]
+    assert made.held == 2
+
+
 def test_with_ack_broker_the_brokers_word_is_enough(server: Server, line: Callable[..., Line]) -> None:
     server.acks = False
     made = line(ack="broker").start()
