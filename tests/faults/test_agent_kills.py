@@ -10,7 +10,7 @@ from agents import Site, make_site, until
 
 # Run before the agent: counts what makes a change last (fsync, rename, commit) and kills the process at the n-th.
 KILLER = """
-import functools, os, signal, sqlite3
+import functools, os, pathlib, signal, sqlite3
 armed, left = [False], [{point}]
 def point(name):
     armed[0] = armed[0] or os.path.exists({arm!r})
@@ -28,6 +28,8 @@ def around(module, name):
         point("after " + name)
         return result
     setattr(module, name, counted)
+    if hasattr(pathlib, "_NormalAccessor") and hasattr(pathlib._NormalAccessor, name):  # Python 3.10 keeps its own
+        setattr(pathlib._NormalAccessor, name, staticmethod(counted))
 for name in ("fsync", "replace", "rename", "mkdir"):
     around(os, name)
 class Counted(sqlite3.Connection):
