@@ -32,6 +32,7 @@ from edgekit.core.messages import Ack, Status
 log = logging.getLogger(__name__)
 CONNECT_S = 5.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0
+STABLE_S = 5.0
 WINDOW = 512  # items of one boot on their way, not yet acknowledged
 BATCH = 64
 MAX_RESEND_S = 120.0
@@ -158,8 +159,10 @@ class Uplink(threading.Thread):
             link = None
             try:
                 link = self._connect()
+                begun = self._clock()
                 if link is not None and self._serve(link):
-                    delay = FIRST_DELAY_S
+                    # A link that breaks at once, over and over (two boards of one name), is no reason to hurry.
+                    delay = FIRST_DELAY_S if self._clock() - begun > STABLE_S else delay
                 elif link is not None and self._broker.protocol == "auto":
                     self._change_protocol(link)
             except Exception:
