@@ -7,7 +7,6 @@ connection loses nothing: a new client begins from what is still held.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import select
 import socket
@@ -36,7 +35,7 @@ STABLE_S = 5.0
 WINDOW = 512  # items of one boot on their way, not yet acknowledged
 BATCH = 64
 MAX_RESEND_S = 120.0
-_AGAIN_S = 1.0  # how often an acknowledgement may make us send again
+_AGAIN_S = 1.0  # an acknowledgement that gets no further this long after the sending means that it was lost
 _TICK_S = 1.0
 _GOODBYE_S = 0.3
 _UNSUPPORTED_PROTOCOL = 132
@@ -84,7 +83,6 @@ class _Link:
     goodbye: int | None = None  # mid of the offline status
     progress_s: float = 0.0
     resend_s: float = 0.0
-    again_s: float = -math.inf  # when an acknowledgement last made us send again
 
 
 class Uplink(threading.Thread):
@@ -399,10 +397,9 @@ class Uplink(threading.Thread):
         boot.acked = max(boot.acked, ack.upto)
         if self._outbox.release(ack.boot_id, min(ack.upto, boot.sent)):
             self._progressed(link)
-        elif boot.sent > ack.upto and self._clock() - link.again_s > _AGAIN_S:
-            # The server speaks without having got further, as it does when it comes back after a pause: what was sent
-            # meanwhile met nobody. What it does have it counts once.
-            link.again_s = self._clock()
+        elif boot.sent > ack.upto and self._clock() - link.progress_s > _AGAIN_S:
+            # The server is there, but what was sent a while ago met nobody: it came back in between.
+            link.progress_s = self._clock()
             del link.boots[ack.boot_id]
             with self._lock:
                 self._fresh_items = True
