@@ -33,7 +33,8 @@ def command(
 ) -> None:
     """Run BUNDLE on each INPUT: images, folders of images, .npz or IDX files.
 
-    The inputs are one stream in the order given; the policy decides at which exit each is answered.
+    The inputs are one stream in the order given; the policy decides at which exit each is answered. Without one it is
+    always the last.
     """
     spec = policy_from_options(policy, budget, deadline_ms)
     opened = open_bundle(bundle)

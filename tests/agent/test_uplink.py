@@ -107,7 +107,7 @@ def test_birth_and_what_is_in_force_are_retained(
     until(lambda: server.last("status") == {"boot_id": "boot1", "online": True, "v": 1}, "the birth")
     late = Server(broker.port)
     until(lambda: late.last("status") is not None, "the retained birth")
-    assert late.last("info") == {"n": 1, "v": 1}
+    until(lambda: late.last("info") == {"n": 1, "v": 1}, "what is in force")
     late.close()
 
 
