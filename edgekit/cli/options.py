@@ -20,7 +20,9 @@ def policy_options(function: F) -> F:
     """--policy, --budget, --deadline-ms."""
     options = (
         click.option(
-            "--policy", type=click.Choice(KINDS), help="How to choose the exit. A budget or deadline alone names its policy."
+            "--policy",
+            type=click.Choice(KINDS),
+            help="How to choose the exit. A budget or deadline alone names its policy.",
         ),
         click.option(
             "--budget", metavar="AMOUNT", help="Mean cost per request: 3ms, 5mJ, 2MMAC or 40% of the network."
