@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.core.checks import NAME
-from edgekit.core.errors import BadInput, one_line
+from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure, unknown
 from edgekit.core.registry import pick
 from edgekit.core.resources import device_profile_files
 from edgekit.core.table import Table
-from edgekit.core.toml import read_toml
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgekit.core.toml import parse_toml, read_toml
 
 FORMAT = 1
 HOST = "host"  # the profile that no file holds: edgekit.runtime.detect finds it out where it runs
@@ -184,10 +178,7 @@ class Profile:
 
 def parse_profile(text: str, where: str) -> Profile:
     """The profile that TOML `text` describes. Raises BadInput: where, what was wanted, what came."""
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise BadInput(f"{where}: must be a TOML file: {one_line(err)}") from err
+    data = parse_toml(text, where)
     return profile_from(data, where)
 
 

@@ -1,4 +1,4 @@
-"""Read a TOML file from disk; a wrong file is one line. Knows no format."""
+"""Read TOML from disk or text; what is wrong is one line. Knows no format. The one place that imports a TOML parser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ def read_toml(path: Path) -> Mapping[str, Any]:
         raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
     if len(data) > _MAX_BYTES:
         raise BadInput(f"{path}: must be a TOML file of at most {_MAX_BYTES} bytes, got {len(data)}")
+    return parse_toml(data, str(path))
+
+
+def parse_toml(data: bytes | str, where: str) -> Mapping[str, Any]:
+    """TOML text as tables. Raises BadInput that names `where`."""
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        tables: Mapping[str, Any] = tomllib.loads(data if isinstance(data, str) else data.decode("utf-8"))
     except (ValueError, RecursionError) as err:
-        raise BadInput(f"{path}: must be a TOML file: {one_line(err)}") from err
+        raise BadInput(f"{where}: must be a TOML file: {one_line(err)}") from err
+    return tables
