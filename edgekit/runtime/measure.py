@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from edgekit.runtime.policy import StageCosts, make_policy
 from edgekit.runtime.session import Session, is_class_vector
 
 Tick = Callable[[int], None]  # called with the number of samples just done
-_COSTS_ROUNDS = 64
-_WARM_UP = 8
+_COSTS_ROUNDS, _COSTS_S = 64, 2.0
+_WARM_UP, _FEWEST_ROUNDS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,22 @@ def exit_table(session: Session, data: Data, tick: Tick = _nothing) -> ExitTable
     return ExitTable(confidence, predicted, correct, latency)
 
 
-def stage_costs(session: Session, data: Data, rounds: int = _COSTS_ROUNDS) -> StageCosts:
-    """Mean and p95 of each stage's time in ms over `rounds` runs, after a warm-up. Energy stays unknown."""
-    times = np.zeros((rounds, len(session.exits)))
-    for row in range(-_WARM_UP, rounds):
-        before = 0.0
-        for index, elapsed in session.stages(data.inputs(row % data.count)):
-            if row >= 0:
-                times[row, index] = elapsed - before
-            before = elapsed
-    mean, p95 = times.mean(axis=0), np.percentile(times, 95, axis=0)
+def stage_costs(
+    session: Session, data: Data, rounds: int = _COSTS_ROUNDS, limit_s: float = _COSTS_S
+) -> StageCosts:
+    """Mean and p95 of each stage's time in ms, after a warm-up. Energy stays unknown.
+
+    `rounds` runs, or fewer (at least three) where `limit_s` seconds are over before: a slow network is not kept waiting.
+    """
+    end = time.perf_counter() + limit_s
+    times: list[list[float]] = []
+    for row in range(_WARM_UP + rounds):
+        reached = [elapsed for _, elapsed in session.stages(data.inputs(row % data.count))]
+        times.append(np.diff(reached, prepend=0.0).tolist())
+        if len(times) > _FEWEST_ROUNDS and time.perf_counter() > end:
+            break
+    warm = np.array(times[min(_WARM_UP, len(times) - _FEWEST_ROUNDS) :])
+    mean, p95 = warm.mean(axis=0), np.percentile(warm, 95, axis=0)
     return StageCosts(tuple(mean.tolist()), tuple(p95.tolist()))
 
 

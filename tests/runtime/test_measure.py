@@ -111,3 +111,22 @@ def test_stage_costs_find_the_slow_stage() -> None:
     assert max(range(3), key=costs.mean_ms.__getitem__) == 1
     assert costs.mean_ms[1] >= 3.0
     assert costs.cumulative_ms[2] >= costs.cumulative_ms[1] >= 3.0
+
+
+def test_a_slow_network_is_measured_in_fewer_rounds() -> None:
+    files, parts = null_files(delay_ms=4.0)
+    manifest = null_manifest(files, parts)
+    runs = 0
+
+    def counted(data: Data) -> Data:
+        def sample(index: int) -> dict[str, np.ndarray]:
+            nonlocal runs
+            runs += 1
+            return data.sample(index)
+
+        return replace(data, sample=sample)
+
+    golden = counted(golden_data(manifest, files.__getitem__))
+    costs = stage_costs(open_session(manifest, files.__getitem__), golden, limit_s=0.0)
+    assert runs == 4
+    assert min(costs.mean_ms) >= 4.0
