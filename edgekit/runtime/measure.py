@@ -74,7 +74,7 @@ def stage_costs(
 ) -> StageCosts:
     """Mean and p95 of each stage's time in ms, after a warm-up. Energy stays unknown.
 
-    `rounds` runs, or fewer (at least three) where `limit_s` seconds are over before: a slow network is not kept waiting.
+    `rounds` runs, or fewer (at least three) where `limit_s` seconds are over before: a slow network opens soon, too.
     """
     end = time.perf_counter() + limit_s
     times: list[list[float]] = []
