@@ -115,17 +115,14 @@ def _show(result: Mapping[str, Any]) -> None:
         )
     console.print(table)
     telemetry = result["telemetry"]
-    console.print(f"fp32, last exit:         {percent(result['fp32_accuracy'])} accuracy")
-    console.print(
-        f"int8, budget {steps.BUDGET}:        {percent(result['budget_accuracy'])} accuracy, "
-        f"{result['budget_over_full_latency']:.2f}x the mean latency of the full policy"
-    )
-    console.print(
-        f"telemetry:               {telemetry['sent']} records sent, {telemetry['received']} received"
-    )
-    console.print(
-        "Latency is this machine's, not the boards'. Energy is simulated; a Raspberry Pi 4 has no sensor."
-    )
+    for line in (
+        f"fp32, last exit     {percent(result['fp32_accuracy'])}",
+        f"int8, budget {steps.BUDGET}    {percent(result['budget_accuracy'])}, at "
+        f"{result['budget_over_full_latency']:.2f}x the full policy's mean latency",
+        f"telemetry           {telemetry['sent']} records sent, {telemetry['received']} received",
+        "Latency is this machine's, not the boards'. Energy is simulated; a Raspberry Pi 4 has no sensor for it.",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 def _keep(demo: steps.Demo, address: str) -> None:
