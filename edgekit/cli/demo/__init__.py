@@ -115,10 +115,10 @@ def _show(result: Mapping[str, Any]) -> None:
         )
     console.print(table)
     telemetry = result["telemetry"]
+    ratio = f"{result['budget_over_full_latency']:.2f}x the full policy's mean latency"
     for line in (
         f"fp32, last exit     {percent(result['fp32_accuracy'])}",
-        f"int8, budget {steps.BUDGET}    {percent(result['budget_accuracy'])}, at "
-        f"{result['budget_over_full_latency']:.2f}x the full policy's mean latency",
+        f"int8, budget {steps.BUDGET}    {percent(result['budget_accuracy'])}, at {ratio}",
         f"telemetry           {telemetry['sent']} records sent, {telemetry['received']} received",
         "Latency is this machine's, not the boards'. Energy is simulated; a Raspberry Pi 4 has no sensor for it.",
     ):
