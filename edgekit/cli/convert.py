@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from edgekit.cli.options import json_option
+from edgekit.cli.options import check_target, json_option
 from edgekit.cli.output import console, number, percent, print_json, progress
 from edgekit.core.checks import NAME
 from edgekit.core.errors import BadInput
@@ -112,7 +112,9 @@ def command(
         recipe=read_recipe(recipe) if recipe else None,
         limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
     )
-    _check_target(output)
+    check_target("-o", output)
+    if report_path is not None:
+        check_target("--report", report_path)
     if request.recipe is not None:
         check_recipe(request.recipe, request.profile)
     made = convert(request, _watch)
@@ -131,12 +133,6 @@ def _bundle_name(given: str | None, model: Path) -> str:
     if not NAME.fullmatch(name):
         raise BadInput(f"--name must be letters, digits, '_' and '-', at most 64, got {name!r}")
     return name
-
-
-def _check_target(output: Path) -> None:
-    """Minutes of work must not end at a folder that is not there."""
-    if output.is_dir() or not output.parent.is_dir():
-        raise BadInput(f"{output}: -o must be a file in an existing folder")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,17 @@ VERBS = {
     "demo": "Run all of it on this machine, with simulated boards.",
 }
 INTERRUPTED = 130
+# Packages that only some verbs need -> the extra that brings them.
+EXTRAS = {
+    "onnx": "host",
+    "onnx_ir": "host",
+    "onnxruntime": "ort",
+    "fastapi": "fleet",
+    "nicegui": "fleet",
+    "sqlalchemy": "fleet",
+    "uvicorn": "fleet",
+    "torch": "train",
+}
 
 
 class Verbs(click.Group):
@@ -78,6 +89,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(one_line_of(err), err.exit_code)
     except EdgekitError as err:
         return _complain(one_line(err), err.exit_code)
+    except ModuleNotFoundError as err:
+        package = (err.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _complain(
+            f"{package} is not installed: pip install 'edgekit[{EXTRAS[package]}]'", BadInput.exit_code
+        )
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
     except MemoryError:

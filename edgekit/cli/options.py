@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edgekit.core.errors import BadInput
 from edgekit.core.policy import KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,3 +35,9 @@ def policy_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def check_target(option: str, path: Path) -> None:
+    """Refuse a file that could not be written anyway, before minutes of work end there."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise BadInput(f"{option} must be a file in an existing folder, got {path}")

@@ -10,7 +10,6 @@ from edgekit.core import checks
 from edgekit.core.errors import BadInput
 
 KINDS = ("full", "anytime", "budget", "confidence")
-UNITS = ("ms", "mJ", "MMAC", "%")
 _BUDGET = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|mJ|MMAC|%)")
 DEFAULT_MAX_DROP = 0.5  # points of accuracy the confidence policy may give away
 

@@ -209,7 +209,8 @@ def _energy(subject: Judged, session: Session, times: _Times) -> Figure:
         )
     except BadInput:
         return unknown("mJ")
-    return Figure((costs.mj_per_ms or 0.0) * mean, "mJ", "measured", None, times.on)
+    per_ms = costs.mj_per_ms
+    return unknown("mJ") if per_ms is None else Figure(per_ms * mean, "mJ", "measured", None, times.on)
 
 
 def _exit_reports(

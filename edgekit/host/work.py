@@ -30,7 +30,6 @@ _FUSED = (
     "Tanh",
     "HardSigmoid",
 )  # done inside the product before them
-_INT8 = ("uint8", "int8")
 _INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 

@@ -109,7 +109,7 @@ def _npz(path: Path, inputs: tuple[Input, ...]) -> Data:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as err:
-        raise BadInput(f"{path}: not an .npz that can be read: {one_line(err)}") from err
+        raise BadInput(f"{path}: not an .npz file of plain arrays") from err
     found = {}
     for position, entry in enumerate(inputs):
         key = (

@@ -149,13 +149,13 @@ def make_policy(spec: PolicySpec, manifest: Manifest, costs: StageCosts | None) 
 
     Raises BadInput when the bundle has no operating points, or the budget's unit needs costs nobody measured here.
     """
-    exits = len(manifest.exits)
-    if spec.kind == "full" or exits == 1:
-        return Thresholds((NEVER,) * (exits - 1))
     if spec.deadline_ms is not None:
         if costs is None:
             raise BadInput("policy anytime needs the stages' times measured on this machine")
         return Anytime(spec.deadline_ms, costs)
+    exits = len(manifest.exits)
+    if spec.kind == "full" or exits == 1:  # with one exit there is nothing to decide
+        return Thresholds((NEVER,) * (exits - 1))
     points = manifest.operating_points
     if not points:
         raise BadInput(

@@ -22,12 +22,12 @@ _RESAMPLERS = {
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode an image file. Raises BadInput for anything that is not one."""
+    """Decode an image file. Raises BadInput for anything that is not one; the caller says which file it was."""
     try:
         image = Image.open(path)
         image.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-        raise BadInput(f"{path}: not an image that can be read: {one_line(err)}") from err
+        raise BadInput(f"not an image that can be read: {one_line(err)}") from err
     return image
 
 

@@ -103,6 +103,32 @@ def test_what_a_verb_raises_becomes_one_line_and_its_code(
     assert capsys.readouterr().err.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("package", "extra"), [("onnx", "host"), ("sqlalchemy", "fleet"), ("onnxruntime", "ort")]
+)
+def test_a_missing_package_names_the_extra_that_brings_it(
+    package: str, extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ModuleNotFoundError(f"No module named '{package}.sub'", name=f"{package}.sub")
+
+    monkeypatch.setattr(cli, "invoke", fail)
+    assert run(["native"]) == 2
+    assert capsys.readouterr().err == f"edgekit: {package} is not installed: pip install 'edgekit[{extra}]'\n"
+
+
+def test_convert_on_a_machine_without_onnx_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['onnx'] = None\nfrom edgekit.cli.main import main\n"
+        "sys.argv = ['edgekit', 'inspect', 'x.onnx']\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "edgekit: onnx is not installed: pip install 'edgekit[host]'\n"
+
+
 def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError

@@ -66,6 +66,10 @@ def test_the_demo_goes_the_whole_way_and_every_record_arrives(scratch: Path) -> 
         assert board["bundle"] == f"fashion-{board['name']}/1"
         assert board["online"]
         assert board["accuracy"] > result["fp32_accuracy"] - 0.03
+    assert result["budget_over_full_latency"] < 0.7
+    assert abs(result["budget_accuracy"] - result["fp32_accuracy"]) < 0.03
+    exits = {board["name"]: board["exit_counts"] for board in result["boards"]}
+    assert all(counts["exit1"] > counts["exit3"] for counts in exits.values())
     energy = {board["name"]: board["energy_mj"] for board in result["boards"]}
     assert energy["pi4"]["mean"] is None
     assert energy["pi4"]["provenance"] is None

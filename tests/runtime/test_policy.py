@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -95,6 +96,13 @@ def test_a_budget_in_ms_counts_the_time_that_really_passed(manifest: Manifest) -
     policy = make_policy(PolicySpec("budget", Budget(3.0, "ms")), manifest, COSTS)
     taken = stream(policy, uniform(12_000, 5), ms_per_share=8.0)[4_000:]
     assert sum(8.0 * SHARES[at] for at in taken) / len(taken) == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_deadline_is_watched_on_a_network_with_one_exit_too(manifest: Manifest) -> None:
+    single = replace(manifest, stages=manifest.stages[:1], exits=manifest.exits[:1], operating_points=())
+    policy = make_policy(PolicySpec("anytime", None, 4.0), single, StageCosts((1.0,), (1.5,)))
+    assert policy.deadline_ms == 4.0
+    assert make_policy(PolicySpec("budget", Budget(10, "%")), single, None).deadline_ms is None
 
 
 def test_a_budget_below_the_first_exit_leaves_there_and_one_above_all_goes_on(manifest: Manifest) -> None:

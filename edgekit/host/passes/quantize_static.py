@@ -23,7 +23,6 @@ from edgekit.host.graph import Graph, static_shape, values
 from edgekit.host.passes.base import Context, Int8, Pass
 from edgekit.host.passes.opset import OPSET
 
-WEIGHTS = "int8"
 PER_CHANNEL = True
 OPS = (
     *(
