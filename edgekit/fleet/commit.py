@@ -23,6 +23,7 @@ from edgekit.fleet.packing import pack_counts
 UNKNOWN_DEVICE = "messages of boards that are not enrolled"
 FOREIGN_TOPIC = "messages on foreign topics"
 _CLOCKS_DIFFER_S = 300.0
+_OF_THE_COMMAND = ("bad-signature", "wrong-board", "replayed")  # refusals that no job was begun for
 _MAX_STEPS = 50_000  # of `upto` in one batch; the next one goes on
 
 
@@ -263,20 +264,30 @@ def _job_event(event: JobEvent, now: float) -> dict[str, Any]:
 
 
 def _mirror_job(connection: sa.Connection, job_id: str, device: int, now: float) -> None:
-    """Set the job's state on this board to that of its last event, in the board's own order."""
+    """Set the job's state on this board to what the board's own events say. What the server set itself gives way."""
     events, jobs, states = db.job_events, db.jobs, db.job_devices
-    last = connection.execute(
+    said = connection.execute(
         sa.select(events.c.state, events.c.reason, events.c.detail)
         .where(events.c.job_id == job_id, events.c.device == device)
-        .order_by(events.c.boot.desc(), events.c.seq.desc())
-        .limit(1)
-    ).one()
+        .order_by(events.c.boot, events.c.seq)
+    ).all()
+    state = _state_of(said)
     job = sa.select(jobs.c.id).where(jobs.c.job_id == job_id).scalar_subquery()
     connection.execute(
         sa.update(states)
         .where(states.c.job == job, states.c.device == device)
-        .values(state=last.state, reason=last.reason, detail=last.detail, updated=now)
+        .values(state=state.state, reason=state.reason, detail=state.detail, updated=now)
     )
+
+
+def _state_of(said: Sequence[sa.Row[Any]]) -> sa.Row[Any]:
+    """The event that tells a job's state: its first final one, else its last. Events are in the board's order.
+
+    A command that was forged or replayed may carry a real job's id. Its refusal counts only where the board said
+    nothing else of the job.
+    """
+    own = [e for e in said if not (e.state == "refused" and e.reason in _OF_THE_COMMAND)]
+    return next((event for event in own if event.state in job_states.FINAL), (own or said)[-1])
 
 
 def expire_silent_jobs(connection: sa.Connection, now: float, grace_s: float = 60.0) -> int:

@@ -23,7 +23,7 @@ from edgekit.fleet.store import Store, open_store
 
 def record(seq: int, **fields: Any) -> Record:
     usual = {
-        "uptime_s": 1.0,
+        "uptime": 1.0,
         "time": NOW,
         "clock_synced": True,
         "interval_s": 1.0,
@@ -122,7 +122,7 @@ def test_a_record_that_could_not_be_read_does_not_hold_up_what_follows(store: St
     with store.read() as connection:
         left = connection.execute(sa.select(db.events)).one()
     assert (left.seq, left.kind) == (2, "unreadable")
-    assert "uptime_s" in json.loads(left.detail)["why"]
+    assert "uptime" in json.loads(left.detail)["why"]
     assert device(store).malformed == 1
 
 
@@ -196,6 +196,46 @@ def test_a_later_boot_outdoes_an_earlier_one_although_its_numbers_are_lower(stor
     commit(store, job_event(9, "downloading", boot="b1"))
     commit(store, job_event(1, "received", boot="b2"))
     assert job_state(store)[0] == "received"
+
+
+@pytest.mark.parametrize("reason", ["replayed", "bad-signature", "wrong-board"])
+def test_the_refusal_of_a_replayed_command_does_not_undo_the_job_it_names(store: Store, reason: str) -> None:
+    make_job(store)
+    commit(store, job_event(1, "received"), job_event(2, "active"))
+    commit(store, job_event(3, "refused", reason=reason))
+    commit(store, job_event(1, "refused", boot="b2", reason=reason))
+    assert job_state(store) == ("active", None)
+
+
+@pytest.mark.parametrize("final", ["active", "failed", "refused", "expired"])
+def test_a_final_state_that_the_board_gave_stays(store: Store, final: str) -> None:
+    make_job(store)
+    commit(store, job_event(1, final, reason="golden"))
+    commit(store, job_event(2, "received"), job_event(3, "refused", reason="older"))
+    assert job_state(store) == (final, "golden")
+
+
+def test_a_refused_replay_in_the_middle_of_a_job_does_not_end_it(store: Store) -> None:
+    make_job(store)
+    commit(store, job_event(1, "downloading"), job_event(2, "refused", reason="replayed"))
+    assert job_state(store) == ("downloading", None)
+    commit(store, job_event(3, "failed", reason="golden"))
+    assert job_state(store) == ("failed", "golden")
+
+
+def test_a_command_that_only_its_refusal_speaks_of_is_refused(store: Store) -> None:
+    make_job(store)
+    commit(store, job_event(1, "refused", reason="bad-signature"))
+    assert job_state(store) == ("refused", "bad-signature")
+
+
+def test_what_the_server_ended_itself_gives_way_to_what_the_board_says(store: Store) -> None:
+    make_job(store)
+    with store.write() as connection:
+        ended = {"state": "failed", "reason": "superseded"}
+        connection.execute(sa.update(db.job_devices).values(ended))
+    commit(store, job_event(1, "active"))
+    assert job_state(store) == ("active", None)
 
 
 def test_an_event_of_a_job_nobody_knows_is_kept_and_does_no_harm(store: Store) -> None:
