@@ -23,7 +23,7 @@ from edgekit.fleet.store import Store, open_store
 
 def record(seq: int, **fields: Any) -> Record:
     usual = {
-        "uptime": 1.0,
+        "uptime_s": 1.0,
         "time": NOW,
         "clock_synced": True,
         "interval_s": 1.0,
