@@ -294,7 +294,7 @@ class Agent:
             agent=self._version,
             boot_id=self.boot_id,
             runtimes=self._runtimes,
-            sensor=self._config.sensors.power,
+            sensors=() if self._config.sensors.power == "none" else (self._config.sensors.power,),
             simulated=self._config.sensors.simulated,
             slots=tuple(slot.label for slot in (state.active, state.previous) if slot is not None),
             metadata=state.metadata,

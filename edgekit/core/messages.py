@@ -71,7 +71,7 @@ def signed_bytes(payload: Mapping[str, Any]) -> bytes:
 class Desired:
     """What a board should run. Retained; alone says it all. `n` grows with every command the control key signs.
 
-    target: `name/version`, or None to leave it as it is. policy, interval_s: None to leave as configured.
+    target: `name/version`, or None to leave it as it is. policy, interval_s (`interval` on the wire): None to leave as configured.
     expires: Unix seconds after which an unfinished job ends as expired.
     """
 
@@ -98,7 +98,7 @@ class Desired:
             target=target,
             policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),
             interval_s=optional(
-                payload.get("interval_s"), f"{where}.interval_s", lambda v, w: number(v, w, 0.1, 86400)
+                payload.get("interval"), f"{where}.interval", lambda v, w: number(v, w, 0.1, 86400)
             ),
             expires=number(payload.get("expires"), f"{where}.expires", 0.0, 1e11),
         )
@@ -112,7 +112,7 @@ class Desired:
             "job_id": self.job_id,
             "target": self.target,
             "policy": self.policy.to_json() if self.policy else None,
-            "interval_s": self.interval_s,
+            "interval": self.interval_s,
             "expires": self.expires,
         }
 
@@ -144,7 +144,7 @@ class Info:
     agent: str
     boot_id: str
     runtimes: Mapping[str, str] = field(default_factory=dict)
-    sensor: str = "none"
+    sensors: tuple[str, ...] = ()
     simulated: bool = False
     slots: tuple[str, ...] = ()
     metadata: Mapping[str, int] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class Info:
             agent=text(payload.get("agent"), f"{where}.agent"),
             boot_id=name(payload.get("boot_id"), f"{where}.boot_id"),
             runtimes={text(k, where): text(v, f"{where}.runtimes.{k}") for k, v in runtimes.items()},
-            sensor=text(payload.get("sensor"), f"{where}.sensor"),
+            sensors=rows(payload.get("sensors", []), f"{where}.sensors", text),
             simulated=flag(payload.get("simulated", False), f"{where}.simulated"),
             slots=rows(payload.get("slots", []), f"{where}.slots", text),
             metadata={text(k, where): integer(v, f"{where}.metadata.{k}") for k, v in metadata.items()},
@@ -172,10 +172,11 @@ class Info:
             "agent": self.agent,
             "boot_id": self.boot_id,
             "runtimes": dict(self.runtimes),
-            "sensor": self.sensor,
+            "sensors": list(self.sensors),
             "simulated": self.simulated,
             "slots": list(self.slots),
             "metadata": dict(self.metadata),
+            "certificate_expires": None,  # boards have no certificate of their own yet
         }
 
 

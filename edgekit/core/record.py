@@ -44,7 +44,7 @@ class Record:
         """Every key present; unknown is null."""
         return {
             "seq": self.seq,
-            "uptime_s": self.uptime_s,
+            "uptime": self.uptime_s,
             "time": self.time,
             "clock_synced": self.clock_synced,
             "interval_s": self.interval_s,
@@ -85,7 +85,7 @@ class Record:
             raise checks.wrong(f"{where}.energy_provenance", "given where energy_mj is", None)
         return cls(
             seq=integer(data.get("seq"), f"{where}.seq", 1),
-            uptime_s=number(data.get("uptime_s"), f"{where}.uptime_s", 0.0),
+            uptime_s=number(data.get("uptime"), f"{where}.uptime", 0.0),
             time=optional(data.get("time"), f"{where}.time", lambda v, w: number(v, w, 0.0, 1e11)),
             clock_synced=flag(data.get("clock_synced"), f"{where}.clock_synced"),
             interval_s=number(data.get("interval_s"), f"{where}.interval_s", 0.0),

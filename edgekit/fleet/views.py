@@ -239,7 +239,7 @@ def _device_row(
         "rev": reported.get("rev"),
         "desired": desired and {"rev": desired.rev, "target": desired.target, "job": desired.job_id},
         "agent": info.get("agent"),
-        "sensor": info.get("sensor"),
+        "sensors": info.get("sensors"),
         "simulated": info.get("simulated"),
         "records": count,
         "malformed": device.malformed,

@@ -85,7 +85,7 @@ def test_a_command_installs_a_bundle_and_the_board_says_every_step(site: Site) -
     assert (reported["rev"], reported["state"], reported["why"]) == (1, "active", None)
     info = until(lambda: (i := site.server.last("info")) and i["slots"] == ["toy/1"] and i)
     assert info["metadata"] == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2}
-    assert (info["profile"], info["sensor"], info["simulated"]) == ("raspberrypi5", "none", False)
+    assert (info["profile"], info["sensors"], info["simulated"]) == ("raspberrypi5", [], False)
 
 
 def test_what_was_installed_serves_after_a_restart_without_a_network(serving: Site) -> None:

@@ -15,7 +15,7 @@ from edgekit.fleet.intake import Malformed, Received, read_message
 
 RECORD: dict[str, Any] = {
     "seq": 1,
-    "uptime_s": 1.0,
+    "uptime": 1.0,
     "time": None,
     "clock_synced": False,
     "interval_s": 1.0,
@@ -141,7 +141,7 @@ def test_an_entry_without_a_number_is_counted_and_leaves_nothing(entry: Any) -> 
 
 
 def test_an_infinity_that_json_smuggles_in_is_refused() -> None:
-    data = telemetry(RECORD).replace(b'"uptime_s":1.0', b'"uptime_s":1e999')
+    data = telemetry(RECORD).replace(b'"uptime":1.0', b'"uptime":1e999')
     assert read_message("demo", topic("telemetry"), data).unreadable[0].seq == 1
 
 
