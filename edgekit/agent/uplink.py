@@ -47,12 +47,16 @@ Payload = Mapping[str, Any]
 
 @dataclass
 class _Boot:
-    """How far one boot's items went over this connection.
+    """How far one boot's items went over this connection. Acknowledgements are per boot, and so is waiting for them.
 
-    acked: what the server said it has. floor: the last one it was told.
+    acked: what the server said it has. floor: the last one it was told. progress_s: when it last got further, or was
+    sent anew. resend_s: all goes again after so long without progress. again_s: the same while the server does answer.
     """
 
     sent: int
+    progress_s: float
+    resend_s: float
+    again_s: float
     acked: int = 0
     floor: int | None = None
 
@@ -81,8 +85,6 @@ class _Link:
     told: dict[str, Payload] = field(default_factory=dict)
     waiting: dict[int, _Sent] = field(default_factory=dict)
     goodbye: int | None = None  # mid of the offline status
-    progress_s: float = 0.0
-    resend_s: float = 0.0
 
 
 class Uplink(threading.Thread):
@@ -209,7 +211,7 @@ class Uplink(threading.Thread):
             return None
         will = messages.encode(Status(online=False, boot_id=self._outbox.boot_id).to_json())
         client.will_set(self._topic("status"), will, qos=1, retain=True)
-        link = _Link(client, resend_s=self._resend_s)
+        link = _Link(client)
         client.on_connect = lambda *given: self._connected(link, given[3])
         client.on_message = lambda _client, _data, message: self._received(link, message)
         client.on_publish = lambda *given: self._published(link, given[2], given[3])
@@ -227,7 +229,6 @@ class Uplink(threading.Thread):
             self._say(f"broker {self._broker.host}:{self._broker.port} refuses {self._address}: {code}")
             return
         link.up = True
-        link.progress_s = self._clock()
         self._say(None)
         log.info("connected to broker %s:%d", self._broker.host, self._broker.port)
         link.client.subscribe([(self._topic(kind), 1) for kind in messages.TO_BOARD])
@@ -300,32 +301,39 @@ class Uplink(threading.Thread):
             if link.told.get(kind) != payload:
                 link.told[kind] = payload
                 self._publish(link, kind, payload)
-        if self._clock() - link.progress_s > link.resend_s and self._in_flight(link):
-            fresh = self._begin_again(link)
+        for boot_id, boot in tuple(link.boots.items()):
+            if self._clock() - boot.progress_s > boot.resend_s and self._in_flight(boot_id, boot):
+                if not self._begin_again(link, boot_id, boot):
+                    return
+                fresh = True
         if fresh:
             for boot_id in self._outbox.boots():
                 self._send_boot(link, boot_id)
 
-    def _begin_again(self, link: _Link) -> bool:
-        """Nothing was acknowledged for long: all goes once more. False: the broker is silent too, connect anew."""
-        log.info("nothing acknowledged for %.1f s: sending again", link.resend_s)
+    def _begin_again(self, link: _Link, boot_id: str, boot: _Boot) -> bool:
+        """Send a boot once more, nothing of which was acknowledged for long. False: the broker is silent too."""
+        log.info("nothing of boot %s acknowledged for %.1f s: sending again", boot_id, boot.resend_s)
         oldest = next(iter(link.waiting.values()), None)
-        if oldest is not None and self._clock() - oldest.at_s > link.resend_s:
+        if oldest is not None and self._clock() - oldest.at_s > boot.resend_s:
             link.client.disconnect()
             return False
-        link.resend_s = min(link.resend_s * 2, MAX_RESEND_S)
-        link.progress_s = self._clock()
-        link.boots.clear()
+        link.boots[boot_id] = self._unsent(min(boot.resend_s * 2, MAX_RESEND_S), boot.again_s)
         return True
+
+    def _unsent(self, resend_s: float, again_s: float) -> _Boot:
+        """A boot of which nothing was sent yet."""
+        return _Boot(0, self._clock(), resend_s, again_s)
 
     def _send_boot(self, link: _Link, boot_id: str) -> None:
         """Send what one boot holds and has not sent, up to the window."""
         floor = self._outbox.floor(boot_id)
         if floor is None:
             return
-        if not self._in_flight(link):
-            link.progress_s = self._clock()
-        boot = link.boots.setdefault(boot_id, _Boot(floor - 1))
+        if boot_id not in link.boots:
+            link.boots[boot_id] = self._unsent(self._resend_s, _AGAIN_S)
+        boot = link.boots[boot_id]
+        if boot.sent < floor:  # nothing on its way
+            boot.progress_s = self._clock()
         boot.sent = max(boot.sent, floor - 1)
         while (room := min(BATCH, floor + WINDOW - 1 - boot.sent)) > 0:
             items = self._outbox.after(boot_id, boot.sent, room)
@@ -334,10 +342,10 @@ class Uplink(threading.Thread):
             self._send_items(link, boot, floor, items)
             boot.sent = items[-1].seq
 
-    def _in_flight(self, link: _Link) -> bool:
-        """Whether something was sent that is still held."""
-        floors = ((boot, self._outbox.floor(boot_id)) for boot_id, boot in link.boots.items())
-        return any(floor is not None and boot.sent >= floor for boot, floor in floors)
+    def _in_flight(self, boot_id: str, boot: _Boot) -> bool:
+        """Whether something of a boot was sent that is still held."""
+        floor = self._outbox.floor(boot_id)
+        return floor is not None and boot.sent >= floor
 
     def _send_items(self, link: _Link, boot: _Boot, floor: int, items: Sequence[Item]) -> None:
         records = tuple(item for item in items if item.kind == RECORD)
@@ -364,11 +372,12 @@ class Uplink(threading.Thread):
             log.warning("the broker refuses a message: %s", code)
         elif self._ack == "broker" and sent is not None and sent.seqs:
             self._outbox.release_these(sent.boot_id, sent.seqs)
-            self._progressed(link)
+            self._progressed(link.boots.get(sent.boot_id))
 
-    def _progressed(self, link: _Link) -> None:
-        link.progress_s = self._clock()
-        link.resend_s = self._resend_s
+    def _progressed(self, boot: _Boot | None) -> None:
+        """Something of a boot was let go: there is no hurry with the rest of it, and room for more."""
+        if boot is not None:
+            boot.progress_s, boot.resend_s, boot.again_s = self._clock(), self._resend_s, _AGAIN_S
         with self._lock:
             self._fresh_items = True
 
@@ -396,11 +405,11 @@ class Uplink(threading.Thread):
             return
         boot.acked = max(boot.acked, ack.upto)
         if self._outbox.release(ack.boot_id, min(ack.upto, boot.sent)):
-            self._progressed(link)
-        elif boot.sent > ack.upto and self._clock() - link.progress_s > _AGAIN_S:
-            # The server is there, but what was sent a while ago met nobody: it came back in between.
-            link.progress_s = self._clock()
-            del link.boots[ack.boot_id]
+            self._progressed(boot)
+        elif boot.sent > ack.upto and self._clock() - boot.progress_s > boot.again_s:
+            # The server is there, but what was sent a while ago met nobody: it came back in between. Should there be
+            # something that it never takes, it gets it more and more rarely.
+            link.boots[ack.boot_id] = self._unsent(boot.resend_s, min(boot.again_s * 2, MAX_RESEND_S))
             with self._lock:
                 self._fresh_items = True
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from agents import FLEET, Mosquitto, Server, make_certificate, until
 
+from edgekit.agent import uplink
 from edgekit.agent.config import Broker
 from edgekit.agent.outbox import RECORD, Outbox
 from edgekit.agent.uplink import Uplink
@@ -235,6 +237,47 @@ def test_a_server_that_comes_back_without_what_was_sent_gets_it_at_once(
     until(sent_again, "the second sending")
     assert numbers(server) == [0, 1]
     assert made.held == 2
+
+
+def test_an_older_boot_is_sent_again_while_a_newer_one_gets_on(
+    tmp_path: Path, server: Server, line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Acknowledgements are per boot: those of one say nothing of the other."""
+    true_ack = server.ack
+    monkeypatch.setattr(server, "ack", lambda device, boot: boot == "boot1" and true_ack(device, boot))
+    before = Outbox(tmp_path / "outbox.db", "boot0", 10**9)
+    before.put(record(100))
+    before.close()
+    made = line("boot1", resend_s=0.3).start()
+    sent = iter(range(10**6))
+
+    def sendings() -> int:
+        made.fill(1, next(sent))
+        return sum(1 for kind, p in list(server.heard) if kind == "telemetry" and p["boot_id"] == "boot0")
+
+    until(lambda: sendings() >= 3, "three sendings of the older boot")
+    monkeypatch.setattr(server, "ack", true_ack)
+    until(lambda: made.held == 0, "the release")
+
+
+def test_a_number_the_server_never_takes_is_sent_more_and_more_rarely(
+    server: Server, line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uplink, "_AGAIN_S", 0.05)
+    stuck = messages.encode({"boot_id": "boot1", "upto": 0})
+    topic = messages.topic(FLEET, NAME, "ack")
+    monkeypatch.setattr(server, "ack", lambda *_: server.client.publish(topic, stuck, qos=1))
+    made = line(resend_s=60.0).start()
+    sent = iter(range(10**6))
+
+    def resent() -> bool:
+        made.fill(1, next(sent))
+        heard = [p["records"] for kind, p in list(server.heard) if kind == "telemetry"]
+        return sum(records[0]["seq"] == 1 for records in heard if records) >= 6
+
+    begun = time.monotonic()
+    until(resent, "the fifth sending again")
+    assert time.monotonic() - begun > 0.05 * (1 + 2 + 4 + 8 + 16)
 
 
 def test_with_ack_broker_the_brokers_word_is_enough(server: Server, line: Callable[..., Line]) -> None:
