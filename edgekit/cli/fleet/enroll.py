@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from edgekit.cli.server import client_of, server_options
 from edgekit.core import checks
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
+from edgekit.core.profile import known_profiles
 
 CONFIG, ROOT, CONTROL_KEY = "agent.toml", "root.json", "control.pub"
 PASSWORD, TOKEN = "mqtt.password", "repo.token"
+FILES = (CONFIG, ROOT, CONTROL_KEY, PASSWORD, TOKEN)
 
 
 @click.command(
@@ -35,7 +39,7 @@ PASSWORD, TOKEN = "mqtt.password", "repo.token"
     "folder",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write, to be copied to the board.",
+    help="Folder to write, to be copied to the board: a new one, or an empty one (which keeps its mode).",
 )
 @click.option(
     "--again", is_flag=True, help="The board is known: give it new credentials in place of the old."
@@ -57,24 +61,23 @@ def enroll(
     The folder holds secrets: whoever has it is that board.
     """
     checks.name(name, "NAME")
-    files = (CONFIG, ROOT, CONTROL_KEY, PASSWORD, TOKEN)
-    taken = [file for file in files if (folder / file).exists()]
-    if taken:  # before the server is asked: it tells the secrets once
-        raise BadInput(f"{folder}: holds {taken[0]} already; give an empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as err:
-        raise WorldFailed(f"{folder}: could not be made: {err.strerror or err}") from err
+    if profile is not None and profile not in known_profiles():
+        raise BadInput(f"--profile must be one of {', '.join(known_profiles())}, got {profile!r}")
+    check_free(folder)  # before the server is asked: it tells the secrets once
     answer = client_of(server, token_file).enroll(name, profile, tags, again=again)
-    write_atomic(folder / ROOT, answer["root"].encode())
-    write_atomic(folder / CONTROL_KEY, answer["control_key"].encode())
-    write_atomic(folder / PASSWORD, f"{answer['mqtt_password']}\n".encode(), 0o600)
-    write_atomic(folder / TOKEN, f"{answer['repo_token']}\n".encode(), 0o600)
-    write_atomic(folder / CONFIG, agent_config(answer).encode())
+    write_folder(
+        folder,
+        {
+            ROOT: (answer["root"], 0o644),
+            CONTROL_KEY: (answer["control_key"], 0o644),
+            PASSWORD: (f"{answer['mqtt_password']}\n", 0o600),
+            TOKEN: (f"{answer['repo_token']}\n", 0o600),
+            CONFIG: (agent_config(answer), 0o644),
+        },
+    )
     if as_json:
         shown = {key: answer[key] for key in ("name", "fleet", "profile", "tags", "broker_reloaded")}
-        print_json({**shown, "folder": str(folder), "files": list(files)})
+        print_json({**shown, "folder": str(folder), "files": list(FILES)})
         return
     console.print(Text(f"{name} is enrolled; copy {folder} to the board and run there:"), soft_wrap=True)
     console.print(Text(f"  edgekit agent --config {folder.name}/{CONFIG}"), soft_wrap=True)
@@ -82,6 +85,46 @@ def enroll(
         console.print("The broker was not told: let it read its password file again (SIGHUP).")
     if profile is None:
         console.print(f"Set device.profile in {CONFIG} before that: no --profile was given.")
+
+
+def check_free(folder: Path) -> None:
+    """Raise BadInput where the folder holds anything, for others may use it; WorldFailed where none can be made."""
+    try:
+        found = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        there = next(path for path in folder.absolute().parents if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise WorldFailed(f"{folder}: could not be made: {there} is not ours to write to") from None
+        return
+    except OSError as err:
+        raise BadInput(f"{folder}: could not be looked into: {err.strerror or err}") from err
+    if found:
+        raise BadInput(f"{folder}: holds {found[0]} already; give a new or an empty folder")
+
+
+def write_folder(folder: Path, files: Mapping[str, tuple[str, int]]) -> None:
+    """Write the files (name -> text, mode) into a folder, which is made, closed to others, where there is none.
+
+    A folder that exists keeps its mode. Raises WorldFailed; then what was made here is gone again.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    written: list[Path] = []
+    try:
+        if made:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+        for name, (text, mode) in files.items():
+            written.append(folder / name)
+            write_atomic(folder / name, text.encode(), mode)
+    except BaseException as err:  # Ctrl-C as well: half a board's identity is of no use
+        with contextlib.suppress(OSError):
+            for path in written:
+                path.unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
+        if isinstance(err, OSError):
+            raise WorldFailed(f"{folder}: could not be made: {err.strerror or err}") from err
+        raise
 
 
 def agent_config(answer: Mapping[str, Any]) -> str:

@@ -1,0 +1,123 @@
+"""`edgekit fleet enroll`: the folder it writes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgekit.client import Client
+from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.profile import known_profiles
+
+verb = importlib.import_module("edgekit.cli.fleet.enroll")  # the package has the command under that name
+NOBODY = "http://127.0.0.1:9"
+ANSWER: dict[str, Any] = {
+    "name": "pi5-a",
+    "fleet": "demo",
+    "profile": "raspberrypi5",
+    "tags": [],
+    "broker": {"host": "127.0.0.1", "port": 1883},
+    "repository": {"url": "http://127.0.0.1:8080/repo"},
+    "root": "{}",
+    "control_key": "key",
+    "mqtt_password": "secret",
+    "repo_token": "token",
+    "broker_reloaded": True,
+}
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A server that enrolls everybody; the names it was asked for."""
+    asked: list[str] = []
+
+    def enroll(_client: Client, name: str, *_: object, **__: object) -> dict[str, Any]:
+        asked.append(name)
+        return ANSWER
+
+    monkeypatch.setattr(Client, "enroll", enroll)
+    return asked
+
+
+def run(folder: Path, *more: str) -> Result:
+    arguments = ["pi5-a", "-o", str(folder), "--server", NOBODY, *more]
+    return CliRunner().invoke(verb.enroll, arguments, env={"EDGEKIT_TOKEN": "x"})
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_server_that_cannot_be_reached_leaves_no_folder(tmp_path: Path) -> None:
+    assert isinstance(run(tmp_path / "a" / "b").exception, WorldFailed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_cannot_be_reached_leaves_an_existing_folder_and_its_mode(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    folder.chmod(0o755)
+    assert isinstance(run(folder).exception, WorldFailed)
+    assert mode(folder) == 0o755
+
+
+def test_a_folder_that_holds_anything_is_refused_before_the_server_is_asked(
+    tmp_path: Path, answers: list[str]
+) -> None:
+    (tmp_path / "somebody-elses").touch()
+    tmp_path.chmod(0o755)
+    done = run(tmp_path)
+    assert isinstance(done.exception, BadInput)
+    assert "holds somebody-elses already; give a new or an empty folder" in str(done.exception)
+    assert answers == []
+    assert mode(tmp_path) == 0o755
+
+
+def test_a_folder_that_enroll_made_is_closed_and_an_empty_one_keeps_its_mode(
+    tmp_path: Path, answers: list[str]
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    there.chmod(0o755)
+    for folder, wanted in ((tmp_path / "new" / "pi5-a", 0o700), (there, 0o755)):
+        done = run(folder)
+        assert done.exit_code == 0, done.output
+        assert mode(folder) == wanted
+        assert {path.name for path in folder.iterdir()} == set(verb.FILES)
+        assert {mode(folder / name) for name in (verb.PASSWORD, verb.TOKEN)} == {0o600}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_disk_that_fills_up_leaves_nothing_that_was_made(
+    tmp_path: Path, answers: list[str], monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    folder = tmp_path / "new" / "pi5-a"
+    if exists:
+        folder.mkdir(parents=True)
+    real = verb.write_atomic
+
+    def full(path: Path, data: bytes, mode: int = 0o644) -> None:
+        if path.name == verb.TOKEN:
+            raise WorldFailed(f"{path}: could not be written: {errno.errorcode[errno.ENOSPC]}")
+        real(path, data, mode)
+
+    monkeypatch.setattr(verb, "write_atomic", full)
+    assert isinstance(run(folder).exception, WorldFailed)
+    assert folder.exists() == exists
+    assert not exists or list(folder.iterdir()) == []
+    assert (tmp_path / "new").exists() == exists
+
+
+def test_a_profile_nobody_knows_is_refused_with_those_that_are(tmp_path: Path, answers: list[str]) -> None:
+    done = run(tmp_path / "new", "--profile", "nosuch")
+    assert isinstance(done.exception, BadInput)
+    for name in known_profiles():
+        assert name in str(done.exception)
+    assert answers == []
+    assert run(tmp_path / "new", "--profile", "host").exit_code == 0
