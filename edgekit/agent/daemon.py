@@ -303,11 +303,12 @@ class Agent:
     def _reported(self) -> Reported:
         state, now = self._state.current, self._server.in_force
         job = state.next or state.job
-        why = now.why
+        about_job = None
         if job is not None and job.state in ("failed", "refused", "expired"):
-            why = f"{job.target or 'policy'} {job.state}: {job.reason or ''} {job.detail or ''}".strip()
-        elif job is not None and not job.ended and self._worker.waiting_for is not None:
-            why = self._worker.waiting_for
+            about_job = f"{job.target or 'policy'} {job.state}: {job.reason or ''} {job.detail or ''}".strip()
+        elif job is not None and not job.ended:
+            about_job = self._worker.waiting_for
+        why = "; ".join(filter(None, (about_job, self._worker.unserved, state.lost, now.why)))
         return Reported(
             rev=state.rev,
             job_id=job.job_id if job else None,

@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +33,7 @@ from edgekit.agent.slots import Slots
 from edgekit.agent.state import Job, Slot, StateFile
 from edgekit.agent.trial import TrialResult
 from edgekit.core.bundle import Bundle
-from edgekit.core.errors import BadInput, EdgekitError, Refused, one_line
+from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, one_line
 from edgekit.core.policy import PolicySpec
 from edgekit.core.target import parse_label
 from edgekit.core.trust import Board, Running, decide, refusal
@@ -41,6 +41,7 @@ from edgekit.core.trust import Board, Running, decide, refusal
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_FAILED_STARTS = 3
+_MAX_OWED = 8  # ends of jobs to be reported when the outbox takes something again
 _FIRST_RETRY_S, _MAX_RETRY_S = 0.5, 60.0
 _POLICY_ONLY = ("present", "verified", "start", "pass")
 
@@ -91,6 +92,7 @@ class Worker(threading.Thread):
         self._found: Found | None = None
         self._bundle: Bundle | None = None
         self.waiting_for: str | None = None  # why the job at work does not get on
+        self.unserved: str | None = None  # why the active bundle does not serve, although it is kept
         self._steps: Mapping[str, Step] = {
             "received": self._received,
             "downloading": self._downloading,
@@ -107,7 +109,10 @@ class Worker(threading.Thread):
         with self._wake:
             waiting = self._state.current.next
             if waiting is not None:
-                self._report(moved(waiting, Outcome("fail", "superseded", f"revision {job.rev} came")))
+                ended = moved(waiting, Outcome("fail", "superseded", f"revision {job.rev} came"))
+                with self._saving:
+                    if not self._report(ended):
+                        self._state.note(owed=self._owing(ended))
             self._state.note(n=n, rev=job.rev, next=job)
             self._wake.notify_all()
         self._changed()
@@ -121,16 +126,21 @@ class Worker(threading.Thread):
             self.join(timeout_s)
 
     def report_again(self) -> None:
-        """Report the end of the last job where that has not reached the outbox yet."""
+        """Report the ends of jobs that have not reached the outbox yet, in their order."""
         with self._saving:
+            while (owed := self._state.current.owed) and self._report(owed[0]):
+                self._state.note(owed=owed[1:])
             job = self._state.current.job
             if job is not None and job.ended and not job.reported and self._report(job):
                 self._state.note(job=replace(job, reported=True))
 
+    def _owing(self, job: Job) -> tuple[Job, ...]:
+        return (*self._state.current.owed, job)[-_MAX_OWED:]
+
     # --- start ---------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Serve the active slot, or the previous one where that cannot be; then pick up an interrupted job."""
+        """Serve the active slot, else the previous one, else nothing; then pick up an interrupted job."""
         if (
             not self._unfinished()
         ):  # else its slot or what it has fetched is needed again; it cleans up at its end
@@ -143,32 +153,39 @@ class Worker(threading.Thread):
         self._changed()
 
     def _serve_committed(self) -> None:
+        """Serve the first committed slot that can be. What is damaged or kills the agent leaves the state for good."""
         state = self._state.current
-        if state.active is None:
+        kept = [slot for slot in (state.active, state.previous) if slot is not None]
+        if not kept:
             return
-        policy = state.policy or self._policy
-        order = [slot for slot in (state.active, state.previous) if slot is not None]
-        if state.failed_starts >= MAX_FAILED_STARTS and state.previous is not None:
-            self._went_back(
-                state.active, f"the agent died {state.failed_starts} times while opening it", "crash"
-            )
-            order = order[1:]
-        self._state.note(failed_starts=state.failed_starts + 1)
-        for index, slot in enumerate(order):
+        starts, lost = state.failed_starts, state.lost
+        if starts >= MAX_FAILED_STARTS:
+            lost = self._cannot_serve(kept.pop(0), f"the agent died {starts} times while opening it", "crash")
+            starts = 0
+        self._keep(kept, lost, starts + 1)
+        for slot in tuple(kept):
             try:
                 loaded = self._server.open(self._slots.open(slot.content_id))
             except EdgekitError as err:
-                self._went_back(slot, one_line(err), "damaged")
-                continue
-            self._server.serve(loaded, policy)
-            previous = order[1] if index == 0 and len(order) > 1 else None
-            self._state.note(active=slot, previous=previous, failed_starts=0)
-            return
-        self._state.note(active=None, previous=None, failed_starts=0)
+                if isinstance(err, BadInput) and not isinstance(err, MissingExtra):
+                    kept.remove(slot)
+                    lost = self._cannot_serve(slot, one_line(err), "damaged")
+                else:  # the disk, the config or a runtime: that may be over at the next start
+                    self.unserved = self._cannot_serve(slot, one_line(err), "unreadable")
+            else:
+                self._server.serve(loaded, state.policy or self._policy)
+                break
+        self._keep(kept, lost, 0)
 
-    def _went_back(self, slot: Slot, why: str, reason: str) -> None:
+    def _keep(self, slots: Sequence[Slot], lost: str | None, failed_starts: int) -> None:
+        active, previous = (*slots, None, None)[:2]
+        self._state.note(active=active, previous=previous, lost=lost, failed_starts=failed_starts)
+
+    def _cannot_serve(self, slot: Slot, why: str, reason: str) -> str:
+        """Tell it; the sentence for what is reported from now on."""
         log.error("slot %s cannot serve (%s): %s", slot.label, reason, why)
         self._tell("rollback", {"from": slot.label, "reason": reason, "detail": why})
+        return f"{slot.label} cannot serve ({reason}): {why}"
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
@@ -196,10 +213,9 @@ class Worker(threading.Thread):
         with self._wake:
             job = self._state.current.job
             if job is None or job.ended:
-                job = self._state.current.next
+                job = self._next()
                 if job is None:
                     return
-                self._state.note(job=job, next=None)
                 self._saved(job)
         if job.target is None:
             self._saved(self._change_policy(job))
@@ -208,6 +224,15 @@ class Worker(threading.Thread):
         self._found = self._bundle = None
         self.waiting_for = None
         self._clean_up()
+
+    def _next(self) -> Job | None:
+        """Make the waiting job the one at work; what is still to be said of the last one is kept."""
+        with self._saving:
+            state = self._state.current
+            if state.next is not None:
+                owed = state.owed if state.job is None or state.job.reported else self._owing(state.job)
+                self._state.note(job=state.next, next=None, owed=owed)
+            return state.next
 
     def _saved(self, job: Job) -> None:
         """Persist a transition, then report it."""
@@ -342,21 +367,24 @@ class Worker(threading.Thread):
     def _commit(self, job: Job, bundle: Bundle, loaded: Loaded | None) -> None:
         """On disk first, in one write; then let it serve. Raises WorldFailed, and then all is as it was."""
         state = self._state.current
-        done = {"job": moved(job, Outcome("pass")), "policy": job.policy, "interval_s": job.interval_s}
-        policy = job.policy or self._policy
-        if loaded is None:
-            self._state.commit(**done)
-            self._server.want(policy)
-            return
+        active, policy = Slot(bundle.content_id, bundle.label), job.policy or self._policy
+        changes = {"job": moved(job, Outcome("pass")), "policy": job.policy, "interval_s": job.interval_s}
         try:
-            number = state.commits + 1
-            self._slots.mark(bundle.content_id, number)
-            active = Slot(bundle.content_id, bundle.label)
-            self._state.commit(**done, active=active, previous=state.active, commits=number)
+            if loaded is not None or active != state.active:
+                number = state.commits + 1
+                self._slots.mark(bundle.content_id, number)
+                previous = state.previous if active == state.active else state.active
+                changes |= {"active": active, "previous": previous, "commits": number}
+            self._state.commit(**changes, lost=None)
         except EdgekitError:
-            loaded.session.close()
+            if loaded is not None:
+                loaded.session.close()
             raise
-        self._server.serve(loaded, policy)
+        self.unserved = None
+        if loaded is None:
+            self._server.want(policy)
+        else:
+            self._server.serve(loaded, policy)
 
     def _rolling_back(self, job: Job) -> Outcome:
         """What served before never stopped; the new slot goes, so that a retry does not find it and believe it."""

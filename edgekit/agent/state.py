@@ -103,6 +103,7 @@ class State:
     """rev, n: of the last command. policy, interval_s: what it commanded; None: as configured.
 
     job: the one at work or the last one. next: commanded meanwhile, waits until that one has ended.
+    owed: earlier jobs whose end the outbox did not take. lost: why the last committed bundle serves no more.
     commits: how many bundles were ever committed. failed_starts: starts in a row that died before the active bundle was
     open. metadata: highest TUF version seen, by role. good_time: the latest
     Unix time at which fresh metadata was valid; the clock is never believed to be before it.
@@ -120,6 +121,8 @@ class State:
     interval_s: float | None = None
     metadata: Mapping[str, int] = field(default_factory=dict)
     good_time: float = 0.0
+    owed: tuple[Job, ...] = ()
+    lost: str | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> State:
@@ -143,6 +146,8 @@ class State:
                 role: integer(version, f"{where}: metadata.{role}") for role, version in metadata.items()
             },
             good_time=number(data.get("good_time"), f"{where}: good_time", 0.0),
+            owed=checks.rows(data.get("owed", []), f"{where}: owed", Job.parse),
+            lost=optional(data.get("lost"), f"{where}: lost", text),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +166,8 @@ class State:
             "interval_s": self.interval_s,
             "metadata": dict(self.metadata),
             "good_time": self.good_time,
+            "owed": [job.to_json() for job in self.owed],
+            "lost": self.lost,
         }
 
 

@@ -20,8 +20,14 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Timestamp
 
 from edgekit.agent import update
+from edgekit.agent.config import load_config
+from edgekit.agent.daemon import Agent
 from edgekit.agent.outbox import Outbox
-from edgekit.core.errors import BadInput
+from edgekit.agent.serving import Server
+from edgekit.agent.slots import Slots
+from edgekit.core.bundle import Bundle
+from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.messages import JobEvent
 from edgekit.core.policy import PolicySpec, parse_budget
 
 ALL_STATES = ["received", "downloading", "verifying", "installed", "trial", "active"]
@@ -443,6 +449,83 @@ def test_a_bundle_over_which_the_agent_keeps_dying_gives_way_to_the_one_before(s
     assert until(lambda: serving.server.events("rollback"))[0]["detail"]["reason"] == "crash"
 
 
+def test_an_only_bundle_over_which_the_agent_keeps_dying_is_left_out_and_the_board_stays_reachable(
+    serving: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.board.stop()
+    path = serving.board.folder / "state/state.json"
+    path.write_text(json.dumps({**serving.board.state, "failed_starts": 3}))
+
+    def never(*_: object) -> None:
+        raise AssertionError("the bundle that kills the agent is opened")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Server, "open", never)
+        for _ in range(2):  # and at every further start
+            serving.server.heard.clear()
+            serving.board.start()
+            assert "toy/3 cannot serve (crash): the agent died 3 times" in in_force(serving, None)["why"]
+            serving.board.stop()
+    serving.board.start()
+    assert serving.run("toy/3", 2)["state"] == "active", "a new command brings it back"
+    assert in_force(serving, "toy/3")["why"] is None
+
+
+def test_one_that_kills_the_agent_too_is_found_out_behind_the_first(serving: Site) -> None:
+    """Deaths are counted anew for each."""
+    assert serving.run(serving.add(version=4), 2)["state"] == "active"
+    serving.board.stop()
+    path = serving.board.folder / "state/state.json"
+    path.write_text(json.dumps({**serving.board.state, "failed_starts": 3}))
+    with pytest.MonkeyPatch.context() as patched:
+
+        def dies(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(Server, "open", dies)
+        with pytest.raises(KeyboardInterrupt):
+            Agent(load_config(serving.board.config), "test").run()
+    assert (serving.board.state["active"]["label"], serving.board.state["failed_starts"]) == ("toy/3", 1)
+
+
+def test_a_damaged_only_slot_is_said_at_every_start_until_a_bundle_serves_again(serving: Site) -> None:
+    serving.board.stop()
+    content = serving.board.state["active"]["content_id"]
+    (serving.board.folder / "state/slots" / content / "bundle.edge").write_bytes(b"torn")
+    for _ in range(2):
+        serving.server.heard.clear()
+        serving.board.start()
+        assert "toy/3 cannot serve (damaged)" in in_force(serving, None)["why"]
+        serving.board.stop()
+    serving.board.start()
+    assert serving.run("toy/3", 2)["state"] == "active"
+    assert in_force(serving, "toy/3")["why"] is None
+
+
+def test_a_slot_that_cannot_be_read_now_is_kept_for_the_next_start(
+    serving: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serving.run(serving.add(version=4), 2)["state"] == "active"
+    serving.board.stop()
+    before, true_open = serving.board.state, Slots.open
+
+    def fails(slots: Slots, content_id: str) -> Bundle:
+        if content_id == before["active"]["content_id"]:
+            raise WorldFailed("Input/output error")
+        return true_open(slots, content_id)
+
+    serving.server.heard.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "open", fails)
+        serving.board.start()
+        assert "toy/4 cannot serve (unreadable): Input/output error" in in_force(serving, "toy/3")["why"]
+        serving.board.stop()
+    assert serving.board.state["active"] == before["active"]
+    assert serving.board.state["previous"] == before["previous"]
+    serving.board.start()
+    assert in_force(serving, "toy/4")["why"] is None
+
+
 def test_an_outbox_that_was_damaged_is_told_and_the_agent_serves(serving: Site) -> None:
     serving.board.stop()
     (serving.board.folder / "state/outbox.db").write_bytes(b"\x00" * 9000)
@@ -498,6 +581,24 @@ def test_the_end_of_a_job_that_the_outbox_did_not_take_is_reported_later(
         serving.server.desire("pi5", serving.add(version=4), 2)
         in_force(serving, "toy/4")
     assert serving.server.ended("job-2")["state"] == "active"
+
+
+def test_ends_that_the_outbox_did_not_take_are_reported_although_other_jobs_came_after_them(
+    serving: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_put = Outbox.put
+
+    def full(outbox: Outbox, item: Any) -> int | None:
+        return None if isinstance(item, JobEvent) else true_put(outbox, item)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Outbox, "put", full)
+        for rev in (2, 3):
+            serving.server.desire("pi5", None, rev)
+            until(lambda rev=rev: (j := serving.board.state["job"])["rev"] == rev and j["state"] == "active")
+    assert serving.server.ended("job-2")["state"] == "active"
+    assert serving.server.ended("job-3")["state"] == "active"
+    until(lambda: serving.board.state["owed"] == [])
 
 
 def test_two_agents_do_not_share_a_state_folder(serving: Site) -> None:

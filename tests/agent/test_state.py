@@ -19,7 +19,22 @@ SLOT = Slot("a" * 64, "toy/3")
 JOB = Job(
     "job-1", 4, "toy/4", PolicySpec("budget", parse_budget("3ms")), 2.0, 1e9, "trial", "golden", "off", 2
 )
-FILLED = State(4, 9, JOB, replace(JOB, job_id="job-2"), SLOT, None, 7, 1, PolicySpec(), 5.0, {"root": 1}, 1e9)
+FILLED = State(
+    4,
+    9,
+    JOB,
+    replace(JOB, job_id="job-2"),
+    SLOT,
+    None,
+    7,
+    1,
+    PolicySpec(),
+    5.0,
+    {"root": 1},
+    1e9,
+    (JOB,),
+    "gone",
+)
 
 
 def test_every_field_comes_back_from_the_file(tmp_path: Path) -> None:
