@@ -25,6 +25,7 @@ from edgekit.core.figure import Figure
 from edgekit.core.histogram import histogram
 from edgekit.core.messages import TO_BOARD, Desired, decode, encode, signed_bytes, topic
 from edgekit.core.record import Record
+from edgekit.fleet.broker import write_conf
 from edgekit.fleet.config import FleetConfig, read_config
 from edgekit.repo.init import init
 
@@ -33,26 +34,15 @@ NOW = 1_800_000_000.0  # what a standing clock says
 
 
 class Broker(Mosquitto):
-    """A broker that lets in whom `passwd` names; both files are empty until the fleet server writes them."""
+    """Mosquitto with the server's own conf; nobody may come in until the server has written `passwd` and `acl`."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         folder.mkdir(exist_ok=True)
         for name in ("passwd", "acl"):
             (folder / name).touch()
-        lines = [
-            f"listener {self.port} 127.0.0.1",
-            "persistence false",
-            "allow_anonymous false",
-            f"password_file {folder / 'passwd'}",
-            f"acl_file {folder / 'acl'}",
-            f"pid_file {folder / 'pid'}",
-            "use_username_as_clientid true",
-            "max_inflight_messages 1000",
-            *(["user root"] if os.geteuid() == 0 else []),  # else it could not read a test's folder
-        ]
+        write_conf(folder, "127.0.0.1", self.port, folder / "pid", as_root=os.geteuid() == 0)
         self._config = folder / "mosquitto.conf"
-        self._config.write_text("\n".join(lines) + "\n")
         self.start()
 
 

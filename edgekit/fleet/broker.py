@@ -1,8 +1,4 @@
-"""What Mosquitto needs to know: `passwd` and `acl`, written from the store, and a SIGHUP. Talks to no broker.
-
-In mosquitto.conf: password_file and acl_file name the two files, allow_anonymous is false, use_username_as_clientid is
-true (else one board could take another's session), and max_inflight_messages is 1000 (its default of 20 slows ingest).
-"""
+"""What Mosquitto needs, written from config and store: conf, `passwd` and `acl`, and a SIGHUP. Talks to no broker."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from edgekit.core.messages import FROM_BOARD, ROOT, TO_BOARD
 
 _ITERATIONS = 101  # mosquitto_passwd's own; the passwords are 256 random bits, so stretching adds nothing
 _SALT_BYTES = 12
+_MAX_INFLIGHT = 1000  # what ingest takes at once; Mosquitto's default of 20 slows it
 _BOARD_WRITES = (*FROM_BOARD, "answer")
 _BOARD_READS = (*TO_BOARD, "input")
 
@@ -44,6 +41,27 @@ def write_acl(folder: Path, fleet: str, server: str) -> None:
     lines += [f"pattern write {ROOT}/%u/{kind}" for kind in _BOARD_WRITES]
     lines += [f"pattern read {ROOT}/%u/{kind}" for kind in _BOARD_READS]
     write_atomic(folder / "acl", ("\n".join(lines) + "\n").encode(), 0o640)
+
+
+def write_conf(folder: Path, host: str, port: int, pid_file: Path | None, *, as_root: bool) -> None:
+    """Replace `mosquitto.conf`, with which Mosquitto works when the server's own user starts it. Raises WorldFailed.
+
+    as_root: the server is root, and Mosquitto stays it: as another user it could read neither our files nor a folder
+    above them that is closed. A client's id is its user name, else one board could take another's session.
+    """
+    lines = [
+        "# Written by `edgekit fleet serve` at each start: changes do not last. Run it as the server's user.",
+        f"listener {port} {host}",
+        "allow_anonymous false",
+        f"password_file {folder / 'passwd'}",
+        f"acl_file {folder / 'acl'}",
+        "use_username_as_clientid true",
+        f"max_inflight_messages {_MAX_INFLIGHT}",
+        "persistence false",
+        *([] if pid_file is None else [f"pid_file {pid_file}"]),
+        *(["user root"] if as_root else []),
+    ]
+    write_atomic(folder / "mosquitto.conf", ("\n".join(lines) + "\n").encode())
 
 
 def reload_broker(pid_file: Path | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ def prepare(config: FleetConfig) -> None:
             write_atomic(path, f"{secrets.token_urlsafe(32)}\n".encode(), 0o600)
     control_key = read_or_make_key(config.control_key_file)
     write_atomic(config.control_public_file, public_pem(control_key).encode())
+    here = config.broker
+    broker.write_conf(here.files_dir, here.host, here.port, here.pid_file, as_root=os.geteuid() == 0)
     store = open_store(config.database_url)
     try:
         write_broker_files(config, store)

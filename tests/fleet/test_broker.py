@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import until
+from agents import Mosquitto, free_port, until
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from servers import Broker
+from servers import Broker, write_config
 
-from edgekit.fleet.broker import password_hash, reload_broker, write_acl, write_passwd
+from edgekit.fleet.broker import password_hash, reload_broker, write_acl, write_conf, write_passwd
+from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.enroll import prepare
 
 SERVER = "edgekit-server"
 
@@ -30,16 +32,35 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     broker.stop()
 
 
+class Served(Mosquitto):
+    """The broker as the fleet server's help says: nothing but the file that the server wrote."""
+
+    def __init__(self, config: FleetConfig) -> None:
+        self.port, self._config = config.broker.port, config.broker.files_dir / "mosquitto.conf"
+        self.start()
+
+
 class Talker:
     """A connection and what it hears."""
 
-    def __init__(self, broker: Broker, user: str, password: str | None = None, *topics: str) -> None:
+    def __init__(
+        self,
+        broker: Mosquitto,
+        user: str,
+        password: str | None = None,
+        *topics: str,
+        client_id: str | None = None,
+    ) -> None:
         self.heard: list[tuple[str, bytes]] = []
         self.answers: list[str] = []
-        self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5, client_id=user)
+        self.client = Client(
+            CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5, client_id=client_id or user
+        )
         self.client.username_pw_set(user, password if password is not None else user)
         self.client.on_message = lambda _c, _d, message: self.heard.append((message.topic, message.payload))
         self.client.on_connect = lambda _c, _d, _f, reason, _p: self.answers.append(str(reason))
+        self.ended = False
+        self.client.on_disconnect = lambda *_: setattr(self, "ended", True)
         self.subscribed = False
         self.client.on_subscribe = lambda *_: setattr(self, "subscribed", True)
         self.client.connect("127.0.0.1", broker.port)
@@ -98,6 +119,41 @@ def test_a_board_added_later_gets_in_after_a_reload(broker: Broker, tmp_path: Pa
         return talker.answers[0] == "Success"
 
     until(let_in, "the reload")
+
+
+def test_the_conf_that_the_server_writes_is_all_its_own_user_needs_to_start_mosquitto(tmp_path: Path) -> None:
+    config = write_config(tmp_path, free_port())
+    prepare(config)
+    broker = Served(config)
+    try:
+        good = Talker(broker, SERVER, config.broker.password_file.read_text().strip())
+        bad = Talker(broker, SERVER, "wrong")
+        assert good.answers == ["Success"]
+        assert bad.answers[0] == "Not authorized"
+        assert reload_broker(config.broker.pid_file)
+        good.close()
+        bad.close()
+    finally:
+        broker.stop()
+
+
+def test_a_board_cannot_take_anothers_session_by_its_client_id(broker: Broker) -> None:
+    a = Talker(broker, "demo/a")
+    b = Talker(broker, "demo/b", client_id="demo/a")
+    b.say("edgekit/v1/demo/b/status", "here")
+    assert not a.ended
+    second = Talker(broker, "demo/a", client_id="another")
+    until(lambda: a.ended, "the end of its older connection: a user is one session")
+    for talker in (a, b, second):
+        talker.close()
+
+
+def test_mosquitto_stays_root_only_where_the_server_is(tmp_path: Path) -> None:
+    for as_root in (True, False):
+        write_conf(tmp_path, "127.0.0.1", 1883, None, as_root=as_root)
+        text = (tmp_path / "mosquitto.conf").read_text()
+        assert ("user root\n" in text) == as_root
+        assert "pid_file" not in text
 
 
 def test_nobody_but_a_mosquitto_is_signalled(tmp_path: Path) -> None:

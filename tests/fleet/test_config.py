@@ -68,5 +68,5 @@ def test_the_example_of_the_help_is_read_and_its_comments_tell_the_defaults(tmp_
     assert shown.count("\n# ") == 0
     complete = read(tmp_path, shown)
     given = {"public_url": "https://fleet.example"}
-    broker = dataclasses.replace(as_it_stands.broker, pid_file=Path("/run/mosquitto/mosquitto.pid"))
+    broker = dataclasses.replace(as_it_stands.broker, pid_file=tmp_path / "server/broker/mosquitto.pid")
     assert complete == dataclasses.replace(as_it_stands, broker=broker, **given)

@@ -28,13 +28,16 @@ repository = "repository"    # made by: edgekit repo init
 # port = 1883
 # username = "edgekit-server"
 # password_file = "server/broker.password"      # drawn if there is none
-# files_dir = "server/broker"                   # Mosquitto's passwd and acl are written there
-# pid_file = "/run/mosquitto/mosquitto.pid"     # gets a SIGHUP after each enrolment
+# files_dir = "server/broker"                   # Mosquitto's conf, passwd and acl
+# pid_file = "server/broker/mosquitto.pid"      # Mosquitto's; gets a SIGHUP after each enrolment
 # public_host = "127.0.0.1"                     # what boards are told
 # public_port = 1883
 """
 _HELP = (
     """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
+
+The broker is Mosquitto, started by you as this server's user: mosquitto -c files_dir/mosquitto.conf. That file and
+the passwd and acl it names are written here at each start.
 
 The served address is also written to data_dir/address, the API's token to data_dir/api.token. A fleet.toml:
 
