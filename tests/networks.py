@@ -121,6 +121,18 @@ def depthwise(seed: int = 0) -> onnx.ModelProto:
     return b.model([("probs", (1, CLASSES))])
 
 
+def probabilities_and_maps(seed: int = 0) -> onnx.ModelProto:
+    """Three exits: a class vector with image axes, one with softmax in the network, and plain logits."""
+    b = Builder(seed)
+    x = b.conv("x", "stem", (3, 8), stride=2)
+    b.op("GlobalAveragePool", [b.conv(x, "c", (8, CLASSES))], "cube")
+    y = b.conv(x, "wide", (8, 16), kernel=1)
+    b.op("Softmax", [b.head(y, "logits", 16)], "probs", axis=1)
+    b.head(b.conv(y, "last", (16, 16)), "y", 16)
+    shapes = {"cube": (1, CLASSES, 1, 1), "probs": (1, CLASSES), "y": (1, CLASSES)}
+    return b.model(list(shapes.items()), exits=tuple(shapes))
+
+
 def concat_and_pool(seed: int = 0) -> onnx.ModelProto:
     """Two branches, their concatenation, pooling."""
     b = Builder(seed)

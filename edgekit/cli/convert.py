@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from edgekit.cli.options import check_target, json_option
+from edgekit.cli.options import check_targets, json_option
 from edgekit.cli.output import console, number, percent, print_json, progress
 from edgekit.core.checks import NAME
 from edgekit.core.errors import BadInput
@@ -112,9 +112,9 @@ def command(
         recipe=read_recipe(recipe) if recipe else None,
         limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
     )
-    check_target("-o", output)
-    if report_path is not None:
-        check_target("--report", report_path)
+    check_targets(
+        {"-o": output, "--report": report_path}, (model, calib, val, evaluation, input_spec, recipe)
+    )
     if request.recipe is not None:
         check_recipe(request.recipe, request.profile)
     made = convert(request, _watch)
@@ -170,11 +170,19 @@ def _json(made: Conversion, output: Path) -> dict[str, object]:
 def _print(made: Conversion, output: Path) -> None:
     report = made.report
     table = Table("", "before", "after", title=f"{report.bundle} for {report.profile}", title_justify="left")
-    table.add_row(_metric(report), percent(report.accuracy.before), percent(report.accuracy.after))
+    judged = report.data[-1]
     table.add_row(
-        f"mean latency ({report.latency_provenance or 'unknown'})",
-        number(report.latency_before.mean, 4, " ms"),
-        number(report.latency_after.mean, 4, " ms"),
+        f"{_metric(report)}, {judged.count} samples",
+        percent(report.accuracy.before),
+        percent(report.accuracy.after),
+    )
+    before, after = report.latency_before, report.latency_after
+    kind = (
+        "mean" if before.p50 is None or after.p50 is None else "p50"
+    )  # the median shrugs a disturbed run off
+    table.add_row(
+        f"{'median' if kind == 'p50' else kind} latency ({report.latency_provenance or 'unknown'})",
+        *(number(latency.to_json()[kind], 4, " ms") for latency in (before, after)),
     )
     sizes = [
         None if size is None else size / 1e3 for size in (report.size_bytes.before, report.size_bytes.after)

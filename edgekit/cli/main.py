@@ -85,6 +85,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as end:
         return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as err:
+        click.echo(err.format_message(), err=True)
+        return err.exit_code
+    except SystemExit:  # click's word for a reader that went away: `edgekit ... | head`
+        return 0
     except click.ClickException as err:
         return _complain(one_line_of(err), err.exit_code)
     except EdgekitError as err:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,18 @@ def policy_options(function: F) -> F:
     return function
 
 
-def check_target(option: str, path: Path) -> None:
-    """Refuse a file that could not be written anyway, before minutes of work end there."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise BadInput(f"{option} must be a file in an existing folder, got {path}")
+def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[Path | None] = ()) -> None:
+    """Refuse files that must not or cannot be written, before minutes of work end there.
+
+    targets: option -> the file it names. Raises BadInput: no such folder, a folder or a device, two options that name
+    the same file, or one of `inputs`.
+    """
+    taken = {path.resolve(): "an input" for path in inputs if path is not None}
+    for option, path in targets.items():
+        if path is None:
+            continue
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise BadInput(f"{option} must be a file in an existing folder, got {path}")
+        if path.resolve() in taken:
+            raise BadInput(f"{option} would overwrite {taken[path.resolve()]}: {path}")
+        taken[path.resolve()] = f"what {option} writes"

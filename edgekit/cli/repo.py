@@ -17,7 +17,7 @@ from edgekit.core.bundle import open_bundle
 folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 
 
-@click.group()
+@click.group(epilog="Example:  edgekit repo init repository")
 def command() -> None:
     """Keep the signed repository of bundles, in a folder."""
 

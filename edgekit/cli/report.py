@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.options import bundle_argument, check_target, json_option
+from edgekit.cli.options import bundle_argument, check_targets, json_option
 from edgekit.cli.output import console, print_json
 from edgekit.core.bundle import open_bundle
 from edgekit.core.files import write_atomic
@@ -22,7 +22,7 @@ from edgekit.host.report_html import Page, render, verdict
 @json_option
 def command(bundle: Path, output: Path, as_json: bool) -> None:
     """Write what was measured about BUNDLE as a page that needs no network, for screen or paper."""
-    check_target("-o", output)
+    check_targets({"-o": output}, (bundle,))
     opened = open_bundle(bundle)
     report = Report.parse(opened.report, f"{bundle}: report.json")
     recipe = opened.read(opened.manifest.recipe).decode("utf-8", "replace")

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from edgekit.core.errors import WorldFailed
+from edgekit.core.errors import BadInput, WorldFailed
 
 
 def sync_folder(folder: Path) -> None:
@@ -21,8 +21,13 @@ def sync_folder(folder: Path) -> None:
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data`: temporary name, fsync of file and folder, rename.
 
-    Raises WorldFailed (disk full, read-only, no folder). Then, and when interrupted, nothing of the new file is left.
+    A link stays one: the file it leads to is replaced. Raises BadInput where something stands there that is no file
+    (a device, a folder), WorldFailed (disk full, read-only, no folder). Then, and when interrupted, nothing of the new
+    file is left.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: must be a file to be written, and is none")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

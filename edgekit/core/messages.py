@@ -71,7 +71,8 @@ def signed_bytes(payload: Mapping[str, Any]) -> bytes:
 class Desired:
     """What a board should run. Retained; alone says it all. `n` grows with every command the control key signs.
 
-    target: `name/version`, or None to leave it as it is. policy, interval_s (`interval` on the wire): None to leave as configured.
+    target: `name/version`, or None to leave it as it is. policy, interval_s (`interval` on the wire): None to leave as
+    configured.
     expires: Unix seconds after which an unfinished job ends as expired.
     """
 

@@ -57,6 +57,9 @@ class InputSpec:
     labels: tuple[str, ...] | None = None
 
 
+_SPEC_KEYS = {"input", "labels", "exits"}
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A Graph, the bytes it took on disk with its external data, and the outputs that no exit names."""
@@ -111,6 +114,10 @@ def read_input_spec(path: Path) -> InputSpec:
     Raises BadInput, WorldFailed.
     """
     data = read_toml(path)
+    unknown = sorted(set(data) - _SPEC_KEYS)
+    if unknown or not data:
+        came = ", ".join(unknown) or "an empty file"
+        raise BadInput(f"{path}: must be an input spec ({', '.join(sorted(_SPEC_KEYS))}), got {came}")
     tables = data.get("input", [])
     tables = [tables] if isinstance(tables, Mapping) else tables
     rows = checks.rows(tables, f"{path}: input", checks.table)

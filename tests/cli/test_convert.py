@@ -139,6 +139,32 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert list((folder / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("-o", "three.onnx"),
+        ("-o", "calib.npz"),
+        ("--eval", "test.npz", "-o", "test.npz"),
+        ("--report", "out/m.edge"),
+        ("--report", "nowhere/m.html"),
+        ("-o", "/dev/null"),
+    ],
+)
+def test_nothing_that_must_stay_is_overwritten(call: Call, folder: Path, more: tuple[str, ...]) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, out, err = call(*convert_line(*more))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_input_spec_with_other_keys_is_refused(call: Call, folder: Path) -> None:
+    (folder / "spec.toml").write_text('title = "a board"\n')
+    code, _, err = call(*convert_line("--input-spec", "spec.toml"))
+    assert code == 2
+    assert "must be an input spec (exits, input, labels), got title" in err
+
+
 def test_a_custom_operator_is_named_before_any_work(call: Call, folder: Path) -> None:
     b = Builder()
     b.op("Warp", ["x"], "y", domain="acme")

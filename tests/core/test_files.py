@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.core.errors import WorldFailed
+from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 
 
@@ -46,3 +46,19 @@ def test_the_new_content_replaces_the_old(tmp_path: Path) -> None:
     write_atomic(path, b"two", 0o600)
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    write_atomic(tmp_path / "there/real.edge", b"old")
+    (tmp_path / "link.edge").symlink_to(tmp_path / "there/real.edge")
+    write_atomic(tmp_path / "link.edge", b"new")
+    assert (tmp_path / "link.edge").is_symlink()
+    assert (tmp_path / "there/real.edge").read_bytes() == b"new"
+
+
+def test_a_device_or_pipe_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="pipe: must be a file"):
+        write_atomic(tmp_path / "pipe", b"x")
+    assert (tmp_path / "pipe").is_fifo()

@@ -39,7 +39,9 @@ class Message(Protocol):
 
 MESSAGES: list[Message] = [
     m.Status(True, "b1"),
-    m.Info("raspberrypi5", "0.1", "b1", {"onnxruntime": "1.32"}, ("rpi5_pmic",), True, ("cnn/1",), {"root": 1}),
+    m.Info(
+        "raspberrypi5", "0.1", "b1", {"onnxruntime": "1.32"}, ("rpi5_pmic",), True, ("cnn/1",), {"root": 1}
+    ),
     m.Desired("demo/pi", 3, 7, "j1", "cnn/2", PolicySpec("budget", parse_budget("3ms")), 10.0, 1.7e9),
     m.Desired("demo/pi", 3, 7, "j1", None, None, None, 1.7e9),
     m.Reported(3, "j1", "active", "cnn/2", "a" * 64, PolicySpec("full"), 60.0, None),

@@ -97,7 +97,7 @@ def test_no_work_is_done_twice(make: Callable) -> None:
 def test_one_exit_is_one_stage(make: Callable) -> None:
     (stage,) = split(make(perceptron()).plain)
     assert [tensor.name for tensor in stage.inputs] == ["x"]
-    assert [tensor.name for tensor in stage.outputs] == ["y", "final/confidence"]
+    assert [tensor.name for tensor in stage.outputs] == ["y"]  # no confidence: nothing is decided there
 
 
 def test_the_input_itself_can_be_handed_to_a_later_stage(make: Callable) -> None:

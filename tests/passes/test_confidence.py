@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import CLASSES, Builder, depthwise, image_out, save, three_exits
+from networks import CLASSES, Builder, depthwise, image_out, probabilities_and_maps, save, three_exits
 
 from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, model_bytes
@@ -34,21 +34,25 @@ def test_it_is_the_softmax_maximum_of_the_output(tmp_path: Path, opset: int) -> 
 
 
 def test_probabilities_are_not_squashed_twice(tmp_path: Path) -> None:
-    graph = confident(depthwise(), tmp_path)
+    graph = confident(probabilities_and_maps(), tmp_path)
     session = open_model(model_bytes(graph.model))
     x = np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32)
-    output, confidence = session.run(["probs", "final/confidence"], {"x": x})
+    output, confidence = session.run(["probs", "probs/confidence"], {"x": x})
     assert confidence[0] == output.max()
 
 
 def test_a_class_vector_of_any_rank_will_do(tmp_path: Path) -> None:
-    b = Builder()
-    b.op("GlobalAveragePool", [b.conv("x", "c", (3, CLASSES))], "y")
-    graph = confident(b.model([("y", (1, CLASSES, 1, 1))]), tmp_path)
+    graph = confident(probabilities_and_maps(), tmp_path)
     x = np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32)
-    (value,) = open_model(model_bytes(graph.model)).run(["final/confidence"], {"x": x})
+    (value,) = open_model(model_bytes(graph.model)).run(["cube/confidence"], {"x": x})
     assert value.shape == (1,)
     assert 1 / CLASSES <= value[0] <= 1
+
+
+def test_a_network_with_one_exit_pays_for_no_confidence(tmp_path: Path) -> None:
+    graph = confident(depthwise(), tmp_path)
+    assert graph.exits[0].confidence is None
+    assert [value.name for value in graph.model.graph.outputs] == ["probs"]
 
 
 def test_a_last_exit_without_classes_goes_without(tmp_path: Path) -> None:

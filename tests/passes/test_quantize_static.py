@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from networks import CLASSES, Builder, batch_norm, depthwise, save, three_exits, write_data
+from networks import (
+    CLASSES,
+    Builder,
+    batch_norm,
+    probabilities_and_maps,
+    save,
+    three_exits,
+    write_data,
+)
 
 from edgekit.core.errors import BadInput
 from edgekit.host.calibrate import calibrate
@@ -62,7 +70,7 @@ def test_reduced_range_keeps_weights_in_seven_bits(tmp_path: Path) -> None:
 
 
 def test_answers_and_decisions_stay_float(tmp_path: Path) -> None:
-    graph = quantized(tmp_path, depthwise(), Int8("uint8"))
+    graph = quantized(tmp_path, probabilities_and_maps(), Int8("uint8"))
     named = values(graph.model)
     softmax = named["probs"].producer()
     assert softmax is not None
@@ -70,7 +78,7 @@ def test_answers_and_decisions_stay_float(tmp_path: Path) -> None:
     logits = softmax.inputs[0]
     assert logits is not None
     assert logits.producer().op_type == "Gemm"  # type: ignore[union-attr]
-    confidence = named["final/confidence"].producer()
+    confidence = named["probs/confidence"].producer()
     assert confidence is not None
     assert confidence.inputs[0] is named["probs"]
 

@@ -126,8 +126,9 @@ def _show(result: Mapping[str, Any]) -> None:
 
 
 def _keep(demo: steps.Demo, address: str) -> None:
-    """Let the boards work again under the open page, until somebody has seen enough."""
+    """Have the boards back, without new images, under the open page until somebody has seen enough."""
     for name in demo.agents:
+        steps.rest(demo, name)
         steps.start_agent(demo, name)
     token = (demo.folder / "server/api.token").read_text().strip()
     sys.stderr.write(f"The fleet's page: {address}/?token={token}  (Ctrl-C ends it)\n")

@@ -191,6 +191,12 @@ def start_agent(demo: Demo, name: str) -> None:
     demo.agents[name] = demo.processes.start(f"agent-{name}", command, output=boards / f"{name}.json")
 
 
+def rest(demo: Demo, name: str) -> None:
+    """From its next start on the board has no images to run."""
+    config = demo.folder / "boards" / name / "agent.toml"
+    config.write_text(config.read_text().replace('kind = "folder"', 'kind = "none"'))
+
+
 def write_agent_config(path: Path, board: SimulatedBoard, images: Path) -> None:
     """What a person would change in the enrolled agent.toml: sensors, policy, limits, source, interval."""
     kept = [part for part in path.read_text().split("\n[") if part.split("]")[0] not in _CHANGED]

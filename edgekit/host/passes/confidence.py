@@ -20,6 +20,8 @@ _VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def apply(graph: Graph, context: Context) -> Graph:
     """A graph whose exits all have a confidence; the last one may go without where it gives no class vector.
 
+    A network with one exit gets none: nothing is decided there, and computing it would only cost time.
+
     Raises BadInput for an early exit whose output is no class vector: nothing could decide there.
     """
     del context
@@ -29,7 +31,7 @@ def apply(graph: Graph, context: Context) -> Graph:
         output = values(model)[entry.output]
         if entry.confidence is not None:
             exits.append(entry)
-        elif is_class_vector(output):
+        elif is_class_vector(output) and len(graph.exits) > 1:
             exits.append(replace(entry, confidence=_add(model, output, entry, graph.opset)))
         elif index + 1 == len(graph.exits):
             exits.append(entry)
