@@ -56,7 +56,7 @@ def commit_batch(
     boots = _boots(connection, known, ids)
     _insert_entries(connection, known, ids, boots, now)
     _advance(connection, boots.values())
-    seen = {ids[message.device] for message in known}
+    seen = {ids[message.device] for message in known if not message.retained}
     if seen:
         _touch(connection, seen, now)
     acks = tuple((boot.name, Ack(boot.boot_id, boot.upto)) for boot in boots.values())

@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,7 +34,7 @@ from edgekit.fleet import store as db
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import read_secret
-from edgekit.fleet.intake import Malformed, Received, read_message
+from edgekit.fleet.intake import Malformed, Received, Unreadable, entries_of, read_message
 from edgekit.fleet.store import Store, open_store
 from edgekit.repo.keys import read_key
 
@@ -53,13 +53,17 @@ KEEPALIVE_S = 30
 
 @dataclass(frozen=True)
 class Arrival:
-    """A message as it came. client: the connection it came on; its number means nothing to another one."""
+    """A message as it came. client: the connection it came on; its number means nothing to another one.
+
+    retain: the broker kept it, so its board said it some time ago, and may be dead by now.
+    """
 
     topic: str
     payload: bytes
     qos: int
     mid: int
     client: Client
+    retain: bool
 
 
 class Ingest:
@@ -193,7 +197,8 @@ class Ingest:
             name = "?"
         if message.qos == 0 and self.arrivals.qsize() >= RECEIVE_MAXIMUM:
             return  # nobody was promised a QoS 0 message; those that were find room: the broker stops in time
-        self.arrivals.put(Arrival(name, bytes(message.payload), message.qos, message.mid, client))
+        payload = bytes(message.payload)
+        self.arrivals.put(Arrival(name, payload, message.qos, message.mid, client, message.retain))
 
     def _on_publish(self, client: Client, _data: object, mid: int, reason: Any, _properties: object) -> None:
         if reason.is_failure:
@@ -251,16 +256,41 @@ class Ingest:
         malformed: list[Malformed] = []
         for arrival in batch:
             try:
-                received.append(read_message(self.config.fleet, arrival.topic, arrival.payload))
+                received.append(self._read(arrival))
             except Malformed as err:
                 malformed.append(err)
         with self.store.write() as connection:
             return commit_batch(connection, received, malformed, self.clock())
 
+    def _read(self, arrival: Arrival) -> Received:
+        message = read_message(self.config.fleet, arrival.topic, arrival.payload)
+        return replace(message, retained=arrival.retain)
+
     def _drop(self, arrival: Arrival, err: Exception) -> Outcome:
-        device = arrival.topic.split("/")[3] if arrival.topic.count("/") >= 4 else None
-        with self.store.write() as connection:
-            return commit_batch(connection, [], [Malformed(device, one_line(err)[:200])], self.clock())
+        """Store what can be of a message that breaks the store, entry by entry, and why in place of what cannot."""
+        why = one_line(err)[:200]
+        try:
+            message = self._read(arrival)
+        except Malformed:
+            device = arrival.topic.split("/")[3] if arrival.topic.count("/") >= 4 else None
+            return self._try([], [Malformed(device, why)]) or Outcome((), frozenset())
+        counted = [Malformed(message.device, why)]
+        outcome = self._try([], counted) or Outcome((), frozenset())
+        for seq, alone in entries_of(message):
+            without = replace(alone, records=(), events=(), job_events=(), unreadable=(Unreadable(seq, why),))
+            outcome = self._try([alone], []) or self._try([without], []) or outcome
+        return outcome
+
+    def _try(self, received: list[Received], malformed: list[Malformed]) -> Outcome | None:
+        """Commit; None where the store breaks on it. Raises WorldFailed."""
+        try:
+            with self.store.write() as connection:
+                return commit_batch(connection, received, malformed, self.clock())
+        except WorldFailed:
+            raise
+        except Exception:
+            log.debug("the store broke on it", exc_info=True)
+            return None
 
     def _acknowledge(self, batch: Iterable[Arrival], outcome: Outcome) -> None:
         for arrival in batch:

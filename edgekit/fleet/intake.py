@@ -7,8 +7,8 @@ A message that cannot be read is dropped and counted. But where its boot and seq
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekit.core import checks
@@ -51,7 +51,10 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Received:
-    """One message of a board; its entries are of one boot. floor: telemetry's. state: info or reported as it came."""
+    """One message of a board; its entries are of one boot. floor: telemetry's. state: info or reported as it came.
+
+    retained: the broker kept it from earlier; that it comes does not show that the board lives.
+    """
 
     device: str
     kind: str
@@ -64,6 +67,7 @@ class Received:
     job_events: tuple[JobEvent, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     malformed: str | None = None  # why some of it was dropped
+    retained: bool = False
 
 
 def read_message(fleet: str, topic: str, data: bytes) -> Received:
@@ -83,6 +87,19 @@ def read_message(fleet: str, topic: str, data: bytes) -> Received:
         ValueError,
     ) as err:  # ValueError: what JSON can hold and cannot be stored, such as 1e999
         raise Malformed(device, _short(err)) from err
+
+
+def entries_of(message: Received) -> Iterator[tuple[int, Received]]:
+    """Each numbered entry: its number, and the message as if it held nothing else."""
+    empty = replace(message, records=(), events=(), job_events=(), unreadable=(), malformed=None)
+    for record in message.records:
+        yield record.seq, replace(empty, records=(record,))
+    for event in message.events:
+        yield event.seq, replace(empty, events=(event,))
+    for job_event in message.job_events:
+        yield job_event.seq, replace(empty, job_events=(job_event,))
+    for unreadable in message.unreadable:
+        yield unreadable.seq, replace(empty, unreadable=(unreadable,))
 
 
 def stored_json(value: object, where: str, most: int) -> str:

@@ -226,6 +226,53 @@ def test_a_message_that_breaks_the_store_is_dropped_alone_and_counted(
     until(lambda: site.device("a").malformed == 1, "the count")
     assert "too large" in site.device("a").malformed_why
     assert site.thread.is_alive()
+    until(lambda: not a.outbox, "the ack of what is stored in its place")
+    a.record()
+    a.send()
+    until(lambda: not a.outbox, "the ack of what follows")
+    with site.store.read() as connection:
+        left = connection.execute(sa.select(db.events)).one()
+    assert (left.seq, left.kind) == (1, "unreadable")
+    assert "too large" in json.loads(left.detail)["why"]
+
+
+def test_a_record_that_breaks_the_store_takes_no_other_of_its_message_with_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ingest_module.commit_batch
+
+    def commit(connection: sa.Connection, batch: Any, malformed: Any, now: float) -> Any:
+        if any(record.bundle == "poison/1" for message in batch for record in message.records):
+            raise OverflowError("Python int too large to convert to SQLite INTEGER")
+        return real(connection, batch, malformed, now)
+
+    monkeypatch.setattr(ingest_module, "commit_batch", commit)
+    site.start()
+    board = site.board("a")
+    for bundle in ("toy/1", "poison/1", "toy/1"):
+        board.record(bundle=bundle)
+    board.send()
+    until(lambda: not board.outbox, "the acks")
+    assert (site.seqs(), site.seqs(db.events)) == ([1, 3], [2])
+    assert site.device("a").malformed == 1
+
+
+def test_what_the_broker_kept_of_a_dead_board_does_not_show_it_as_seen(site: Site) -> None:
+    site.start()
+    dead, alive = site.board("dead"), site.board("alive")
+    until(lambda: site.device("dead").reported and site.device("alive").reported, "their births")
+    dead.die()
+    until(lambda: not site.device("dead").online, "its will")
+    site.halt()
+    with site.store.write() as connection:
+        connection.execute(sa.update(db.devices).values(last_seen=1.0, info=None))
+    site.start()
+    until(lambda: site.device("dead").info and site.device("alive").info, "what the broker kept")
+    assert (site.device("dead").last_seen, site.device("alive").last_seen) == (1.0, 1.0)
+    alive.record()
+    alive.send()
+    until(lambda: site.device("alive").last_seen > 1.0, "the live board's record")
+    assert site.device("dead").last_seen == 1.0
 
 
 HOSTILE: dict[str, bytes] = {
