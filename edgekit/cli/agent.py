@@ -22,7 +22,45 @@ _CONFIG = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
+EXAMPLE = """\
+[telemetry]
+interval_s = 60              # a Record each
+ack = "server"               # or "broker", for fleets without an edgekit server
+outbox_mb = 64               # what may wait for the server
+[source]
+kind = "folder"              # or "none"
+path = "images"              # sub-folder = label, where labels are known
+loop = false
+rate_hz = 10                 # left out: as fast as they are answered
+[policy]
+kind = "budget"              # full, anytime (deadline_ms), budget (budget), confidence (max_drop, points)
+budget = "40%"               # or 3ms, 2MMAC, 5mJ
+[limits]
+throttled_factor = 0.6       # the budget's share while the board is throttled
+accepts_code = false         # bundles with compiled libraries or bitstreams
+max_bundle_mb = 512
+min_interval_s = 1
+threads = 1
+[sensors]
+power = "auto"               # the profile's; or rapl, hwmon, ina3221, rpi5_pmic, none
+sysroot = "/"
+simulated = false            # true: every figure says so
+"""
+_HELP = (
+    """Run on a board until SIGTERM: fetch, verify, run, measure, report.
+
+A broker or server that is away does not end it: it serves, keeps its records and tries again.
+
+What may be changed in the agent.toml that `edgekit fleet enroll` wrote; paths are relative to it:
+
+\b
+"""
+    + EXAMPLE
+)
+
+
 @click.group(
+    help=_HELP,
     invoke_without_command=True,
     epilog="Example:  edgekit agent --config /etc/edgekit/agent.toml",
 )
@@ -31,10 +69,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 @click.option("-v", "--verbose", is_flag=True, help="Log more than warnings and changes.")
 @click.pass_context
 def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose: bool) -> None:
-    """Run on a board until SIGTERM: fetch, verify, run, measure, report.
-
-    A broker or server that is away does not end it: it serves, keeps its records and tries again.
-    """
+    """See _HELP."""
     if ctx.invoked_subcommand is not None:
         return
     from edgekit.agent.config import load_config

@@ -1,0 +1,37 @@
+"""What `edgekit agent --help` shows of agent.toml is a config that the agent takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.agent.config import load_config
+from edgekit.cli.agent import EXAMPLE
+
+ENROLLED = """\
+[device]
+fleet = "demo"
+name = "pi5-a"
+profile = "raspberrypi5"
+[broker]
+host = "127.0.0.1"
+[repository]
+url = "http://127.0.0.1:8080/repo"
+"""
+
+
+def test_every_key_in_the_help_is_known_and_shows_its_default(tmp_path: Path) -> None:
+    for name in ("root.json", "control.pub"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "agent.toml").write_text(ENROLLED)
+    plain = load_config(tmp_path / "agent.toml")
+    (tmp_path / "agent.toml").write_text(ENROLLED + EXAMPLE)
+    shown = load_config(tmp_path / "agent.toml")
+    assert shown.unknown == ()
+    assert shown.telemetry == plain.telemetry
+    assert shown.limits == plain.limits
+    assert shown.sensors == plain.sensors
+    assert (shown.source.kind, shown.source.path, shown.policy.kind) == (
+        "folder",
+        tmp_path / "images",
+        "budget",
+    )
