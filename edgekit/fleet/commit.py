@@ -280,7 +280,7 @@ def _mirror_job(connection: sa.Connection, job_id: str, device: int, now: float)
     )
 
 
-def _state_of(said: Sequence[sa.Row[Any]]) -> sa.Row[Any]:
+def _state_of(said: Sequence[Any]) -> Any:
     """The event that tells a job's state: its first final one, else its last. Events are in the board's order.
 
     A command that was forged or replayed may carry a real job's id. Its refusal counts only where the board said
