@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgekit.fleet.exits import exit_order
 from edgekit.fleet.shown import color
 
 _GREY = "#7d8590"
@@ -29,7 +30,7 @@ def latency_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def exit_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The share of each exit over time, stacked to 100 %."""
-    names = sorted({name for point in series for name in point["exit_counts"]})
+    names = exit_order(name for point in series for name in point["exit_counts"])
     lines = []
     for index, name in enumerate(names):
         data = [[point["at"] * 1000, _share(point["exit_counts"], name)] for point in series]

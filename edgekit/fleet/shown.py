@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.fleet.exits import exit_order
+
 UNKNOWN = "–"
 
 
@@ -53,7 +55,7 @@ def exit_mix(counts: Mapping[str, int]) -> list[dict[str, Any]]:
     total = sum(counts.values())
     return [
         {"name": name, "count": number, "share": 100 * number / total, "color": color(index)}
-        for index, (name, number) in enumerate(sorted(counts.items()))
+        for index, (name, number) in enumerate((name, counts[name]) for name in exit_order(counts))
         if total
     ]
 

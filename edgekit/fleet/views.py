@@ -16,6 +16,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.histogram import Histogram
 from edgekit.core.policy import PolicySpec
 from edgekit.fleet import store as db
+from edgekit.fleet.exits import exit_order
 from edgekit.fleet.packing import unpack_counts
 
 DEFAULT_WINDOW_S = 86_400.0
@@ -141,7 +142,7 @@ def summary(records: Sequence[Any]) -> dict[str, Any]:
         "errors": sum(r.errors for r in records),
         "deadline_missed": sum(r.deadline_missed for r in records),
         "latency_ms": latency.summary(),
-        "exit_counts": dict(sorted(exits.items())),
+        "exit_counts": {name: exits[name] for name in exit_order(exits)},
         "labelled": labelled,
         "accuracy": sum(r.correct for r in records) / labelled if labelled else None,
         "energy_mj": energy(records),

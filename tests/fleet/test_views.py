@@ -7,11 +7,11 @@ from servers import NOW
 
 from edgekit.core.figure import Figure
 from edgekit.core.histogram import Histogram, histogram
-from edgekit.core.messages import Event, Status
+from edgekit.core.messages import Event, Status, encode
 from edgekit.core.record import Record
 from edgekit.fleet import charts, shown, views
 from edgekit.fleet.commit import commit_batch
-from edgekit.fleet.intake import Received
+from edgekit.fleet.intake import Received, read_message
 from edgekit.fleet.store import Store
 
 
@@ -62,6 +62,23 @@ def test_counts_add_up_and_accuracy_is_of_the_labelled_alone(store: Store) -> No
     assert found["exit_counts"] == {"exit1": 7, "exit2": 1}
     assert (found["accuracy"], found["labelled"]) == (0.75, 4)
     assert (found["errors"], found["deadline_missed"]) == (2, 1)
+
+
+def test_exits_are_in_their_order_wherever_they_are_shown(store: Store) -> None:
+    names = [f"exit{index}" for index in range(1, 12)]
+    for seq, some in enumerate(
+        (names[8:], names[:3], names), 1
+    ):  # what a board's first interval lacks comes later
+        one = record(seq, [1.0] * len(some), exit_counts=dict.fromkeys(some, 1))
+        payload = {"boot_id": "b1", "floor": 1, "records": [one.to_json()]}
+        message = read_message("demo", "edgekit/v1/demo/pi5-a/telemetry", encode(payload))
+        with store.write() as connection:
+            commit_batch(connection, [message], [], NOW)
+    with store.read() as connection:
+        found = views.device_detail(connection, "pi5-a", NOW)
+    assert list(found["exit_counts"]) == names
+    assert [entry["name"] for entry in shown.exit_mix(dict(sorted(found["exit_counts"].items())))] == names
+    assert [line["name"] for line in charts.exit_chart(found["series"])["series"]] == names
 
 
 def test_what_nobody_knows_is_null_and_never_zero(store: Store) -> None:
