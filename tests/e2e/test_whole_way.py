@@ -239,5 +239,5 @@ def test_what_the_verbs_print_about_a_fleet_is_what_their_schemas_say(site: Site
 
 
 def test_a_client_without_the_token_learns_nothing(site: Site) -> None:
-    with pytest.raises(EdgekitError):
+    with pytest.raises(EdgekitError, match="token"):
         Client(site.address, "wrong").devices()

@@ -22,6 +22,7 @@ from servers import Broker, FakeBoard, FleetServer, write_config
 from edgekit.client import Client, Conflict
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.schemas import OUTPUTS
 from edgekit.fleet import serve
 from edgekit.fleet.config import FleetConfig
 from edgekit.repo.init import init
@@ -40,6 +41,7 @@ class Site:
         self.config = write_config(folder, self.broker.port)
         self.server = FleetServer(self.config)
         self.boards: list[FakeBoard] = []
+        self.enrolled: dict[str, Any] = {}  # name -> what `fleet enroll --json` printed
         self.key = folder / "repository/keys/targets.pem"
 
     @property
@@ -61,7 +63,7 @@ class Site:
         """`edgekit fleet enroll`, and a board made from the folder it wrote."""
         folder = self.folder / name
         tagged = [word for tag in tags for word in ("--tag", tag)]
-        self.run("fleet", "enroll", name, "--profile", profile, *tagged, "-o", folder)
+        self.enrolled[name] = self.run("fleet", "enroll", name, "--profile", profile, *tagged, "-o", folder)
         password = (folder / "mqtt.password").read_text().strip()
         control_key = (folder / "control.pub").read_text()
         board = FakeBoard(self.broker.port, name, password, control_key, profile=profile)
@@ -123,6 +125,18 @@ def test_a_name_that_is_taken_ends_with_2_and_writes_no_secret(site: Site, board
     assert not (site.folder / "again").exists()
     said = site.run("fleet", "enroll", "other", "-o", site.folder / "pi5-a", code=2)
     assert "holds agent.toml already; give a new or an empty folder" in said
+
+
+def test_what_serve_and_enroll_print_is_what_their_schemas_say(site: Site, board: FakeBoard) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    lines = site.server.log.read_text().splitlines()
+    served = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(served) == 1
+    jsonschema.validate(served[0], OUTPUTS["fleet serve"])
+    assert (served[0]["url"], served[0]["token_file"]) == (site.server.url, str(site.config.token_file))
+    answer = site.enrolled[board.name]
+    jsonschema.validate(answer, OUTPUTS["fleet enroll"])
+    assert {path.name for path in Path(answer["folder"]).iterdir()} == set(answer["files"])
 
 
 # --- push ---
