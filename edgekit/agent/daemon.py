@@ -77,8 +77,13 @@ class Agent:
         self._source = _named(config, "source", lambda: open_source(config.source))
         sysroot = config.sensors.sysroot
         self._run_command = command.runner(sysroot)
-        sensor = _named(
-            config, "sensors.power", lambda: open_sensor(config.sensors.power, sysroot, self._run_command)
+        sensor, own_sensor = (
+            _named(
+                config, "sensors.power", lambda: open_sensor(config.sensors.power, sysroot, self._run_command)
+            )
+            for _ in range(
+                2
+            )  # one for the Records, one for what a request costs: some remember their last value
         )
         self._commands = Commands(config)
         self._lock = _lock(config.state_dir)
@@ -104,6 +109,7 @@ class Agent:
             limits.threads,
             providers,
             accepts_code=limits.accepts_code,
+            sensor=own_sensor,
         )
         trial = TrialLimits(
             limits.golden_timeout_s,

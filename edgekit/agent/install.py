@@ -368,7 +368,11 @@ class Worker(threading.Thread):
         """On disk first, in one write; then let it serve. Raises WorldFailed, and then all is as it was."""
         state = self._state.current
         active, policy = Slot(bundle.content_id, bundle.label), job.policy or self._policy
-        changes = {"job": moved(job, Outcome("pass")), "policy": job.policy, "interval_s": job.interval_s}
+        changes: dict[str, object] = {
+            "job": moved(job, Outcome("pass")),
+            "policy": job.policy,
+            "interval_s": job.interval_s,
+        }
         try:
             if loaded is not None or active != state.active:
                 number = state.commits + 1

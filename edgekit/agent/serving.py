@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from functools import partial
 
 from edgekit.agent.runner import Runner, Serving
 from edgekit.core.bundle import Bundle
-from edgekit.core.errors import BadInput, one_line
+from edgekit.core.errors import BadInput, EdgekitError, one_line
 from edgekit.core.policy import PolicySpec, tightened
+from edgekit.runtime.data import Data
+from edgekit.runtime.energy import metered, per_unit
 from edgekit.runtime.measure import golden_data, stage_costs
 from edgekit.runtime.policy import Policy, StageCosts, make_policy
+from edgekit.runtime.power import PowerSensor
 from edgekit.runtime.session import Session, open_session
 
 log = logging.getLogger(__name__)
 _COST_ROUNDS, _FEW_ROUNDS = 24, 4
 _SLOW_MS = 20.0
+_ENERGY_S = (1.25, 5.0)  # the longer one where the sensor, or a busy board, gave too few figures in the first
 FULL = PolicySpec()
 
 
@@ -28,6 +34,8 @@ class Loaded:
     content_id: str
     session: Session
     costs: StageCosts
+    bundle: Bundle
+    no_energy: str | None = None  # why a request's energy is not known, where a policy asked for it
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,16 @@ class Server:
         providers: tuple[str, ...],
         *,
         accepts_code: bool,
+        sensor: PowerSensor,
     ) -> None:
+        """sensor: nobody else's; read only to find out what a request costs, where a budget is in mJ."""
         self._runner = runner
         self._wanted = wanted
         self._factor = throttled_factor
         self._threads = threads
         self._providers = providers
         self._accepts_code = accepts_code
+        self._sensor = sensor
         self._lock = threading.RLock()
         self._throttled = False
         self._loaded: Loaded | None = None
@@ -66,20 +77,25 @@ class Server:
 
     def open(self, bundle: Bundle) -> Loaded:
         """Open a bundle beside the one that serves, and time its stages on its golden inputs. Raises EdgekitError."""
-        session = open_session(
+        session = self._session(bundle)
+        data = golden_data(bundle.manifest, bundle.read)
+        *_, (_, elapsed_ms) = session.stages(data.inputs(0))
+        costs = stage_costs(session, data, _COST_ROUNDS if elapsed_ms < _SLOW_MS else _FEW_ROUNDS)
+        return Loaded(bundle.label, bundle.content_id, session, costs, bundle)
+
+    def _session(self, bundle: Bundle) -> Session:
+        return open_session(
             bundle.manifest,
             bundle.read,
             threads=self._threads,
             accepts_code=self._accepts_code,
             providers=self._providers,
         )
-        data = golden_data(bundle.manifest, bundle.read)
-        *_, (_, elapsed_ms) = session.stages(data.inputs(0))
-        costs = stage_costs(session, data, _COST_ROUNDS if elapsed_ms < _SLOW_MS else _FEW_ROUNDS)
-        return Loaded(bundle.label, bundle.content_id, session, costs)
 
     def serve(self, loaded: Loaded | None, wanted: PolicySpec) -> None:
         """Answer with `loaded` under `wanted` from the next request on. What served before is closed."""
+        if loaded is not None and _in_energy(wanted):
+            loaded = self._with_energy(loaded, loaded.session)
         with self._lock:
             self._wanted, self._loaded = wanted, loaded
             if loaded is None:
@@ -92,9 +108,38 @@ class Server:
 
     def want(self, wanted: PolicySpec) -> None:
         """Another policy for the bundle that serves."""
+        loaded = self._loaded
+        if loaded is not None and _in_energy(wanted) and loaded.costs.mj_per_ms is None:
+            loaded = self._measured_beside(loaded)
         with self._lock:
-            self._wanted = wanted
+            self._wanted, self._loaded = wanted, loaded
             self._apply()
+
+    def _measured_beside(self, loaded: Loaded) -> Loaded:
+        """The bundle that serves with its energy, measured in a session of its own: the other one is the runner's."""
+        try:
+            session = self._session(loaded.bundle)
+        except EdgekitError as err:
+            return replace(loaded, no_energy=one_line(err))
+        try:
+            return self._with_energy(loaded, session)
+        finally:
+            session.close()
+
+    def _with_energy(self, loaded: Loaded, session: Session) -> Loaded:
+        """Measure what the board takes while it runs the bundle's whole network."""
+        why: str | None = self._sensor.read().why
+        try:
+            data = golden_data(loaded.bundle.manifest, loaded.bundle.read)
+            for seconds in _ENERGY_S if why is None else ():
+                busy_ms, window = metered(self._sensor, partial(_run_for, seconds, session, data))
+                energy = per_unit(window, busy_ms)
+                if energy.mj is not None:
+                    return replace(loaded, costs=replace(loaded.costs, mj_per_ms=energy.mj), no_energy=None)
+                why = energy.why
+        except EdgekitError as err:
+            why = one_line(err)
+        return replace(loaded, no_energy=f"a budget in mJ needs a power sensor that can be read: {why}")
 
     def throttle(self, throttled: bool) -> None:
         """Tighten the policy while the board is throttled; back to the wanted one when that ends."""
@@ -114,13 +159,25 @@ class Server:
     def _policy(self, loaded: Loaded) -> tuple[PolicySpec, Policy, str | None]:
         """The controller to run under; where this bundle or board cannot have the wanted one, the full network."""
         spec, why = self._wanted, None
-        if self._throttled and self._factor < 1:
-            spec, why = (
-                tightened(spec, self._factor),
-                f"throttled: costs cut to {self._factor:g} of {self._wanted}",
-            )
+        if self._throttled and self._factor < 1 and (cut := tightened(spec, self._factor)) != spec:
+            spec, why = cut, f"throttled: costs cut to {self._factor:g} of {self._wanted}"
         try:
             return spec, make_policy(spec, loaded.session.manifest, loaded.costs), why
         except BadInput as err:
-            log.warning("policy %s cannot be had: %s", spec, one_line(err))
-            return FULL, make_policy(FULL, loaded.session.manifest, loaded.costs), one_line(err)
+            reason = loaded.no_energy if _in_energy(spec) and loaded.no_energy else one_line(err)
+            log.warning("policy %s cannot be had: %s", spec, reason)
+            why = f"policy {spec} cannot be had, the full network runs: {reason}"
+            return FULL, make_policy(FULL, loaded.session.manifest, loaded.costs), why
+
+
+def _run_for(seconds: float, session: Session, data: Data) -> float:
+    """Run the whole network for that long; the ms spent inside it."""
+    busy_ms, row, end = 0.0, 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        *_, (_, elapsed_ms) = session.stages(data.inputs(row % data.count))
+        busy_ms, row = busy_ms + elapsed_ms, row + 1
+    return busy_ms
+
+
+def _in_energy(spec: PolicySpec) -> bool:
+    return spec.budget is not None and spec.budget.unit == "mJ"

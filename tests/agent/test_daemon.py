@@ -390,6 +390,55 @@ def test_energy_of_a_simulated_board_says_that_it_is(site: Site) -> None:
     assert record["energy_on"] != "raspberrypi5"
 
 
+def test_a_budget_in_mj_is_kept_where_the_board_has_a_sensor(site: Site) -> None:
+    hwmon = site.board.folder / "sysroot/sys/class/hwmon/hwmon0"
+    hwmon.mkdir(parents=True)
+    (hwmon / "name").write_text("ina226\n")
+    (hwmon / "power1_input").write_text("2500000\n")
+    budget = {"kind": "budget", "budget": "0.002mJ"}
+    site.board.write(sensors={"power": "hwmon", "simulated": True}, policy=budget)
+    site.board.start()
+    site.run(site.add(version=1), 1)
+    reported = in_force(site, "toy/1")
+    assert (reported["policy"], reported["why"]) == (budget, None)
+    site.run(None, 2, policy=PolicySpec())
+    until(lambda: (r := site.server.last("reported")) and r["policy"] == {"kind": "full"})
+    site.board.stop()
+    site.board.write(policy={"kind": "full", "budget": None})
+    site.board.start()
+    in_force(site, "toy/1")
+    site.run(None, 3, policy=PolicySpec("budget", parse_budget("0.002mJ")))
+    reported = until(
+        lambda: (r := site.server.last("reported")) and r["rev"] == 3 and r["policy"] == budget and r
+    )
+    assert reported["why"] is None
+
+
+def test_a_budget_in_mj_without_a_readable_sensor_says_why_the_full_network_runs(site: Site) -> None:
+    site.board.write(sensors={"power": "hwmon"}, policy={"kind": "budget", "budget": "5mJ"})
+    site.board.start()
+    site.run(site.add(version=1), 1)
+    reported = in_force(site, "toy/1")
+    assert reported["policy"] == {"kind": "full"}
+    assert "budget 5mJ cannot be had, the full network runs" in reported["why"]
+    assert "hwmon" in reported["why"]
+
+
+def test_throttling_does_not_claim_to_cut_what_it_leaves(site: Site) -> None:
+    throttled = site.board.folder / "sysroot/sys/devices/platform/soc/soc:firmware/get_throttled"
+    throttled.parent.mkdir(parents=True)
+    throttled.write_text("4\n")
+    site.board.write(policy={"kind": "anytime", "deadline_ms": 50.0}, limits={"throttled_factor": 0.5})
+    site.board.start()
+    site.run(site.add(version=1), 1)
+    until(lambda: site.server.events("throttle"), "the throttling")
+    site.run(None, 2, policy=PolicySpec("anytime", deadline_ms=40.0))
+    reported = until(
+        lambda: (r := site.server.last("reported")) and r["rev"] == 2 and r["state"] == "active" and r
+    )
+    assert (reported["policy"]["deadline_ms"], reported["why"]) == (40.0, None)
+
+
 def test_throttling_tightens_the_policy_is_told_and_ends(site: Site) -> None:
     throttled = site.board.folder / "sysroot/sys/devices/platform/soc/soc:firmware/get_throttled"
     throttled.parent.mkdir(parents=True)
