@@ -85,6 +85,8 @@ def devices(name: str | None, server: str, token_file: Path | None, hours: float
     console.print(_boards([device]))
     if device["why"]:
         console.print(Text(device["why"], "yellow"), soft_wrap=True)
+    if device["energy_mj"]["why"]:
+        console.print(Text(f"energy unknown: {device['energy_mj']['why']}", "dim"), soft_wrap=True)
     for event in reversed(device["events"][:10]):
         detail = ", ".join(f"{key} {value}" for key, value in event["detail"].items())
         console.print(Text(f"{_clock(event['at'])}  {event['kind']}  {detail}"), soft_wrap=True)
@@ -127,19 +129,24 @@ def jobs(job_id: str | None, server: str, token_file: Path | None, as_json: bool
 
 
 def _boards(rows: list[dict[str, Any]]) -> Table:
-    table = _table(
-        "board", "bundle", "requests", "p50 / p95 / p99 ms", "exits", "accuracy", "energy", "last seen"
-    )
+    """Two lines a board, so that it fits a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("board", "bundle", "requests", "p50 / p95\np99 ms", "exits %", "mJ each", "seen"):
+        table.add_column(
+            column, no_wrap=column != "bundle", overflow="fold", min_width=13 if column == "bundle" else None
+        )
     for row in rows:
-        seen = "never seen" if row["last_seen"] is None else f"{time.time() - row['last_seen']:.0f} s ago"
+        seen = "never" if row["last_seen"] is None else _ago(time.time() - row["last_seen"])
+        latency, energy = row["latency_ms"], row["energy_mj"]
         table.add_row(
-            Text.assemble(row["name"], "\n", (row["profile"] or "profile unknown", "dim")),
-            Text.assemble(row["bundle"] or "none", "\n", (row["policy"] or "", "dim")),
-            str(row["requests"]),
-            Text(_percentiles(row["latency_ms"])),
-            Text(_exits(row["exit_counts"])),
-            percent(row["accuracy"]) if row["labelled"] else "no labels",
-            Text(_energy(row["energy_mj"])),
+            _lines(row["name"], row["profile"] or "profile unknown"),
+            _lines(row["bundle"] or "none", row["policy"] or ""),
+            _lines(str(row["requests"]), percent(row["accuracy"]) if row["labelled"] else "no labels"),
+            _lines(f"{number(latency['p50'], 2)} / {number(latency['p95'], 2)}", number(latency["p99"], 2))
+            if latency["p50"] is not None
+            else Text("unknown"),
+            Text(_shares(row["exit_counts"])),
+            _lines(number(energy["mean"], 2), energy["provenance"] or ""),
             Text.assemble(
                 ("online" if row["online"] else "offline", "green" if row["online"] else "red"), "\n", seen
             ),
@@ -147,10 +154,20 @@ def _boards(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _percentiles(latency: Mapping[str, float | None]) -> str:
-    if latency["p50"] is None:
-        return "unknown"
-    return " / ".join(number(latency[key], 2) for key in ("p50", "p95", "p99"))
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago"
+
+
+def _lines(first: str, second: str) -> Text:
+    return Text.assemble(first, "\n", (second, "dim"))
+
+
+def _shares(counts: Mapping[str, int]) -> str:
+    total = sum(counts.values())
+    return " / ".join(f"{100 * count / total:.0f}" for count in counts.values()) if total else "none"
 
 
 def _jobs(rows: list[dict[str, Any]]) -> Table:
