@@ -130,26 +130,22 @@ def jobs(job_id: str | None, server: str, token_file: Path | None, as_json: bool
 
 def _boards(rows: list[dict[str, Any]]) -> Table:
     """Two lines a board, so that it fits a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("board", "bundle", "requests", "p50 / p95\np99 ms", "exits %", "mJ each", "seen"):
-        table.add_column(
-            column, no_wrap=column != "bundle", overflow="fold", min_width=13 if column == "bundle" else None
-        )
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("board", "bundle", "requests", "p50/p95\np99 ms", "exits %\nmJ each", "seen"):
+        table.add_column(column, no_wrap=column != "bundle", overflow="fold", min_width=6)
     for row in rows:
         seen = "never" if row["last_seen"] is None else _ago(time.time() - row["last_seen"])
+        state = ("online", "green") if row["online"] else ("offline", "red")
         latency, energy = row["latency_ms"], row["energy_mj"]
         table.add_row(
             _lines(row["name"], row["profile"] or "profile unknown"),
             _lines(row["bundle"] or "none", row["policy"] or ""),
             _lines(str(row["requests"]), percent(row["accuracy"]) if row["labelled"] else "no labels"),
-            _lines(f"{number(latency['p50'], 2)} / {number(latency['p95'], 2)}", number(latency["p99"], 2))
+            _lines(f"{number(latency['p50'], 2)}/{number(latency['p95'], 2)}", number(latency["p99"], 2))
             if latency["p50"] is not None
             else Text("unknown"),
-            Text(_shares(row["exit_counts"])),
-            _lines(number(energy["mean"], 2), energy["provenance"] or ""),
-            Text.assemble(
-                ("online" if row["online"] else "offline", "green" if row["online"] else "red"), "\n", seen
-            ),
+            _lines(_shares(row["exit_counts"]), f"{number(energy['mean'], 2)} {energy['provenance'] or ''}"),
+            Text.assemble(state, "\n", seen),
         )
     return table
 
@@ -167,7 +163,7 @@ def _lines(first: str, second: str) -> Text:
 
 def _shares(counts: Mapping[str, int]) -> str:
     total = sum(counts.values())
-    return " / ".join(f"{100 * count / total:.0f}" for count in counts.values()) if total else "none"
+    return "/".join(f"{100 * count / total:.0f}" for count in counts.values()) if total else "none"
 
 
 def _jobs(rows: list[dict[str, Any]]) -> Table:
