@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,12 +168,22 @@ def _json(made: Conversion, output: Path) -> dict[str, object]:
     }
 
 
+def _certainty(report: Report) -> str:
+    """How far the accuracy may be off at 95 %, for the number of samples it comes from (normal approximation)."""
+    count, share = report.data[-1].count, report.accuracy.after
+    if share is None or not count:
+        return ""
+    off = max(
+        1.96 * math.sqrt(share * (1 - share) / count), 3 / count
+    )  # 3/n: the rule of three, where none was wrong
+    return f" (± {100 * off:.1f}, {count} samples)"
+
+
 def _print(made: Conversion, output: Path) -> None:
     report = made.report
     table = Table("", "before", "after", title=f"{report.bundle} for {report.profile}", title_justify="left")
-    judged = report.data[-1]
     table.add_row(
-        f"{_metric(report)}, {judged.count} samples",
+        f"{_metric(report)}{_certainty(report)}",
         percent(report.accuracy.before),
         percent(report.accuracy.after),
     )
