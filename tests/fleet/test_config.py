@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from edgekit.cli.fleet.serve import EXAMPLE
+from edgekit.cli.fleet.serve import EXAMPLE, serve
 from edgekit.core.errors import BadInput
 from edgekit.fleet.config import FleetConfig, read_config
 
@@ -70,3 +71,9 @@ def test_the_example_of_the_help_is_read_and_its_comments_tell_the_defaults(tmp_
     given = {"public_url": "https://fleet.example"}
     broker = dataclasses.replace(as_it_stands.broker, pid_file=tmp_path / "server/broker/mosquitto.pid")
     assert complete == dataclasses.replace(as_it_stands, broker=broker, **given)
+
+
+def test_the_help_says_how_the_broker_is_started() -> None:
+    said = " ".join(CliRunner().invoke(serve, ["--help"]).output.split())
+    assert "mosquitto -c files_dir/mosquitto.conf" in said
+    assert "this server's user" in said
