@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edgekit.agent.state import Job, State
-from edgekit.core.errors import BadInput, EdgekitError, Refused, WorldFailed, one_line
+from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, WorldFailed, one_line
 from edgekit.core.jobs import TRANSITIONS, advance
 from edgekit.core.messages import Desired
 
@@ -118,6 +118,7 @@ def failure(err: Exception, state: str) -> Outcome:
     reasons: dict[type[Exception], str] = {
         Superseded: "superseded",
         WorldFailed: "disk",
+        MissingExtra: "runtime",
         BadInput: "bad-bundle",
     }
     reason = next((word for kind, word in reasons.items() if isinstance(err, kind)), "crash")

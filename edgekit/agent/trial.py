@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgekit.core.bundle import open_bundle
-from edgekit.core.errors import EdgekitError, WorldFailed, one_line
+from edgekit.core.errors import EdgekitError, MissingExtra, WorldFailed, one_line
 
 _POLL_S = 0.02
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -40,7 +40,7 @@ class TrialLimits:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """reason: None when it passed; else golden, crash or timeout, and `detail` in words."""
+    """reason: None when it passed; else golden, runtime (not installed), crash or timeout, and `detail` in words."""
 
     reason: str | None
     detail: str | None
@@ -100,7 +100,8 @@ def _result(code: int, out: str, complaints: bytes, seconds: float) -> TrialResu
     if code == 0 and verdict.get("ok") is True:
         return TrialResult(None, None, seconds)
     if code == 0 and verdict.get("ok") is False:
-        return TrialResult("golden", "; ".join(verdict.get("failures", []))[:_SHOWN], seconds)
+        reason = "runtime" if verdict.get("runtime") is False else "golden"
+        return TrialResult(reason, "; ".join(verdict.get("failures", []))[:_SHOWN], seconds)
     said = " ".join(complaints.decode(errors="replace").split())[-_SHOWN:]
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
     return TrialResult("crash", f"the trial ended with {how}" + (f": {said}" if said else ""), seconds)
@@ -121,12 +122,18 @@ def _child(arguments: list[str]) -> int:
     )  # should the parent be gone before that took effect
     resource.setrlimit(resource.RLIMIT_DATA, (options.memory_mb << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    failures = _failures(options)
-    sys.stdout.write(json.dumps({"v": 1, "ok": not failures, "failures": failures}) + "\n")
+    runtime = True
+    try:
+        failures = _failures(options)
+    except MissingExtra as err:
+        runtime, failures = False, [one_line(err)]
+    verdict = {"v": 1, "ok": not failures, "runtime": runtime, "failures": failures}
+    sys.stdout.write(json.dumps(verdict) + "\n")
     return 0
 
 
 def _failures(options: argparse.Namespace) -> list[str]:
+    """One line for each. Raises MissingExtra where the board lacks the runtime."""
     from edgekit.runtime.measure import check_golden
     from edgekit.runtime.session import open_session
 
@@ -140,6 +147,8 @@ def _failures(options: argparse.Namespace) -> list[str]:
             providers=tuple(options.providers.split(",")),
         )
         return list(check_golden(session, bundle.manifest, bundle.read))
+    except MissingExtra:
+        raise
     except EdgekitError as err:
         return [one_line(err)]
 

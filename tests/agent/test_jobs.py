@@ -40,7 +40,7 @@ ERRORS: list[tuple[Exception, str]] = [
     (refusal("tampered"), "tampered"),
     (WorldFailed("disk full"), "disk"),
     (BadBundle("torn"), "bad-bundle"),
-    (MissingExtra("no runtime"), "bad-bundle"),
+    (MissingExtra("no runtime"), "runtime"),
     (Superseded("newer"), "superseded"),
     (KeyError("defect"), "crash"),
 ]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,22 @@ def test_golden_cases_that_are_off_fail_and_say_by_how_much(tmp_path: Path) -> N
     assert "exit1 is off by 0.5" in (result.detail or "")
 
 
-def test_a_bundle_whose_runtime_is_missing_fails_and_names_it(tmp_path: Path) -> None:
+def test_a_bundle_whose_runtime_is_not_installed_fails_for_that_and_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a board without onnxruntime: the golden cases were never tried."""
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('there is none')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    files, parts = null_files()
+    parts[0] = replace(parts[0], backend="onnxruntime")
+    path = tmp_path / "foreign.edge"
+    path.write_bytes(pack(null_manifest(files, parts), files, {"v": 1}))
+    result = try_out(path, LIMITS, nothing)
+    assert result.reason == "runtime"
+    assert "onnxruntime is not installed: pip install" in (result.detail or "")
+
+
+def test_a_bundle_that_its_runtime_does_not_take_fails_and_says_why(tmp_path: Path) -> None:
     files, parts = null_files()
     stage = json.loads(files["stages/0.json"])
     stage["outputs"].popitem()
