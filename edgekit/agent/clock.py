@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 
-_EARLIEST = 1_735_689_600.0  # 2025: no edgekit runs before it was written
+EARLIEST = 1_735_689_600.0  # 2025: no edgekit runs before it was written
 _SLACK_S = 3600.0  # what an honest clock may have been corrected backwards since
 _TIMEX_BYTES = 512  # more than any struct timex
 _NOT_SYNCHRONIZED = 5  # TIME_ERROR of adjtimex(2)
@@ -13,7 +13,7 @@ _NOT_SYNCHRONIZED = 5  # TIME_ERROR of adjtimex(2)
 
 def trusted(now: float, good_time: float) -> float | None:
     """`now` (Unix seconds) where it can be true: not before edgekit, nor before a time already seen. Else None."""
-    return now if now >= max(_EARLIEST, good_time - _SLACK_S) else None
+    return now if now >= max(EARLIEST, good_time - _SLACK_S) else None
 
 
 def trusted_now(good_time: float) -> float | None:

@@ -79,7 +79,7 @@ class RepositoryClient:
         raise AssertionError("the last attempt returns or raises")
 
     def _find(self, path: str) -> Found:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         updater = Updater(
             str(self._folder),
             f"{self._url}/metadata/",
@@ -91,7 +91,8 @@ class RepositoryClient:
         trusted = updater._trusted_set  # noqa: SLF001
         now = clock.trusted_now(self._state.current.good_time)
         if now is None:
-            trusted.reference_time = datetime.fromtimestamp(self._state.current.good_time, timezone.utc)
+            floor = max(clock.EARLIEST, self._state.current.good_time)
+            trusted.reference_time = datetime.fromtimestamp(floor, timezone.utc)
         updater.refresh()
         roles = (trusted.root, trusted.timestamp, trusted.snapshot, trusted.targets)
         self._remember({role.type: role.version for role in roles}, now)

@@ -260,6 +260,16 @@ def test_a_clock_that_fell_back_does_not_revive_expired_metadata(
     assert board.refusal() == "expired"
 
 
+def test_a_board_that_has_never_known_the_time_refuses_what_expired_before_this_agent_was_written(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "trusted_now", lambda good_time: None)
+    board.repository.timestamp.expires = PAST
+    board.repository.sign()
+    assert board.state.current.good_time == 0.0
+    assert board.refusal() == "expired"
+
+
 def test_a_new_root_signed_by_the_old_one_is_followed(board: Board, tmp_path: Path) -> None:
     repository = board.repository
     new_key = CryptoSigner.generate_ed25519()
