@@ -15,7 +15,9 @@ from edgekit.agent.serving import Server
 from edgekit.core.errors import BadInput, EdgekitError
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import PolicySpec, parse_budget
+from edgekit.runtime import command
 from edgekit.runtime.policy import make_policy
+from edgekit.runtime.power import open_sensor
 from edgekit.runtime.session import Answer, open_session
 
 FULL = PolicySpec()
@@ -183,7 +185,8 @@ def test_stopping_answers_what_was_queued_when_drained_first(
 
 @pytest.fixture
 def server(runner: Runner, tmp_path: Path) -> Server:
-    made = Server(runner, FULL, 0.5, 1, ("CPUExecutionProvider",), accepts_code=False)
+    sensor = open_sensor("none", tmp_path, command.runner(tmp_path))
+    made = Server(runner, FULL, 0.5, 1, ("CPUExecutionProvider",), accepts_code=False, sensor=sensor)
     bundle = write_null_bundle(tmp_path / "served.edge")
     made.serve(made.open(bundle), FULL)
     return made
