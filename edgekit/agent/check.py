@@ -14,6 +14,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgekit.agent.config import Config
 from edgekit.agent.control import load_control_key
+from edgekit.agent.lock import is_held
 from edgekit.agent.remote import NetworkFailed
 from edgekit.agent.sources import open_source
 from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, new_client
@@ -34,11 +35,18 @@ _MODEL_FILES = ("proc/device-tree/model", "sys/firmware/devicetree/base/model")
 
 @dataclass(frozen=True)
 class Problem:
-    """what: the part of the set-up. exit_code: 3 the world fails, 2 the set-up is wrong, 1 it runs, but poorly."""
+    """what: the part of the set-up.
+
+    exit_code: 3 the world fails, 2 the set-up is wrong, 1 it runs, but poorly, 0 nothing is wrong with it.
+    """
 
     what: str
     detail: str
     exit_code: int
+
+
+class _AgentRuns(EdgekitError):
+    """Something cannot be tried beside a running agent."""
 
 
 def problems(config: Config) -> Iterator[Problem]:
@@ -58,6 +66,8 @@ def problems(config: Config) -> Iterator[Problem]:
     ):
         try:
             look(config)
+        except _AgentRuns as err:
+            yield Problem(what, one_line(err), 0)
         except EdgekitError as err:
             yield Problem(what, one_line(err), err.exit_code)
 
@@ -134,7 +144,14 @@ def _source(config: Config) -> None:
 
 
 def _broker(config: Config) -> None:
-    """Connect as the board would, under another client id so that a running agent is left alone."""
+    """Connect as the board would, but not beside a running agent.
+
+    A broker that takes the user name for the client id would send that one away.
+    """
+    if is_held(config.state_dir):
+        raise _AgentRuns(
+            f"not tried: the agent is running (it holds {config.state_dir}); its log tells how it gets on"
+        )
     *first, last = [
         version for name, version in PROTOCOLS.items() if config.broker.protocol in (name, "auto")
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -18,6 +17,7 @@ from edgekit.agent import clock
 from edgekit.agent.commands import Commands
 from edgekit.agent.config import Config
 from edgekit.agent.install import Worker
+from edgekit.agent.lock import hold
 from edgekit.agent.monitor import Monitor
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
 from edgekit.agent.remote import Repository
@@ -28,7 +28,7 @@ from edgekit.agent.sources import Source, open_source
 from edgekit.agent.state import Job, State, StateFile
 from edgekit.agent.trial import TrialLimits, try_out
 from edgekit.agent.uplink import Uplink
-from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.messages import Event, Info, JobEvent, Reported
 from edgekit.core.profile import Profile
@@ -86,7 +86,7 @@ class Agent:
             )  # one for the Records, one for what a request costs: some remember their last value
         )
         self._commands = Commands(config)
-        self._lock = _lock(config.state_dir)
+        self._lock = hold(config.state_dir)
         self.boot_id = secrets.token_hex(8)
         self._started_s = time.monotonic()
         self._wake, self._stopped, self._source_stop = (threading.Event() for _ in range(3))
@@ -196,13 +196,21 @@ class Agent:
         sent = self._uplink.finish(max(0.1, end - time.monotonic() - 0.5))
         counts = self._outbox.counts(RECORD)
         if not sent:
-            held = self._outbox.counts(RECORD, EVENT, JOB).held
-            log.info("%d items were not acknowledged; they are kept and sent at the next start", held)
+            self._tell_what_is_held()
+        durable = self._outbox.durable
         self._outbox.close()
-        records = {"made": counts.made, "acked": counts.acked, "held": counts.held, "dropped": counts.dropped}
+        held, lost = (counts.held, 0) if durable else (0, counts.held)
+        records = {"made": counts.made, "acked": counts.acked, "held": held, "dropped": counts.dropped + lost}
         active = self._state.current.active
         os.close(self._lock)
         return Summary(self.boot_id, self._requests, records, active.label if active else None)
+
+    def _tell_what_is_held(self) -> None:
+        held = self._outbox.counts(RECORD, EVENT, JOB).held
+        if self._outbox.durable:
+            log.info("%d items were not acknowledged; they are kept and sent at the next start", held)
+        else:
+            log.warning("%d items were not acknowledged and are lost: the outbox was in memory", held)
 
     @property
     def interval_s(self) -> float:
@@ -388,21 +396,6 @@ def _named(config: Config, key: str, make: Callable[[], Any]) -> Any:
         return make()
     except BadInput as err:
         raise BadInput(f"{config.path}: {key}: {err}") from err
-
-
-def _lock(state_dir: Path) -> int:
-    """Hold the state folder for this process alone. Raises BadInput when another agent has it, WorldFailed."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as err:
-        raise WorldFailed(f"{state_dir}: the state folder cannot be used: {err.strerror}") from err
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as err:
-        os.close(descriptor)
-        raise BadInput(f"{state_dir}: another agent is running with this state folder") from err
-    return descriptor
 
 
 def _providers(profile: Profile) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +61,8 @@ class Outbox:
     ) -> None:
         """Open or make `path`. on_put: called after something new is in.
 
-        damaged: why the file that was here had to be set aside, None when all was well.
+        damaged: why the file that was here had to be set aside, None when all was well. durable: what is held outlives
+        the process; not so where no file could be opened.
         """
         self._path = path
         self.boot_id = boot_id
@@ -70,6 +72,7 @@ class Outbox:
         self._lost = dict.fromkeys(KINDS, 0)  # could not be written, and the file does not know yet
         self._next_seq = 1
         self.damaged: str | None = None
+        self.durable = True
         self._db = self._open()
         self._held_bytes = self._sum_bytes()
 
@@ -261,12 +264,17 @@ class Outbox:
 
     def _in_memory(self, err: sqlite3.Error) -> sqlite3.Connection:
         log.error(
-            "outbox %s cannot be opened (%s): kept in memory until the next start", self._path, one_line(err)
+            "outbox %s cannot be opened (%s): it is in memory, and ends with the agent",
+            self._path,
+            one_line(err),
         )
+        self.durable = False
         return _connect(":memory:")
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
+    if isinstance(path, Path):
+        _make_private(path)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
     try:
         db.execute(
@@ -281,6 +289,15 @@ def _connect(path: Path | str) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _make_private(path: Path) -> None:
+    """SQLite makes files by the umask, and the ones beside them as the first is. Failing here is left to SQLite."""
+    with suppress(OSError):
+        if path.exists():
+            path.chmod(0o600)  # no descriptor: closing one would take SQLite's locks away
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _is_damage(err: sqlite3.Error) -> bool:

@@ -27,7 +27,7 @@ class Slots:
         self.folder = folder
         self._max_bytes = max_bundle_bytes
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as err:
             raise WorldFailed(f"{folder}: could not be made: {err.strerror}") from err
 
@@ -80,7 +80,7 @@ class Slots:
     def mark(self, content_id: str, number: int) -> None:
         """Note beside a bundle that it passed its trial as the `number`-th: what a lost state file is repaired from."""
         note = json.dumps({"v": 1, "number": number}).encode()
-        write_atomic(self.folder / content_id / COMMITTED, note)
+        write_atomic(self.folder / content_id / COMMITTED, note, 0o600)
 
     def committed(self) -> tuple[tuple[int, Slot], ...]:
         """Verified slots that once passed their trial, with their numbers, the latest first."""

@@ -583,6 +583,22 @@ def test_an_outbox_that_was_damaged_is_told_and_the_agent_serves(serving: Site) 
     in_force(serving, "toy/3")
 
 
+def test_what_was_only_in_memory_is_counted_as_dropped_at_the_end_and_said_to_be_lost(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    (site.board.folder / "state").mkdir()
+    (site.board.folder / "state/outbox.db").mkdir()  # SQLite cannot open a folder
+    site.server.acks = False
+    caplog.set_level("INFO")
+    site.board.start()
+    until(site.server.records, "a record")
+    records = site.board.stop().records
+    assert records["made"] == records["dropped"] > 0
+    assert records["held"] == 0
+    assert "not acknowledged and are lost" in caplog.text
+    assert "sent at the next start" not in caplog.text
+
+
 def test_a_full_disk_fails_the_job_and_not_the_agent(serving: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     label, true_fsync = serving.add(version=4), os.fsync
 

@@ -174,6 +174,22 @@ def test_a_folder_that_takes_no_file_leaves_an_outbox_in_memory(tmp_path: Path) 
     box = Outbox(tmp_path / "missing" / "outbox.db", "boot1", BIG)
     assert box.put(record()) == 1
     assert box.boots() == ("boot1",)
+    assert not box.durable
+    assert Outbox(tmp_path / "outbox.db", "boot1", BIG).durable
+
+
+def test_nobody_else_can_read_what_is_held(path: Path) -> None:
+    box = Outbox(path, "boot1", BIG)
+    box.put(record())
+    path.chmod(0o644)  # as an earlier version left it
+    again = Outbox(path, "boot2", BIG)
+    again.put(record())
+    files = sorted(path.parent.glob("outbox.db*"))
+    assert len(files) == 3
+    fresh = Outbox(path.with_name("fresh.db"), "boot1", BIG)
+    fresh.put(record())
+    assert path.stat().st_mode & 0o077 == 0
+    assert all(file.stat().st_mode & 0o077 == 0 for file in path.parent.glob("fresh.db*"))
 
 
 def test_somebody_is_told_about_new_items(path: Path) -> None:

@@ -177,6 +177,19 @@ def test_check_of_a_good_board_finds_nothing(site: Site) -> None:
     assert code == 0
 
 
+def test_check_beside_a_running_agent_does_not_connect_in_its_place(site: Site) -> None:
+    """A broker may take the user name for the client id: a second connection ends the first."""
+    site.board.write(broker={"port": site.broker.port})
+    site.board.start()
+    until(lambda: site.server.last("reported"), "the agent's connection")
+    site.server.close()
+    site.broker.stop()
+    code, out = check(site)
+    (said,) = json.loads(out)["problems"]
+    assert (code, said["what"], said["exit_code"]) == (0, "broker", 0)
+    assert "not tried: the agent is running" in said["detail"]
+
+
 def test_check_says_everything_that_is_wrong_one_line_each(site: Site) -> None:
     (site.board.folder / "repo.token").chmod(0o644)
     (site.board.folder / "root.json").write_text("{}")
