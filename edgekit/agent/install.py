@@ -29,8 +29,8 @@ from edgekit.agent.jobs import (
 )
 from edgekit.agent.remote import Found, NetworkFailed, Repository
 from edgekit.agent.serving import Loaded, Server
-from edgekit.agent.slots import Slots
-from edgekit.agent.state import Job, Slot, StateFile
+from edgekit.agent.slots import Slot, Slots
+from edgekit.agent.state import Job, StateFile
 from edgekit.agent.trial import TrialResult
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, one_line

@@ -7,17 +7,39 @@ import logging
 import os
 import shutil
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgekit.agent.state import Slot
 from edgekit.core import checks
 from edgekit.core.bundle import Bundle, open_bundle
 from edgekit.core.errors import BadBundle, BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.files import sync_folder, write_atomic
+from edgekit.core.target import parse_label
 
 log = logging.getLogger(__name__)
 BUNDLE, COMMITTED = "bundle.edge", "committed.json"
 _PART, _GONE = ".part-", ".gone-"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A committed bundle: it passed its trial here."""
+
+    content_id: str
+    label: str  # name/version
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Slot:
+        """Read from JSON. Raises BadInput."""
+        data = checks.table(value, where)
+        label = checks.text(data.get("label"), f"{where}.label")
+        parse_label(label, f"{where}.label")
+        return cls(checks.sha256(data.get("content_id"), f"{where}.content_id"), label)
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {"content_id": self.content_id, "label": self.label}
 
 
 class Slots:

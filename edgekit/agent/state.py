@@ -9,34 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.agent.slots import Slot
 from edgekit.core import checks, jobs
 from edgekit.core.checks import integer, name, number, optional, table, text
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.files import write_atomic
 from edgekit.core.policy import PolicySpec
-from edgekit.core.target import parse_label
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A committed bundle: it passed its trial here."""
-
-    content_id: str
-    label: str  # name/version
-
-    @classmethod
-    def parse(cls, value: object, where: str) -> Slot:
-        """Read from JSON. Raises BadInput."""
-        data = table(value, where)
-        label = text(data.get("label"), f"{where}.label")
-        parse_label(label, f"{where}.label")
-        return cls(checks.sha256(data.get("content_id"), f"{where}.content_id"), label)
-
-    def to_json(self) -> dict[str, Any]:
-        """The inverse of parse."""
-        return {"content_id": self.content_id, "label": self.label}
 
 
 @dataclass(frozen=True)

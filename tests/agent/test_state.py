@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from bundles import write_null_bundle
 
-from edgekit.agent.slots import Slots
-from edgekit.agent.state import Job, Slot, State, StateFile
+from edgekit.agent.slots import Slot, Slots
+from edgekit.agent.state import Job, State, StateFile
 from edgekit.core.errors import WorldFailed
 from edgekit.core.policy import PolicySpec, parse_budget
 
