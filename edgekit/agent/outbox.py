@@ -294,7 +294,7 @@ def _connect(path: Path | str) -> sqlite3.Connection:
 def _make_private(path: Path) -> None:
     """SQLite makes files by the umask, and the ones beside them as the first is. Failing here is left to SQLite."""
     with suppress(OSError):
-        if path.exists():
+        if path.is_file():
             path.chmod(0o600)  # no descriptor: closing one would take SQLite's locks away
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

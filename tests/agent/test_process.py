@@ -179,7 +179,6 @@ def test_check_of_a_good_board_finds_nothing(site: Site) -> None:
 
 def test_check_beside_a_running_agent_does_not_connect_in_its_place(site: Site) -> None:
     """A broker may take the user name for the client id: a second connection ends the first."""
-    site.board.write(broker={"port": site.broker.port})
     site.board.start()
     until(lambda: site.server.last("reported"), "the agent's connection")
     site.server.close()
