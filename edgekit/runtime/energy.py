@@ -62,13 +62,13 @@ def per_unit(window: EnergyWindow, units: float) -> EnergyPer:
 
 
 def with_energy(costs: StageCosts, session: Session, data: Data, sensor: PowerSensor) -> StageCosts:
-    """`costs` with mJ per ms of inference, from running the whole network for a little over a second.
+    """`costs` with mJ per ms of inference, from running the whole network for 2.5 seconds.
 
     Raises BadInput where the sensor gives no figure.
     """
 
     def work() -> float:
-        busy_ms, row, end = 0.0, 0, time.monotonic() + 1.25 * MIN_WINDOW_S
+        busy_ms, row, end = 0.0, 0, time.monotonic() + 2.5 * MIN_WINDOW_S
         while time.monotonic() < end:
             *_, (_, elapsed) = session.stages(data.inputs(row % data.count))
             busy_ms, row = busy_ms + elapsed, row + 1

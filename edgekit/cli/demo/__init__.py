@@ -85,7 +85,7 @@ def _story(demo: steps.Demo, data: Path | None) -> tuple[dict[str, Any], str]:
     demo.say(f"{demo.images} images on each board")
     steps.stream(demo, client)
     boards = steps.fleet_view(client)
-    summaries = steps.stop_agents(demo)
+    summaries = steps.stop_agents(demo, client)
     result = {
         "boards": boards,
         "fp32_accuracy": converted[BOARDS[0].profile]["accuracy"]["before"],

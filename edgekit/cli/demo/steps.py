@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def stream(demo: Demo, client: Client) -> None:
     )
 
 
-def stop_agents(demo: Demo) -> dict[str, Any]:
+def stop_agents(demo: Demo, client: Client) -> dict[str, Any]:
     """End every agent; what each said about itself at its end.
 
     An agent waits two seconds for the last acknowledgement. What it then still holds stays in its outbox, and goes out
@@ -264,9 +265,15 @@ def stop_agents(demo: Demo) -> dict[str, Any]:
         for _ in range(_DELIVERY_STARTS):
             if not summaries[name]["records"]["held"]:
                 break
+            rest(demo, name)
             start_agent(demo, name)
+            wait_for(f"{name} to be back", partial(_is_online, client, name), START_S, [demo.agents[name]])
             summaries[name] = _stop_agent(demo, name)
     return summaries
+
+
+def _is_online(client: Client, name: str) -> bool:
+    return bool(client.device(name)["online"])
 
 
 def _stop_agent(demo: Demo, name: str) -> dict[str, Any]:
