@@ -158,9 +158,12 @@ class Runner(threading.Thread):
         now, serving = self._clock(), self._serving
         self._interval.ended_s = now
         self._closed.append(self._interval)
-        self._interval = Interval(
-            serving.label if serving else None, serving.policy_name if serving else None, now
-        )
+        if serving is None:
+            self._interval = Interval(None, None, now)
+            return
+        # An exit nobody took stands there with 0: who reads the mix must not take the next one for it.
+        exits = {leaving.name: 0 for leaving in serving.session.exits}
+        self._interval = Interval(serving.label, serving.policy_name, now, exit_counts=exits)
 
     def collect(self) -> list[Interval]:
         """Close the running interval and hand over all closed ones, the oldest first."""

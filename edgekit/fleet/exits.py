@@ -11,7 +11,7 @@ _NUMBER = re.compile(r"([0-9]+)")
 def exit_order(names: Iterable[str]) -> list[str]:
     """Exits from early to late, as far as names tell: numbers in them count by value, so exit10 comes after exit9.
 
-    The order of a board's report tells less: payloads are JSON with sorted keys, without the exits that had no request.
+    The order of a board's report tells less: payloads are JSON with sorted keys.
     """
     return sorted(set(names), key=lambda name: (_parts(name), name))
 

@@ -66,7 +66,7 @@ def test_a_request_is_answered_and_counted(runner: Runner, serving: Callable[...
     assert (answer.exit, answer.label) == ("exit3", 0)
     interval = runner.collect()[-1]
     assert (interval.bundle, interval.policy, interval.requests) == ("toy/1", "full", 3)
-    assert interval.exit_counts == {"exit3": 3}
+    assert interval.exit_counts == {"exit1": 0, "exit2": 0, "exit3": 3}
     assert interval.latency.count == 3
     assert 0 < interval.latency.sum_ms / 1e3 <= interval.busy_s
     assert runner.collect()[0].requests == 0
@@ -163,8 +163,8 @@ def test_another_policy_closes_the_interval_so_that_each_record_has_one(
     runner.set_policy(make_policy(cheapest, first.session.manifest, None), str(cheapest))
     answers(runner, 5)
     assert [(i.policy, i.requests, dict(i.exit_counts)) for i in runner.collect()[1:]] == [
-        ("full", 2, {"exit3": 2}),
-        ("budget 25%", 5, {"exit1": 5}),
+        ("full", 2, {"exit1": 0, "exit2": 0, "exit3": 2}),
+        ("budget 25%", 5, {"exit1": 5, "exit2": 0, "exit3": 0}),
     ]
 
 
@@ -237,5 +237,5 @@ def test_a_deadline_uses_times_measured_on_this_board(server: Server, runner: Ru
     server.want(PolicySpec("anytime", deadline_ms=1e-3))
     answers(runner, 3)
     interval = runner.collect()[-1]
-    assert interval.exit_counts == {"exit1": 3}
+    assert interval.exit_counts == {"exit1": 3, "exit2": 0, "exit3": 0}
     assert interval.deadline_missed == 3
