@@ -197,13 +197,22 @@ class Input:
 
 @dataclass(frozen=True)
 class Exit:
-    """A place where an answer can be given: after `stage`, with this output and this scalar confidence."""
+    """A place where an answer can be given: after `stage`, with this output and this scalar confidence.
+
+    also: further outputs that belong to the same answer (a detector's boxes beside its scores).
+    """
 
     name: str
     stage: int
     output: str
     confidence: str | None  # None only on the last exit of a network that has no classes
     cost_share: float  # cumulative MACs over the whole network's
+    also: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All tensors of the answer, the one that decides first."""
+        return (self.output, *self.also)
 
     @classmethod
     def parse(cls, value: object, where: str) -> Exit:
@@ -215,16 +224,18 @@ class Exit:
             text(data.get("output"), f"{where}.output"),
             optional(data.get("confidence"), f"{where}.confidence", text),
             number(data.get("cost_share"), f"{where}.cost_share", 0.0, 1.0),
+            rows(data.get("also", []), f"{where}.also", text),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of parse."""
+        """The inverse of parse; `also` only where there is something in it."""
         return {
             "name": self.name,
             "stage": self.stage,
             "output": self.output,
             "confidence": self.confidence,
             "cost_share": self.cost_share,
+            **({"also": list(self.also)} if self.also else {}),
         }
 
 
@@ -456,7 +467,7 @@ def _check_flow(manifest: Manifest, where: str) -> None:
                     raise BadBundle(f"{where}: stages[{index}] makes {tensor.name!r} a second time")
                 known[tensor.name] = tensor
         made = manifest.exits[index]
-        for name in (made.output, made.confidence):
+        for name in (*made.outputs, made.confidence):
             if name is not None and name not in known:
                 raise BadBundle(f"{where}: exit {made.name!r} wants {name!r}, which its stage does not make")
         if made.confidence is None and index + 1 < len(manifest.stages):

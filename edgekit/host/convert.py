@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.profile import HOST, Backend, Profile
 from edgekit.core.report import Dropped, Report
 from edgekit.host.bench import interleaved
-from edgekit.host.calibrate import METHODS, Calibration, Range, calibrate
+from edgekit.host.calibrate import METHODS
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
 from edgekit.host.graph import Graph, tensor_of
@@ -21,18 +20,17 @@ from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limi
 from edgekit.host.load import InputSpec, Shapes, load
 from edgekit.host.lower import backend_for
 from edgekit.host.pack import GOLDEN, Draft, Finished, draft, finish, golden_cases
-from edgekit.host.passes import PASSES, Context
-from edgekit.host.passes.base import Int8
-from edgekit.host.passes.quantize_static import is_quantized
-from edgekit.host.recipe import Recipe, Step
+from edgekit.host.passes import Context, Step, run_steps, step
+from edgekit.host.passes.quantize_static import Int8, is_quantized
+from edgekit.host.recipe import Recipe, TakenBack
 from edgekit.host.split import Stage, split
 from edgekit.host.sqnr import answers_sqnr
 from edgekit.host.watch import Watch, unwatched
-from edgekit.runtime.data import Data
 from edgekit.runtime.measure import ExitTable, exit_table
 
 SEED = 1
-_BEFORE, _INT8_STEP = ("opset", "confidence", "fold"), "quantize_static"
+BEFORE = tuple(step(name) for name in ("opset", "confidence", "fold"))  # what every network goes through
+_INT8 = "quantize_static"
 MIN_SQNR_DB = 20.0  # how close answers that are no classes must stay to the float network's
 _TRIAL_SAMPLES = 256  # on which the calibration methods are compared
 _VNNI = ("avx512vnni", "avxvnni", "amx_int8")
@@ -79,15 +77,15 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     seed, fraction = _split_of(request.recipe)
     data = read_datasets(loaded.graph, request.calib, request.val, request.evaluation, fraction, seed)
 
-    plain = run_passes(loaded.graph, _BEFORE, Context())
-    chosen = choose_format(request, backend, plain, data, watch)
+    plain = run_steps(loaded.graph, BEFORE, Context())
+    context = Context(data.calibration, plain, seed, watch)
+    chosen = choose_format(request, backend, plain, data, context)
     dropped = [*(Dropped(name, "output", "no exit names it") for name in loaded.left_out), *chosen.dropped]
     recipe = request.recipe or Recipe(
         profile=request.profile.name,
         backend=backend.name,
-        passes=(*_BEFORE, *((_INT8_STEP,) if chosen.int8 else ())),
-        int8=chosen.int8,
-        taken_back=tuple(Step(entry.layer, entry.step) for entry in chosen.dropped),
+        steps=(*BEFORE, *chosen.steps),
+        taken_back=tuple(TakenBack(entry.layer, entry.step) for entry in chosen.dropped),
         seed=seed,
         validation_fraction=fraction,
         points=POINTS,
@@ -97,7 +95,7 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     shares = [leaving.cost_share for leaving in chosen.made.manifest.exits]
     points = operating_points(chosen.validated, shares, recipe.points)
     metric = "top1" if chosen.validated.correct is not None else "agreement"
-    golden = golden_cases(chosen.made, data.calibration, chosen.ranges, recipe.golden)
+    golden = golden_cases(chosen.made, data.calibration, recipe.golden)
     finished = finish(chosen.made, points, metric, golden, recipe)
 
     whole = draft(loaded.graph, [whole_stage(loaded.graph)], backend, request.name, request.version, HOST)
@@ -118,13 +116,6 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     return Conversion(finished, report, finished.pack(report))
 
 
-def run_passes(graph: Graph, names: Sequence[str], context: Context) -> Graph:
-    """Apply passes in order."""
-    for name in names:
-        graph = PASSES[name].apply(graph, context)
-    return graph
-
-
 def whole_stage(graph: Graph) -> Stage:
     """The network as one stage that gives all its outputs: what a bundle's stages are compared with."""
     model = graph.copy()
@@ -137,47 +128,37 @@ def whole_stage(graph: Graph) -> Stage:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The graph that is lowered, how it validated, and what was taken back on the way."""
+    """The graph that is lowered, the steps that made it, how it validated, and what was taken back on the way."""
 
     graph: Graph
     made: Draft
     validated: ExitTable
-    int8: Int8 | None
-    ranges: Mapping[str, Range]
+    steps: tuple[Step, ...]
     dropped: tuple[Dropped, ...]
 
 
-def choose_format(request: Request, backend: Backend, plain: Graph, data: Datasets, watch: Watch) -> Chosen:
+def choose_format(
+    request: Request, backend: Backend, plain: Graph, data: Datasets, context: Context
+) -> Chosen:
     """int8 where the board runs it fast and it does no harm, else float. A recipe says which and is followed."""
     given = request.recipe
-    if given is not None and _INT8_STEP not in given.passes:
-        taken_back = tuple(Dropped(step.layer, step.name, "the recipe says so") for step in given.taken_back)
-        return _chosen(request, backend, plain, data, watch, None, {}, taken_back)
-    why_not = None if given is not None else why_not_int8(plain, request.profile, backend)
-    if why_not is not None:
-        return _chosen(request, backend, plain, data, watch, None, {}, (Dropped("*", _INT8_STEP, why_not),))
-
-    with watch("calibrate", data.calibration.count) as tick:
-        seen = calibrate(plain, data.calibration, tick)
-    try:
-        if given is not None and given.int8 is not None:
-            int8 = given.int8
-            quantized = PASSES[_INT8_STEP].apply(plain, Context(int8, seen.ranges(int8.method)))
-        else:
-            int8, quantized = best_int8(plain, seen, data.calibration, request.profile, backend)
-        ranges = seen.ranges(int8.method)
-        tried = _chosen(request, backend, quantized, data, watch, int8, ranges, ())
-    except BadInput as err:  # int8 is an offer: what it cannot do, float can
-        if given is not None:
-            raise
-        return _chosen(request, backend, plain, data, watch, None, {}, (Dropped("*", _INT8_STEP, str(err)),))
     if given is not None:
-        return tried
-    stayed = _chosen(request, backend, plain, data, watch, None, {}, ())
+        steps = given.steps[len(BEFORE) :]
+        taken_back = tuple(Dropped(back.layer, back.step, "the recipe says so") for back in given.taken_back)
+        return _chosen(request, backend, run_steps(plain, steps, context), data, context, steps, taken_back)
+    why_not = why_not_int8(plain, request.profile, backend)
+    if why_not is not None:
+        return _chosen(request, backend, plain, data, context, (), (Dropped("*", _INT8, why_not),))
+    try:
+        taken, quantized = best_int8(plain, context, request.profile, backend)
+        tried = _chosen(request, backend, quantized, data, context, (taken,), ())
+    except BadInput as err:  # int8 is an offer: what it cannot do, float can
+        return _chosen(request, backend, plain, data, context, (), (Dropped("*", _INT8, str(err)),))
+    stayed = _chosen(request, backend, plain, data, context, (), ())
     harm = harm_of(stayed, tried, data, request.limits.max_drop, timed=request.on_this_machine)
     if harm is None:
         return tried
-    return Chosen(stayed.graph, stayed.made, stayed.validated, None, {}, (Dropped("*", _INT8_STEP, harm),))
+    return replace(stayed, dropped=(Dropped("*", _INT8, harm),))
 
 
 def _chosen(
@@ -185,16 +166,15 @@ def _chosen(
     backend: Backend,
     graph: Graph,
     data: Datasets,
-    watch: Watch,
-    int8: Int8 | None,
-    ranges: Mapping[str, Range],
+    context: Context,
+    steps: tuple[Step, ...],
     dropped: tuple[Dropped, ...],
 ) -> Chosen:
     """Lower the graph and run it on the validation data."""
     made = draft(graph, split(graph), backend, request.name, request.version, request.profile.name)
-    with watch(f"validate {'int8' if int8 else 'float'}", data.validation.count) as tick:
+    with context.watch(f"validate {'int8' if steps else 'float'}", data.validation.count) as tick:
         validated = exit_table(made.open(), data.validation, tick)
-    return Chosen(graph, made, validated, int8, ranges, dropped)
+    return Chosen(graph, made, validated, steps, dropped)
 
 
 def why_not_int8(graph: Graph, profile: Profile, backend: Backend) -> str | None:
@@ -208,9 +188,7 @@ def why_not_int8(graph: Graph, profile: Profile, backend: Backend) -> str | None
     return None
 
 
-def best_int8(
-    graph: Graph, seen: Calibration, data: Data, profile: Profile, backend: Backend
-) -> tuple[Int8, Graph]:
+def best_int8(graph: Graph, context: Context, profile: Profile, backend: Backend) -> tuple[Step, Graph]:
     """The calibration method whose answers stay closest to the float network's on calibration samples, and its graph.
 
     Raises BadInput where the network cannot be written in int8.
@@ -219,11 +197,13 @@ def best_int8(
     reduce_range = activation == "uint8" and not set(_VNNI) & set(profile.cpu.features)
     tried = []
     for method in METHODS:
-        int8 = Int8(activation, reduce_range, method)
-        quantized = PASSES[_INT8_STEP].apply(graph, Context(int8, seen.ranges(method)))
-        tried.append((answers_sqnr(graph, quantized, data, _TRIAL_SAMPLES), int8, quantized))
-    _, int8, quantized = max(tried, key=lambda each: each[0])
-    return int8, quantized
+        taken = Step(_INT8, Int8(activation, reduce_range, method))
+        quantized = run_steps(graph, (taken,), context)
+        tried.append(
+            (answers_sqnr(graph, quantized, context.samples(_INT8), _TRIAL_SAMPLES), taken, quantized)
+        )
+    _, taken, quantized = max(tried, key=lambda each: each[0])
+    return taken, quantized
 
 
 def harm_of(
@@ -265,3 +245,6 @@ def check_recipe(recipe: Recipe, profile: Profile) -> None:
     """A recipe is for one board. Raises BadInput for another."""
     if recipe.profile != profile.name:
         raise BadInput(f"--recipe is for the profile {recipe.profile}, got --profile {profile.name}")
+    if recipe.steps[: len(BEFORE)] != BEFORE:
+        first = ", ".join(entry.name for entry in BEFORE)
+        raise BadInput(f"--recipe must begin with the steps {first}")

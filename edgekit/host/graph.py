@@ -20,16 +20,25 @@ logging.getLogger("onnx_ir").addHandler(
 
 @dataclass(frozen=True)
 class GraphExit:
-    """A place where an answer can be given. confidence: the scalar that decides, None until a pass has put it in."""
+    """A place where an answer can be given. confidence: the scalar that decides, None until a pass has put it in.
+
+    also: further outputs of the same answer (a detector's boxes beside its scores).
+    """
 
     name: str
     output: str
     confidence: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All tensors of the answer, the one that decides first."""
+        return (self.output, *self.also)
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """What the exit gives: its output, and its confidence where it has one."""
-        return (self.output,) if self.confidence is None else (self.output, self.confidence)
+        """What the exit gives: its outputs, and its confidence where it has one."""
+        return self.outputs if self.confidence is None else (*self.outputs, self.confidence)
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,9 @@ def _parse_exits(value: object, where: str) -> tuple[GraphExit, ...] | None:
     def one(entry: object, at: str) -> GraphExit:
         row = checks.table(entry, at)
         return GraphExit(
-            checks.name(row.get("name"), f"{at}.name"), checks.text(row.get("output"), f"{at}.output")
+            checks.name(row.get("name"), f"{at}.name"),
+            checks.text(row.get("output"), f"{at}.output"),
+            also=checks.rows(row.get("also", []), f"{at}.also", checks.text),
         )
 
     found = checks.rows(value, where, one)
@@ -365,21 +367,18 @@ def _layout(shape: tuple[int, ...]) -> str:
 
 
 def _exits(model: ir.Model, named: tuple[GraphExit, ...] | None, path: Path) -> tuple[GraphExit, ...]:
-    """The exits somebody named, or the model's only output as the only exit."""
+    """The exits somebody named, or all outputs of the model together as its only exit."""
     outputs = {value.name or "": value for value in model.graph.outputs}
     if named is None:
-        if len(outputs) != 1:
+        first, *others = outputs
+        return (GraphExit("final", first, also=tuple(others)),)
+    wanted = [(entry, name) for entry in named for name in entry.outputs]
+    for entry, name in wanted:
+        if name not in outputs:
             raise BadInput(
-                f"{path}: has {len(outputs)} outputs ({', '.join(outputs)}) and does not say which are exits: "
-                "name them with --input-spec ([[exits]] name, output)"
+                f"{path}: exit {entry.name!r} wants the output {name!r}; the outputs are {', '.join(outputs)}"
             )
-        named = (GraphExit("final", next(iter(outputs))),)
-    for entry in named:
-        if entry.output not in outputs:
-            raise BadInput(
-                f"{path}: exit {entry.name!r} wants the output {entry.output!r}; the outputs are {', '.join(outputs)}"
-            )
-    if len({entry.output for entry in named}) != len(named):
+    if len({name for _, name in wanted}) != len(wanted):
         raise BadInput(f"{path}: two exits have the same output")
     return named
 
@@ -402,7 +401,8 @@ def _check_labels(graph: Graph, path: Path) -> None:
     """Class names, where there are some, must be as many as the outputs have values."""
     if graph.labels is None:
         return
-    for value in graph.model.graph.outputs:
+    deciding = {entry.output for entry in graph.exits if not entry.also}
+    for value in (value for value in graph.model.graph.outputs if value.name in deciding):
         shape = static_shape(value) or ()
         count = max(shape, default=0)
         if count != len(graph.labels):

@@ -28,7 +28,6 @@ from edgekit.core.manifest import (
 )
 from edgekit.core.profile import Backend
 from edgekit.core.report import Report
-from edgekit.host.calibrate import Range
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.lower import LOWERINGS
 from edgekit.host.ort import open_model
@@ -106,7 +105,14 @@ def _exits(stages: Sequence[Stage], described: Sequence[ManifestStage]) -> tuple
         costs = [float(sum(entry.bytes for entry in stage.work)) or 1.0 for stage in described]
     total = sum(costs)
     return tuple(
-        Exit(stage.exit.name, stage.index, stage.exit.output, stage.exit.confidence, min(1.0, spent / total))
+        Exit(
+            stage.exit.name,
+            stage.index,
+            stage.exit.output,
+            stage.exit.confidence,
+            min(1.0, spent / total),
+            stage.exit.also,
+        )
         for stage, spent in zip(stages, itertools.accumulate(costs), strict=True)
     )
 
@@ -122,12 +128,12 @@ class GoldenCases:
     files: Mapping[str, bytes]
 
 
-def golden_cases(made: Draft, data: Data, ranges: Mapping[str, Range], count: int) -> GoldenCases:
+def golden_cases(made: Draft, data: Data, count: int) -> GoldenCases:
     """Inputs spread over `data`, with what every stage makes of them here, and how far a board may be off.
 
-    The unit of a tolerance is the tensor's quantization step: 1 for codes, 1/255 of what calibration saw for floats. An
-    int8 tensor may be off by three steps, or by twice what the same graph differs when its codes are computed in float:
-    other processors round elsewhere. Samples repeat where `data` has fewer than `count`.
+    The unit of a tolerance is the tensor's quantization step: 1 for codes, 1/255 of what these cases span for floats.
+    An int8 tensor may be off by three steps, or by twice what the same graph differs when its codes are computed in
+    float: other processors round elsewhere. Samples repeat where `data` has fewer than `count`.
     """
     picked = spread(data.count, count)
     chosen = [picked[index % len(picked)] for index in range(count)]
@@ -152,7 +158,7 @@ def golden_cases(made: Draft, data: Data, ranges: Mapping[str, Range], count: in
             if tensor.name in confidences:  # the largest softmax moves by at most half of what the logits do
                 tolerance = min(1.0, 0.5 * tolerances[confidences[tensor.name]] + 1e-5)
             else:
-                tolerance = _tolerance(want, other, ranges.get(tensor.name), quantized=quantized)
+                tolerance = _tolerance(want, other, quantized=quantized)
             tolerances[tensor.name] = tolerance
             file = _member(files, f"golden/{stage.index}.{_plain(tensor.name)}")
             files[file] = _npy(_compact(want, tolerance))
@@ -160,11 +166,11 @@ def golden_cases(made: Draft, data: Data, ranges: Mapping[str, Range], count: in
     return GoldenCases(Golden(count, inputs, tuple(outputs)), files)
 
 
-def _tolerance(want: Array, other: Array, seen: Range | None, *, quantized: bool) -> float:
+def _tolerance(want: Array, other: Array, *, quantized: bool) -> float:
     if want.dtype.kind in "iu":
         step = 1.0
     else:
-        low, high = seen if seen is not None else (float(want.min(initial=0.0)), float(want.max(initial=0.0)))
+        low, high = float(want.min(initial=0.0)), float(want.max(initial=0.0))
         step = max(high - low, 1e-6) / _STEPS
     if not quantized:
         return _FLOAT_STEPS * step

@@ -11,35 +11,34 @@ from typing import Any
 from edgekit.core import checks
 from edgekit.core.errors import BadInput
 from edgekit.core.toml import read_toml
-from edgekit.host.calibrate import METHODS
-from edgekit.host.passes import PASSES
-from edgekit.host.passes.base import Int8
+from edgekit.host.options import write_options
+from edgekit.host.passes import Step, step
 
-FORMAT = 1
+FORMAT = 2
 MEMBER = "recipe.toml"
+_PASS = "pass"  # noqa: S105  (the key of a step's name, no secret)
 
 
 @dataclass(frozen=True)
-class Step:
+class TakenBack:
     """A step that was taken back, for a layer or the whole ("*"). Why stands in the report: it may be a measurement."""
 
     layer: str
-    name: str
+    step: str
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What it took to make the bundle, besides the model and the data.
 
-    passes: in order. int8: None where the network stayed float. validation_fraction: what was set aside of the
-    calibration data where no validation data was given. points: size of the table of operating points at most.
+    steps: the passes in order with all their options. validation_fraction: what was set aside of the calibration data
+    where no validation data was given. points: size of the table of operating points at most.
     """
 
     profile: str
     backend: str
-    passes: tuple[str, ...]
-    int8: Int8 | None
-    taken_back: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    taken_back: tuple[TakenBack, ...]
     seed: int
     validation_fraction: float
     points: int
@@ -52,49 +51,43 @@ class Recipe:
             f"format = {FORMAT}",
             f"profile = {json.dumps(self.profile)}",
             f"backend = {json.dumps(self.backend)}",
-            f"passes = {json.dumps(list(self.passes))}",
             f"seed = {self.seed}",
             f"validation_fraction = {self.validation_fraction}",
             f"points = {self.points}",
             f"golden = {self.golden}",
         ]
-        if self.int8 is not None:
+        for taken in self.steps:
             lines += [
                 "",
-                "[int8]",
-                f"activation = {json.dumps(self.int8.activation)}",
-                f"reduce_range = {json.dumps(self.int8.reduce_range)}",
-                f"method = {json.dumps(self.int8.method)}",
-                f"keep_float = {json.dumps(list(self.int8.keep_float))}",
+                "[[step]]",
+                f"{_PASS} = {json.dumps(taken.name)}",
+                *write_options(taken.options).splitlines(),
             ]
-        for step in self.taken_back:
+        for back in self.taken_back:
             lines += [
                 "",
                 "[[taken_back]]",
-                f"layer = {json.dumps(step.layer)}",
-                f"step = {json.dumps(step.name)}",
+                f"layer = {json.dumps(back.layer)}",
+                f"step = {json.dumps(back.step)}",
             ]
         return "\n".join(lines) + "\n"
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], where: str) -> Recipe:
         """Read the tables of a TOML file. Raises BadInput."""
-        if checks.integer(data.get("format"), f"{where}: format", 1) > FORMAT:
-            raise BadInput(
-                f"{where}: recipe format {data['format']} is newer than this edgekit reads: update edgekit"
+        found = checks.integer(data.get("format"), f"{where}: format", 1)
+        if found != FORMAT:
+            what = (
+                "newer than this edgekit reads: update edgekit"
+                if found > FORMAT
+                else "no longer read: convert anew"
             )
-        passes = checks.rows(
-            data.get("passes"), f"{where}: passes", lambda v, w: checks.choice(v, w, tuple(PASSES))
-        )
-        int8 = checks.optional(data.get("int8"), f"{where}: int8", _int8)
-        if (int8 is not None) != ("quantize_static" in passes):
-            raise BadInput(f"{where}: a table [int8] goes with the pass quantize_static, and it needs one")
+            raise BadInput(f"{where}: recipe format {found} is {what}")
         return cls(
             profile=checks.name(data.get("profile"), f"{where}: profile"),
             backend=checks.name(data.get("backend"), f"{where}: backend"),
-            passes=passes,
-            int8=int8,
-            taken_back=checks.rows(data.get("taken_back", []), f"{where}: taken_back", _step),
+            steps=checks.rows(data.get("step", []), f"{where}: step", _step),
+            taken_back=checks.rows(data.get("taken_back", []), f"{where}: taken_back", _taken_back),
             seed=checks.integer(data.get("seed"), f"{where}: seed"),
             validation_fraction=checks.number(
                 data.get("validation_fraction"), f"{where}: validation_fraction", 0.01, 0.99
@@ -109,18 +102,14 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe.parse(read_toml(path), str(path))
 
 
-def _int8(value: object, where: str) -> Int8:
-    data = checks.table(value, where)
-    return Int8(
-        checks.choice(data.get("activation"), f"{where}.activation", ("uint8", "int8")),
-        checks.flag(data.get("reduce_range", False), f"{where}.reduce_range"),
-        checks.choice(data.get("method"), f"{where}.method", tuple(METHODS)),
-        checks.rows(data.get("keep_float", []), f"{where}.keep_float", checks.text),
-    )
-
-
 def _step(value: object, where: str) -> Step:
     data = checks.table(value, where)
-    return Step(
+    options = {key: entry for key, entry in data.items() if key != _PASS}
+    return step(checks.text(data.get(_PASS), f"{where}.{_PASS}"), where, **options)
+
+
+def _taken_back(value: object, where: str) -> TakenBack:
+    data = checks.table(value, where)
+    return TakenBack(
         checks.text(data.get("layer"), f"{where}.layer"), checks.text(data.get("step"), f"{where}.step")
     )

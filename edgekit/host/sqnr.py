@@ -37,8 +37,8 @@ def layer_sqnr(plain: Graph, converted: Graph, data: Data, samples: int = SAMPLE
 
 
 def answers_sqnr(plain: Graph, converted: Graph, data: Data, samples: int) -> float:
-    """SQNR in dB of the exits' outputs, the mean over exits, on at most `samples` samples."""
-    outputs = [entry.output for entry in plain.exits]
+    """SQNR in dB of the exits' outputs, the mean over them, on at most `samples` samples."""
+    outputs = [name for entry in plain.exits for name in entry.outputs]
     sessions = [open_model(model_bytes(graph.model)) for graph in (plain, converted)]
     signal, noise = np.zeros(len(outputs)), np.zeros(len(outputs))
     for index in spread(data.count, samples):

@@ -62,7 +62,7 @@ def exit_table(session: Session, data: Data, tick: Tick = _nothing) -> ExitTable
             if value is not None:
                 confidence[row, index] = value
             output = session.output(index)
-            if is_class_vector(output):
+            if is_class_vector(output) and not session.exits[index].also:
                 predicted[row, index] = output.argmax()
         tick(1)
     correct = None if data.labels is None else predicted == data.labels[:, None]

@@ -83,7 +83,7 @@ class Session:
             if confidence is not None and policy.leave(index, confidence, (clock() - start) * 1e3):
                 break
         leaving = self.exits[index]
-        outputs = {leaving.output: self._buffers[leaving.output].copy()}
+        outputs = {name: self._buffers[name].copy() for name in leaving.outputs}
         latency_ms = (clock() - start) * 1e3
         policy.observe(index, latency_ms)
         missed = policy.deadline_ms is not None and latency_ms > policy.deadline_ms

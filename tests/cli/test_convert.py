@@ -209,7 +209,7 @@ def test_an_interrupt_leaves_nothing(folder: Path) -> None:
     write_data(folder / "calib.npz", (3, SIDE, SIDE), 60_000, 1, CLASSES)
     marker = folder / "started"
     code = (
-        "import sys, pathlib\nfrom edgekit.host import convert as c\nold = c.calibrate\n"
+        "import sys, pathlib\nfrom edgekit.host.passes import base as c\nold = c.calibrate\n"
         f"def calibrate(*a):\n    pathlib.Path({str(marker)!r}).touch()\n    return old(*a)\n"
         "c.calibrate = calibrate\nfrom edgekit.cli.main import run\nsys.exit(run(sys.argv[1:]))"
     )

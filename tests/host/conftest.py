@@ -12,12 +12,11 @@ import onnx
 import pytest
 from networks import CLASSES, SIDE, save, three_exits, write_data
 
-from edgekit.host.calibrate import Calibration, calibrate
-from edgekit.host.convert import run_passes
+from edgekit.host.calibrate import Calibration
 from edgekit.host.graph import Graph
 from edgekit.host.load import load
-from edgekit.host.passes import PASSES, Context
-from edgekit.host.passes.base import Int8
+from edgekit.host.passes import Context, Step, run_steps, step
+from edgekit.host.passes.quantize_static import Int8
 from edgekit.runtime.data import Data, load_data
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -43,10 +42,10 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         loaded = load(save(model, tmp_path / "model.onnx")).graph
         shape = loaded.inputs[0].tensor.shape[1:]
         data = load_data(write_data(tmp_path / "data.npz", shape, count), loaded.inputs)
-        plain = run_passes(loaded, ("confidence", "fold"), Context())
-        seen = calibrate(plain, data)
-        context = Context(int8 or Int8("uint8"), seen.ranges("minmax"))
-        return Made(loaded, plain, PASSES["quantize_static"].apply(plain, context), data, seen)
+        plain = run_steps(loaded, (step("confidence"), step("fold")), Context())
+        context = Context(data, plain)
+        quantized = run_steps(plain, (Step("quantize_static", int8 or Int8()),), context)
+        return Made(loaded, plain, quantized, data, context.calibration(plain))
 
     return through
 

@@ -12,13 +12,14 @@ from networks import CLASSES, Builder, three_exits
 from edgekit.core.profile import Backend
 from edgekit.host.choose import operating_points
 from edgekit.host.pack import Draft, Finished, draft, finish, golden_cases
-from edgekit.host.passes.base import Int8
+from edgekit.host.passes import step
+from edgekit.host.passes.quantize_static import Int8
 from edgekit.host.recipe import Recipe
 from edgekit.host.split import split
 from edgekit.runtime.measure import check_golden, exit_table, load_array
 
 BACKEND = Backend("onnxruntime", max_opset=21, max_ir=10)
-RECIPE = Recipe("host", "onnxruntime", ("confidence", "fold"), None, (), 1, 0.2, 24, 16)
+RECIPE = Recipe("host", "onnxruntime", (step("confidence"), step("fold")), (), 1, 0.2, 24, 16)
 
 
 def finished(
@@ -28,7 +29,7 @@ def finished(
     lowered = draft(getattr(made, which), split(getattr(made, which)), BACKEND, "m", 1, "host")
     table = exit_table(lowered.open(), made.data)
     points = operating_points(table, [leaving.cost_share for leaving in lowered.manifest.exits])
-    golden = golden_cases(lowered, made.data, made.seen.ranges("minmax"), count)
+    golden = golden_cases(lowered, made.data, count)
     return lowered, finish(lowered, points, "agreement", golden, RECIPE)
 
 
@@ -83,7 +84,7 @@ def test_names_that_differ_in_odd_characters_only_get_their_own_files(make: Call
     )
     made = make(model, Int8("uint8"))
     lowered = draft(made.quantized, split(made.quantized), BACKEND, "m", 1, "host")
-    golden = golden_cases(lowered, made.data, {}, 16)
+    golden = golden_cases(lowered, made.data, 16)
     files = [output.file for output in golden.golden.outputs]
     assert len(set(files)) == len(files)
 

@@ -8,16 +8,19 @@ import pytest
 
 from edgekit.core.errors import BadInput
 from edgekit.host.convert import check_recipe
-from edgekit.host.passes.base import Int8
-from edgekit.host.recipe import Recipe, Step, read_recipe
+from edgekit.host.passes import step
+from edgekit.host.recipe import Recipe, TakenBack, read_recipe
 from edgekit.runtime.detect import find_profile
 
 INT8 = Recipe(
     profile="raspberrypi5",
     backend="onnxruntime",
-    passes=("confidence", "fold", "quantize_static"),
-    int8=Int8("int8", reduce_range=False, method="mse", keep_float=('a "quoted" node', "über")),
-    taken_back=(Step("*", "prune"),),
+    steps=(
+        step("confidence"),
+        step("fold"),
+        step("quantize_static", activation="int8", method="mse", keep_float=['a "quoted" node', "über"]),
+    ),
+    taken_back=(TakenBack("*", "prune"),),
     seed=7,
     validation_fraction=0.25,
     points=12,
@@ -27,7 +30,10 @@ INT8 = Recipe(
 
 @pytest.mark.parametrize(
     "recipe",
-    [INT8, Recipe("host", "onnxruntime", ("fold",), None, (Step("*", "quantize_static"),), 1, 0.2, 24, 16)],
+    [
+        INT8,
+        Recipe("host", "onnxruntime", (step("fold"),), (TakenBack("*", "quantize_static"),), 1, 0.2, 24, 16),
+    ],
 )
 def test_a_recipe_reads_what_it_writes(tmp_path: Path, recipe: Recipe) -> None:
     path = tmp_path / "recipe.toml"
@@ -39,13 +45,16 @@ def test_a_recipe_reads_what_it_writes(tmp_path: Path, recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("format = 1", "format = 2", "recipe format 2 is newer"),
-        ('"fold"', '"polish"', "must be one of opset, confidence, fold, quantize_static"),
+        ("format = 2", "format = 3", "recipe format 3 is newer"),
+        ("format = 2", "format = 1", "recipe format 1 is no longer read"),
+        ('"fold"', '"polish"', "unknown pass 'polish'; known: .*confidence, fold"),
         ('method = "mse"', 'method = "magic"', "method must be one of minmax"),
-        ('"quantize_static"', '"fold"', r"a table \[int8\] goes with the pass quantize_static"),
+        ('method = "mse"', "method = 3", "method must be one of minmax"),
+        ('"quantize_static"', '"fold"', r"has no option 'activation'; it has none"),
+        ("reduce_range = false", "reduce_range = 1", "reduce_range must be true or false"),
         ("points = 12", "points = 1", "points must be a whole number from 2"),
         ("seed = 7", "", "seed must be a whole number"),
-        ("format = 1", "format = ", "must be a TOML file"),
+        ("format = 2", "format = ", "must be a TOML file"),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -15,7 +15,7 @@ from edgekit.host.convert import whole_stage
 from edgekit.host.graph import Graph
 from edgekit.host.load import load
 from edgekit.host.pack import draft
-from edgekit.host.passes.base import Int8
+from edgekit.host.passes.quantize_static import Int8
 from edgekit.host.split import Stage, split
 from edgekit.runtime.session import Session
 

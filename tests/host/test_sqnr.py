@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from networks import three_exits
 
+from edgekit.host.calibrate import Calibration
 from edgekit.host.passes import PASSES, Context
-from edgekit.host.passes.base import Int8
+from edgekit.host.passes.quantize_static import Int8
 from edgekit.host.sqnr import decibel, layer_sqnr, spread
 
 
@@ -25,11 +27,10 @@ def test_every_layer_of_the_int8_graph_has_a_figure(make: Callable) -> None:
 
 def test_a_layer_with_a_wrong_range_stands_out(make: Callable) -> None:
     made = make(three_exits(channels=16))
-    ranges = made.seen.ranges("minmax")
-    low, high = ranges["b2"]
-    worse = PASSES["quantize_static"].apply(
-        made.plain, Context(Int8("uint8"), {**ranges, "b2": (low, 0.2 * high)})
-    )
+    seen = made.seen.histograms
+    clipped = Calibration({**seen, "b2": replace(seen["b2"], high=0.2 * seen["b2"].high)}, made.seen.count)
+    context = Context(made.data, _seen={made.plain.fingerprint(): clipped})
+    worse = PASSES["quantize_static"].apply(made.plain, Int8(), context)
     good, bad = layer_sqnr(made.plain, made.quantized, made.data), layer_sqnr(made.plain, worse, made.data)
     assert bad["a2"] == good["a2"]
     assert bad["b2"] < good["b2"] - 10

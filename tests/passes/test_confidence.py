@@ -12,11 +12,12 @@ from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
-from edgekit.host.passes import PASSES, Context
+from edgekit.host.passes import Context, run_steps, step
 
 
 def confident(model: object, tmp_path: Path) -> Graph:
-    return PASSES["confidence"].apply(load(save(model, tmp_path / "m.onnx")).graph, Context())  # type: ignore[arg-type]
+    graph = load(save(model, tmp_path / "m.onnx")).graph  # type: ignore[arg-type]
+    return run_steps(graph, (step("confidence"),), Context())
 
 
 @pytest.mark.parametrize("opset", [12, 17, 18, 21])

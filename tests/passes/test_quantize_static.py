@@ -18,26 +18,24 @@ from networks import (
 )
 
 from edgekit.core.errors import BadInput
-from edgekit.host.calibrate import calibrate
-from edgekit.host.convert import run_passes
 from edgekit.host.graph import Graph, initializers, model_bytes, values
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
-from edgekit.host.passes import PASSES, Context
-from edgekit.host.passes.base import Int8
+from edgekit.host.passes import PASSES, Context, run_steps, step
+from edgekit.host.passes.quantize_static import Int8
 from edgekit.runtime.data import load_data
 
 
-def plain_and_context(tmp_path: Path, model: object, int8: Int8) -> tuple[Graph, Context]:
+def plain_and_context(tmp_path: Path, model: object) -> tuple[Graph, Context]:
     graph = load(save(model, tmp_path / "m.onnx")).graph  # type: ignore[arg-type]
-    plain = run_passes(graph, ("confidence", "fold"), Context())
+    plain = run_steps(graph, (step("confidence"), step("fold")), Context())
     data = load_data(write_data(tmp_path / "d.npz", graph.inputs[0].tensor.shape[1:], 8), graph.inputs)
-    return plain, Context(int8, calibrate(plain, data).ranges("minmax"))
+    return plain, Context(data)
 
 
 def quantized(tmp_path: Path, model: object, int8: Int8) -> Graph:
-    plain, context = plain_and_context(tmp_path, model, int8)
-    return PASSES["quantize_static"].apply(plain, context)
+    plain, context = plain_and_context(tmp_path, model)
+    return PASSES["quantize_static"].apply(plain, int8, context)
 
 
 def codes(graph: Graph) -> set[ir.DataType | None]:
@@ -88,8 +86,9 @@ def test_a_bias_added_after_a_product_does_not_round_the_answer(tmp_path: Path) 
     b.op("Add", [b.op("MatMul", ["x", b.weight("w", 16, CLASSES)], "m"), b.weight("b", CLASSES)], "y")
     graph = load(save(b.model([("y", (1, CLASSES))], [("x", (1, 16))]), tmp_path / "m.onnx")).graph
     data = load_data(write_data(tmp_path / "d.npz", (16,), 8), graph.inputs)
-    context = Context(Int8("uint8"), calibrate(graph, data).ranges("minmax"))
-    graph = PASSES["quantize_static"].apply(graph, context)  # not folded: that would make one Gemm of both
+    graph = PASSES["quantize_static"].apply(
+        graph, Int8(), Context(data)
+    )  # not folded: that would make one Gemm of both
     add = values(graph.model)["y"].producer()
     assert add is not None
     assert add.op_type == "Add"
@@ -115,16 +114,16 @@ def test_a_name_that_is_no_node_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
-    plain, context = plain_and_context(tmp_path, three_exits(), Int8("uint8"))
-    graph = PASSES["quantize_static"].apply(plain, context)
+    plain, context = plain_and_context(tmp_path, three_exits())
+    graph = PASSES["quantize_static"].apply(plain, Int8(), context)
     with pytest.raises(BadInput, match="quantized already"):
-        PASSES["quantize_static"].apply(graph, context)
+        PASSES["quantize_static"].apply(graph, Int8(), context)
 
 
-def test_without_ranges_it_is_refused(tmp_path: Path) -> None:
-    plain, _ = plain_and_context(tmp_path, three_exits(), Int8("uint8"))
-    with pytest.raises(BadInput, match="calibrated ranges"):
-        PASSES["quantize_static"].apply(plain, Context(Int8("uint8")))
+def test_without_data_it_is_refused(tmp_path: Path) -> None:
+    plain, _ = plain_and_context(tmp_path, three_exits())
+    with pytest.raises(BadInput, match="quantize_static needs calibration data: give --calib"):
+        PASSES["quantize_static"].apply(plain, Int8(), Context())
 
 
 def test_a_network_whose_answer_is_pooled_keeps_its_precision(tmp_path: Path) -> None:
@@ -138,12 +137,10 @@ def test_a_network_whose_answer_is_pooled_keeps_its_precision(tmp_path: Path) ->
 
 def test_an_old_opset_is_raised_so_that_weights_can_be_per_channel(tmp_path: Path) -> None:
     graph = load(save(three_exits(opset=11), tmp_path / "m.onnx")).graph
-    assert PASSES["opset"].apply(graph, Context()).opset == 13
-    plain = run_passes(graph, ("opset", "confidence", "fold"), Context())
+    assert run_steps(graph, (step("opset"),), Context()).opset == 13
     data = load_data(write_data(tmp_path / "d.npz", (3, 12, 12), 8), graph.inputs)
-    made = PASSES["quantize_static"].apply(
-        plain, Context(Int8("uint8"), calibrate(plain, data).ranges("minmax"))
-    )
+    steps = [step(name) for name in ("opset", "confidence", "fold", "quantize_static")]
+    made = run_steps(graph, steps, Context(data))
     open_model(model_bytes(made.model))
 
 
@@ -155,9 +152,9 @@ def test_an_opset_nobody_can_raise_leaves_the_graph_alone_and_int8_is_refused(
 
     monkeypatch.setattr("onnx.version_converter.convert_version", fail)
     graph = load(save(three_exits(opset=11), tmp_path / "m.onnx")).graph
-    assert PASSES["opset"].apply(graph, Context()) is graph
+    assert run_steps(graph, (step("opset"),), Context()) is graph
     with pytest.raises(BadInput, match="needs opset 13"):
-        PASSES["quantize_static"].apply(graph, Context(Int8("uint8"), {"x": (0.0, 1.0)}))
+        PASSES["quantize_static"].apply(graph, Int8(), Context())
 
 
 def test_a_bias_that_two_products_share_is_copied_under_a_name_of_its_own(tmp_path: Path) -> None:

@@ -26,14 +26,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.core.profile import HOST
-from edgekit.host.calibrate import calibrate
-from edgekit.host.convert import run_passes, whole_stage
+from edgekit.host.convert import whole_stage
 from edgekit.host.graph import Graph
 from edgekit.host.load import load
 from edgekit.host.lower import backend_for
 from edgekit.host.pack import draft
-from edgekit.host.passes import PASSES, Context
-from edgekit.host.passes.base import Int8
+from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.split import split
 from edgekit.runtime.data import Data
 from edgekit.runtime.detect import find_profile
@@ -116,10 +114,10 @@ def sessions(path: Path) -> tuple[Session, Session, Data]:
     """(all in one, stage by stage, inputs) of the same int8 network."""
     profile = find_profile(HOST)
     backend = backend_for(profile)
-    plain = run_passes(load(path).graph, ("confidence", "fold"), Context())
+    plain = run_steps(load(path).graph, (step("confidence"), step("fold")), Context())
     data = random_data(plain)
-    int8 = Int8(backend.int8_activation or "uint8")
-    quantized = PASSES["quantize_static"].apply(plain, Context(int8, calibrate(plain, data).ranges("minmax")))
+    int8 = step("quantize_static", activation=backend.int8_activation or "uint8")
+    quantized = run_steps(plain, (int8,), Context(data, plain))
     one = draft(quantized, [whole_stage(quantized)], backend, "one", 1, HOST)
     three = draft(quantized, split(quantized), backend, "three", 1, HOST)
     return one.open(), three.open(), data

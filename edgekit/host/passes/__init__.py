@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from edgekit.core.registry import pick
+from edgekit.host.graph import Graph
+from edgekit.host.options import read_options
 from edgekit.host.passes import confidence, fold, opset, quantize_static
-from edgekit.host.passes.base import Context, Pass
+from edgekit.host.passes.base import Context, Pass, Step
 
-__all__ = ["PASSES", "Context", "Pass"]
+__all__ = ["PASSES", "Context", "Pass", "Step", "run_steps", "step"]
 
 PASSES: Mapping[str, Pass] = {
-    step.name: step for step in (opset.PASS, confidence.PASS, fold.PASS, quantize_static.PASS)
+    entry.name: entry for entry in (opset.PASS, confidence.PASS, fold.PASS, quantize_static.PASS)
 }
+
+
+def step(name: str, where: str = "step", /, **options: Any) -> Step:
+    """A pass by name with these options, the rest at their defaults. Raises BadInput for an unknown name or option."""
+    return Step(name, read_options(pick("pass", PASSES, name).options, options, f"{where} {name}"))
+
+
+def run_steps(graph: Graph, steps: Iterable[Step], context: Context) -> Graph:
+    """Apply the steps in order. Raises BadInput where one cannot be taken."""
+    for entry in steps:
+        graph = PASSES[entry.name].apply(graph, entry.options, context)
+    return graph

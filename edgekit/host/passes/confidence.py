@@ -10,21 +10,21 @@ import onnx_ir as ir
 
 from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, GraphExit, is_class_vector, values
-from edgekit.host.passes.base import Context, Pass
+from edgekit.host.passes.base import Context, NoOptions, Pass
 
 _AXES_ARE_INPUTS = 18  # since this opset ReduceMax takes its axes as a tensor
 _Attributes = dict[str, int | Sequence[int]]
 _VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def apply(graph: Graph, context: Context) -> Graph:
+def apply(graph: Graph, options: NoOptions, context: Context) -> Graph:
     """A graph whose exits all have a confidence; the last one may go without where it gives no class vector.
 
     A network with one exit gets none: nothing is decided there, and computing it would only cost time.
 
     Raises BadInput for an early exit whose output is no class vector: nothing could decide there.
     """
-    del context
+    del options, context
     model = graph.copy()
     exits = []
     for index, entry in enumerate(graph.exits):

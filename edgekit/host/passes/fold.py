@@ -11,15 +11,15 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, NameFixPass, 
 
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.ort import optimize_offline
-from edgekit.host.passes.base import Context, Pass
+from edgekit.host.passes.base import Context, NoOptions, Pass
 
 
-def apply(graph: Graph, context: Context) -> Graph:
+def apply(graph: Graph, options: NoOptions, context: Context) -> Graph:
     """The graph after onnxruntime's basic offline optimizer, which the result can therefore be opened with.
 
     Raises BadInput where onnxruntime refuses the model.
     """
-    del context
+    del options, context
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         target = Path(folder) / "folded.onnx"
         optimize_offline(model_bytes(graph.model), target)

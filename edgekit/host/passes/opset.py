@@ -10,14 +10,14 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, NameFixPass
 from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.ort import open_model
-from edgekit.host.passes.base import Context, Pass
+from edgekit.host.passes.base import Context, NoOptions, Pass
 
 OPSET = 13  # DequantizeLinear with an axis
 
 
-def apply(graph: Graph, context: Context) -> Graph:
+def apply(graph: Graph, options: NoOptions, context: Context) -> Graph:
     """The graph in opset 13 at least; unchanged where onnx cannot raise it, since float does not need it."""
-    del context
+    del options, context
     if graph.opset >= OPSET:
         return graph
     try:

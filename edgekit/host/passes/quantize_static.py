@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -19,8 +20,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgekit.core.errors import BadInput, one_line
+from edgekit.host.calibrate import METHODS, Range
 from edgekit.host.graph import Graph, static_shape, values
-from edgekit.host.passes.base import Context, Int8, Pass
+from edgekit.host.options import option
+from edgekit.host.passes.base import Context, Pass
 from edgekit.host.passes.opset import OPSET
 
 PER_CHANNEL = True
@@ -58,25 +61,39 @@ _TAIL = (
 )
 
 
-def apply(graph: Graph, context: Context) -> Graph:
-    """The graph in int8 as `context.int8` says, over `context.ranges`. Raises BadInput without either."""
-    if context.int8 is None or not context.ranges:
-        raise BadInput("quantize_static needs an int8 format and calibrated ranges")
+@dataclass(frozen=True)
+class Int8:
+    """How int8 is written on one board. activation: "uint8" or "int8", whichever has fused kernels.
+
+    reduce_range: weights in 7 bits, for processors whose 8-bit products saturate in 16 bits. method: how the ranges
+    are found; keep_float: nodes that stay as they are.
+    """
+
+    activation: str = option("uint8", choices=("uint8", "int8"))
+    reduce_range: bool = False
+    method: str = option("minmax", choices=tuple(METHODS))
+    keep_float: tuple[str, ...] = ()
+
+
+def apply(graph: Graph, options: Int8, context: Context) -> Graph:
+    """The graph in int8, over ranges calibrated on the context's data. Raises BadInput without data."""
     if is_quantized(graph):
         raise BadInput("quantize_static needs a float model, got one that is quantized already")
     if graph.opset < OPSET:
         raise BadInput(
             f"quantize_static needs opset {OPSET}, and onnx cannot raise this model's {graph.opset}"
         )
-    kept = {*float_nodes(graph), *context.int8.keep_float}
+    kept = {*float_nodes(graph), *options.keep_float}
     unknown = kept - {node.name for node in graph.model.graph}
     if unknown:
         raise BadInput(f"keep_float names no node of the model: {', '.join(sorted(map(str, unknown)))}")
+    ranges = context.calibration(graph, "quantize_static").ranges(options.method)
+    answers = [name for entry in graph.exits for name in entry.outputs]
     source = graph.copy()
     kept |= set(_own_biases(source))
-    model = ir.from_proto(_write_qdq(ir.to_proto(source), context, sorted(kept)))
-    for entry in graph.exits:
-        _float_answer(model, entry.output)
+    model = ir.from_proto(_write_qdq(ir.to_proto(source), options, ranges, sorted(kept)))
+    for name in answers:
+        _float_answer(model, name)
     for tidy in (NameFixPass(), RemoveUnusedOpsetsPass()):
         model = tidy(model).model
     model.graph.sort()
@@ -90,9 +107,10 @@ def is_quantized(graph: Graph) -> bool:
 
 def float_nodes(graph: Graph) -> tuple[str, ...]:
     """Names of nodes that stay float: those no answer needs (confidences), and the last steps to an answer."""
-    wanted = _ancestors(graph.model, [entry.output for entry in graph.exits])
+    answers = [name for entry in graph.exits for name in entry.outputs]
+    wanted = _ancestors(graph.model, answers)
     decide = [node.name or "" for node in graph.model.graph if node not in wanted]
-    tails = [node.name or "" for entry in graph.exits for node in _tail(values(graph.model)[entry.output])]
+    tails = [node.name or "" for name in answers for node in _tail(values(graph.model)[name])]
     return tuple(dict.fromkeys((*decide, *tails)))
 
 
@@ -120,9 +138,10 @@ def _tail(value: ir.Value) -> Iterator[ir.Node]:
         node = data[0].producer()
 
 
-def _write_qdq(proto: onnx.ModelProto, context: Context, kept: list[str]) -> onnx.ModelProto:
-    int8 = context.int8 or Int8("uint8")
-    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in context.ranges.items()}
+def _write_qdq(
+    proto: onnx.ModelProto, int8: Int8, found: Mapping[str, Range], kept: list[str]
+) -> onnx.ModelProto:
+    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
     activation = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[int8.activation]
     data = TensorsData(CalibrationMethod.MinMax, ranges)
     try:
@@ -226,4 +245,4 @@ def _pair(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     return quantize, quantize.inputs[0]
 
 
-PASS = Pass("quantize_static", apply, min_sqnr_db=15.0, needs_ranges=True)
+PASS = Pass("quantize_static", apply, min_sqnr_db=15.0, options=Int8)
