@@ -79,6 +79,11 @@ def pack(manifest: Manifest, files: Mapping[str, bytes], report: Mapping[str, An
     contents = {MANIFEST: canonical_json(manifest.to_json())}
     contents.update((name, files[name]) for name in sorted(files))
     contents[REPORT] = canonical_json(dict(report))
+    return stored_zip(contents)
+
+
+def stored_zip(contents: Mapping[str, bytes]) -> bytes:
+    """A zip in the canonical byte form: stored, in this order, one time for all members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in contents.items():
@@ -110,15 +115,12 @@ def open_bundle(path: Path, max_bytes: int = 2**31) -> Bundle:
 
 
 def _verify(path: Path, file: IO[bytes], max_bytes: int) -> Bundle:
-    size = file.seek(0, io.SEEK_END)
-    if size > max_bytes:
-        raise BadBundle(f"{path}: is {size} bytes, more than the {max_bytes} this board accepts")
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as err:
-        raise BadBundle(f"{path}: not an edgekit bundle: {err}") from err
+    archive, size = open_stored_zip(path, file, max_bytes)
     infos = archive.infolist()
-    _check_form(path, file, infos, size)
+    names = [info.filename for info in infos]
+    if not 2 <= len(names) <= _MAX_MEMBERS or names[0] != MANIFEST or names[-1] != REPORT:
+        raise BadBundle(f"{path}: not an edgekit bundle: {MANIFEST} must come first and {REPORT} last")
+    check_form(path, file, infos, size)
     try:
         manifest_data = _read_json(path, archive, infos[0])
         manifest = Manifest.parse(manifest_data, f"{path}: {MANIFEST}")
@@ -135,11 +137,20 @@ def _verify(path: Path, file: IO[bytes], max_bytes: int) -> Bundle:
     return Bundle(path, manifest, report, content_id(manifest), size)
 
 
-def _check_form(path: Path, file: IO[bytes], infos: list[zipfile.ZipInfo], size: int) -> None:
-    """Accept only the byte form `pack` writes: no gaps, no second names, no compression, nothing hidden."""
+def open_stored_zip(path: Path, file: IO[bytes], max_bytes: int) -> tuple[zipfile.ZipFile, int]:
+    """The zip in an open file, and the file's size; its form is not checked yet. Raises BadBundle."""
+    size = file.seek(0, io.SEEK_END)
+    if size > max_bytes:
+        raise BadBundle(f"{path}: is {size} bytes, more than the {max_bytes} this board accepts")
+    try:
+        return zipfile.ZipFile(file), size
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as err:
+        raise BadBundle(f"{path}: not an edgekit bundle: {err}") from err
+
+
+def check_form(path: Path, file: IO[bytes], infos: list[zipfile.ZipInfo], size: int) -> None:
+    """Accept only the byte form `stored_zip` writes: no gaps, no second names, no compression, nothing hidden."""
     names = [info.filename for info in infos]
-    if not 2 <= len(names) <= _MAX_MEMBERS or names[0] != MANIFEST or names[-1] != REPORT:
-        raise BadBundle(f"{path}: not an edgekit bundle: {MANIFEST} must come first and {REPORT} last")
     for name in names:
         try:
             member_name(name, f"{path}: a member's name")

@@ -23,6 +23,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
     },
     "verifying": {
         "verified": "installed",
+        "prepared": "measuring",
         "refuse": "refused",
         "fail": "failed",
         "restart": "received",
@@ -31,7 +32,9 @@ TRANSITIONS: dict[str, dict[str, str]] = {
     "installed": {"start": "trial", "fail": "failed", "restart": "received", "expire": "expired"},
     "trial": {"pass": "active", "fail": "rolling_back", "restart": "received"},
     "rolling_back": {"restored": "failed", "restart": "rolling_back"},
+    "measuring": {"measured": "done", "fail": "failed", "restart": "received", "expire": "expired"},
     "active": {},
+    "done": {},
     "failed": {},
     "refused": {},
     "expired": {},
@@ -39,7 +42,9 @@ TRANSITIONS: dict[str, dict[str, str]] = {
 STATES = tuple(TRANSITIONS)
 EVENTS = tuple(sorted({event for row in TRANSITIONS.values() for event in row}))
 FINAL = frozenset(state for state, row in TRANSITIONS.items() if not row)
-DONE = "active"
+DONE = "active"  # of a job that makes a bundle run
+MEASURED = "done"  # of one that only measures
+GOOD = frozenset({DONE, MEASURED})
 
 
 class IllegalTransition(EdgekitError):

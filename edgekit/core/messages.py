@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.core import checks, jobs
+from edgekit.core.bench import BenchReport, parse_reports, reports_json
 from edgekit.core.checks import canonical_json, flag, integer, name, number, optional, rows, table, text
 from edgekit.core.errors import BadInput
 from edgekit.core.policy import PolicySpec
@@ -17,6 +18,7 @@ from edgekit.core.target import parse_label
 ROOT = "edgekit/v1"
 TO_BOARD = ("desired", "job", "ack")
 FROM_BOARD = ("status", "info", "reported", "job/event", "telemetry", "event")
+ACTIONS = ("measure",)
 RETAINED = ("status", "info", "desired", "reported")
 COMPRESS_ABOVE = 1024
 MAX_PAYLOAD = 4 * 2**20  # bytes once unpacked
@@ -114,6 +116,47 @@ class Desired:
             "target": self.target,
             "policy": self.policy.to_json() if self.policy else None,
             "interval": self.interval_s,
+            "expires": self.expires,
+        }
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """A job to be done once, on the topic `job`; never retained. action: one of ACTIONS.
+
+    target: `name/version` of the repository. `n` grows with every command the control key signs; desired states and
+    one-shots are compared with their own kind only, since the broker hands a retained desired state out again.
+    """
+
+    to: str
+    n: int
+    job_id: str
+    action: str
+    target: str
+    expires: float
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], where: str = "job") -> OneShot:
+        """Read a decoded payload. Raises BadInput."""
+        target = text(payload.get("target"), f"{where}.target")
+        parse_label(target, f"{where}.target")
+        return cls(
+            to=text(payload.get("to"), f"{where}.to"),
+            n=integer(payload.get("n"), f"{where}.n", 1),
+            job_id=name(payload.get("job_id"), f"{where}.job_id"),
+            action=checks.choice(payload.get("action"), f"{where}.action", ACTIONS),
+            target=target,
+            expires=number(payload.get("expires"), f"{where}.expires", 0.0, 1e11),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The payload before it is signed."""
+        return {
+            "to": self.to,
+            "n": self.n,
+            "job_id": self.job_id,
+            "action": self.action,
+            "target": self.target,
             "expires": self.expires,
         }
 
@@ -226,7 +269,10 @@ class Reported:
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One transition of a job. Held in the outbox like a Record: (boot_id, seq) names it, `ack` releases it."""
+    """One transition of a job. Held in the outbox like a Record: (boot_id, seq) names it, `ack` releases it.
+
+    reports: what a `measure` job brought, in its last event.
+    """
 
     boot_id: str
     seq: int
@@ -236,6 +282,7 @@ class JobEvent:
     time: float | None
     reason: str | None = None  # one of trust.REASONS, "superseded", "golden", ...
     detail: str | None = None
+    reports: tuple[BenchReport, ...] = ()
 
     @property
     def event_id(self) -> str:
@@ -254,10 +301,11 @@ class JobEvent:
             time=optional(payload.get("time"), f"{where}.time", lambda v, w: number(v, w, 0.0, 1e11)),
             reason=optional(payload.get("reason"), f"{where}.reason", text),
             detail=optional(payload.get("detail"), f"{where}.detail", text),
+            reports=parse_reports(payload.get("reports", []), f"{where}.reports"),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The payload."""
+        """The payload; `reports` only where there are some."""
         return {
             "event_id": self.event_id,
             "boot_id": self.boot_id,
@@ -268,6 +316,7 @@ class JobEvent:
             "time": self.time,
             "reason": self.reason,
             "detail": self.detail,
+            **({"reports": reports_json(self.reports)} if self.reports else {}),
         }
 
 

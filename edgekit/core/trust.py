@@ -23,7 +23,7 @@ REASONS = {
     "tampered": "the file is not the one that was signed",
     "bad-bundle": "the file is signed but is no bundle this agent reads",
     "bad-signature": "the command is not signed by the enrolled control key",
-    "wrong-board": "the command is for another board",
+    "wrong-board": "the command or target is for another board",
     "replayed": "the command's number is not above the last one",
     "beyond-limits": "the command is outside this board's local limits",
 }
@@ -31,11 +31,12 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Board:
-    """What a board accepts: its profile and what its local config allows."""
+    """What a board accepts: its profile and what its local config allows. name: None where it does not matter."""
 
     profile: str
     accepts_measure: bool = False
     accepts_code: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def decide(target: Target, board: Board, running: Running | None, use: str = "ru
     """Accept or refuse a target whose signature already held.
 
     A board never goes to an older version of the bundle it runs unless the target's state is `allowed`; the same
-    version must have the same content. Another name is another model and has its own versions.
+    version must have the same content. Another name is another model and has its own versions. A target for measuring
+    is called as the one board it is for.
     """
     if target.state == "revoked":
         return Decision("revoked", target.label)
@@ -87,6 +89,8 @@ def decide(target: Target, board: Board, running: Running | None, use: str = "ru
         return Decision("wrong-use", target.label)
     if target.use == "measure" and not board.accepts_measure:
         return Decision("measure-not-accepted", target.label)
+    if target.use == "measure" and board.name not in (None, target.name):
+        return Decision("wrong-board", f"{target.label}; here is {board.name}")
     if target.executes_code and not board.accepts_code:
         return Decision("code-not-accepted", target.label)
     if running is not None and running.name == target.name:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.core.jobs import DONE, EVENTS, FINAL, STATES, TRANSITIONS, IllegalTransition, advance
+from edgekit.core.jobs import (
+    DONE,
+    EVENTS,
+    FINAL,
+    GOOD,
+    MEASURED,
+    STATES,
+    TRANSITIONS,
+    IllegalTransition,
+    advance,
+)
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -18,8 +28,8 @@ def test_every_cell_leads_to_a_state_or_is_refused(state: str, event: str) -> No
 
 
 def test_final_states_know_no_event() -> None:
-    assert frozenset({"active", "failed", "refused", "expired"}) == FINAL
-    assert DONE in FINAL
+    assert frozenset({"active", "done", "failed", "refused", "expired"}) == FINAL
+    assert FINAL >= GOOD == {DONE, MEASURED}
 
 
 def test_every_job_can_end_and_every_state_is_reached() -> None:
@@ -52,3 +62,9 @@ def test_only_a_passed_trial_makes_a_bundle_active() -> None:
         (state, event) for state, row in TRANSITIONS.items() for event, to in row.items() if to == "active"
     ]
     assert ways == [("trial", "pass")]
+
+
+def test_what_is_measured_never_comes_near_a_slot() -> None:
+    """From `measuring` on there is no way to installed, trial or active but through a new beginning."""
+    assert set(TRANSITIONS["measuring"].values()) == {"done", "failed", "expired", "received"}
+    assert TRANSITIONS["measuring"]["restart"] == "received"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.core import messages as m
+from edgekit.core.bench import BenchReport
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.histogram import histogram
@@ -46,6 +47,8 @@ MESSAGES: list[Message] = [
     m.Desired("demo/pi", 3, 7, "j1", None, None, None, 1.7e9),
     m.Reported(3, "j1", "active", "cnn/2", "a" * 64, PolicySpec("full"), 60.0, None),
     m.JobEvent("b1", 2, "j1", "refused", "cnn/2", None, "older", "version 3 runs"),
+    m.JobEvent("b1", 2, "j1", "done", "pi/2", None, reports=(BenchReport("a" * 64, turns_ms=(1.5, 2.0)),)),
+    m.OneShot("demo/pi", 9, "j2", "measure", "pi/2", 1.7e9),
     m.Event("b1", 3, "throttle", 1.7e9, {"on": True}),
     m.Telemetry("b1", 4, (RECORD,)),
     m.Ack("b1", 4),
@@ -58,6 +61,16 @@ def test_a_message_survives_the_wire(message: Any) -> None:
     assert payload["v"] == 1
     again = type(message).parse(payload)
     assert again.to_json() == message.to_json()
+
+
+def test_a_desired_state_is_no_one_shot_and_a_one_shot_no_desired_state() -> None:
+    """Both are signed by one key: neither may be played back on the other's topic."""
+    for payload in (message.to_json() for message in MESSAGES if isinstance(message, m.Desired)):
+        with pytest.raises(BadInput):
+            m.OneShot.parse(payload)
+    shot = next(message for message in MESSAGES if isinstance(message, m.OneShot))
+    with pytest.raises(BadInput, match="rev"):
+        m.Desired.parse(shot.to_json())
 
 
 def test_a_record_keeps_unknown_apart_from_zero() -> None:

@@ -50,6 +50,21 @@ def test_measuring_needs_the_boards_consent() -> None:
     assert decide(target, Board("raspberrypi5", accepts_measure=True), None, "measure").accepted
 
 
+def test_what_is_to_be_measured_is_for_the_one_board_it_is_called_after() -> None:
+    target = replace(TARGET, use="measure", name="pi5-a")
+    for name, reason in (("pi5-a", None), ("pi5-b", "wrong-board")):
+        board = Board("raspberrypi5", accepts_measure=True, name=name)
+        assert decide(target, board, None, "measure").reason == reason
+        assert decide(TARGET, board, None).accepted
+
+
+def test_a_target_to_run_is_not_measured_and_a_revoked_one_neither() -> None:
+    board = Board("raspberrypi5", accepts_measure=True)
+    assert decide(TARGET, board, None, "measure").reason == "wrong-use"
+    revoked = replace(TARGET, use="measure", state="revoked")
+    assert decide(revoked, board, None, "measure").reason == "revoked"
+
+
 def test_an_allowed_older_target_may_come_back() -> None:
     assert decide(replace(TARGET, state="allowed"), BOARD, NEWER).accepted
 
