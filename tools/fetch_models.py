@@ -2,14 +2,15 @@
 """Fetch the public networks that tests and benchmarks use, and print the folder of each. A script: never imported.
 
     python tools/fetch_models.py --list
-    python tools/fetch_models.py resnet8 magika        (or --all)
+    python tools/fetch_models.py resnet8 magika        (or --all: every network)
 
 The networks are files inside ordinary Python packages; nothing is installed and none of a package's code is run. They
 go to EDGEKIT_CACHE/models/NAME (default ~/.cache/edgekit): model.onnx, and where there is one the .tflite of the same
 network: model.tflite (float32), model.int8.tflite. No folder is printed whose files do not have the sha256 they
 should; what is already there is not fetched again. Networks that come as Keras weights are written as ONNX by
-keras_to_onnx.py. Standard library only, and pip (for that: numpy, onnx and h5py). Exit code 3: a package could not be
-had, or is not the one of record.
+keras_to_onnx.py. What make_data.py makes inputs of (photographs, speech) is fetched the same way, into
+EDGEKIT_CACHE/materials. Standard library only, and pip and apt-get (for Keras weights: numpy, onnx and h5py). Exit code
+3: a package could not be had, or is not the one of record.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import argparse
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 CONVERTER = Path(__file__).with_name("keras_to_onnx.py")
@@ -306,6 +310,81 @@ NETWORKS = (
 )
 
 
+@dataclass(frozen=True)
+class Material:
+    """Files that inputs are made of. members: a pattern for their paths in the package.
+
+    sha256: of all their names and contents, in order; so a rebuilt package with the same files is as good.
+    """
+
+    name: str
+    what: str
+    kind: str  # "wheel" or "deb"
+    requirement: str
+    members: str
+    sha256: str
+    licence: str
+
+
+MATERIALS = (
+    Material(
+        "photos_foolbox",
+        "20 images each of ImageNet, CIFAR-10 and CIFAR-100",
+        "wheel",
+        "foolbox==3.3.4",
+        "foolbox/data/(imagenet|cifar).*",
+        "a11340644f011373f32df5af0ee4a9976fc1d7fc6bff098c2d3b7abac9dbcd65",
+        "MIT; the images are their authors'",
+    ),
+    Material(
+        "photos_skimage",
+        "photographs for tests of image processing",
+        "wheel",
+        "scikit-image==0.26.0",
+        "skimage/data/(astronaut|chelsea|coffee|motorcycle_left|rocket|camera|coins|gravel|grass|brick|clock_motion|"
+        "hubble_deep_field)[.](png|jpg)",
+        "6ebe77a5c1b4fff952474e7803242c0e6798b9451963f650940dee6ec23547ec",
+        "BSD-3-Clause",
+    ),
+    Material(
+        "photos_sklearn",
+        "two photographs",
+        "wheel",
+        "scikit-learn==1.9.1",
+        "sklearn/datasets/images/.*[.]jpg",
+        "940a02ab7abf41a1785b147b59534d6165ed06c4e1fea2495f326eed99d764bf",
+        "BSD-3-Clause",
+    ),
+    Material(
+        "photos_mate",
+        "photographs of nature, for desktops",
+        "deb",
+        "mate-backgrounds",
+        "usr/share/backgrounds/mate/nature/.*[.]jpg",
+        "1ef2a559917cb584cf411bd2e032ec2210cbbcad56ff06e65ee7837448ee1f42",
+        "see the package",
+    ),
+    Material(
+        "speech",
+        "spoken sentences, 16 kHz",
+        "deb",
+        "pocketsphinx-testdata",
+        "usr/share/pocketsphinx/test/data/(cards|librivox)/.*[.]wav",
+        "26eb6f99000049d7b0f34ddb464f62af34de45c5f524c051791751a8dc8b4770",
+        "see the package",
+    ),
+    Material(
+        "espeak",
+        "speech synthesis (x86-64 Linux)",
+        "wheel",
+        "espeakng-loader==0.2.4",
+        "espeakng_loader/(libespeak-ng[.]so|espeak-ng-data/(en_dict|phon.*|intonations|lang/gmw/en.*|voices/!v/.*))",
+        "3d7ba0e089cf3ee0e1e4b57f99cb37c2c263ed7cdb936f92fe50c590b1a34f03",
+        "GPL-3.0-or-later",
+    ),
+)
+
+
 class NotFetched(Exception):
     """A package could not be had, or brought something else than it should; the text says which and why."""
 
@@ -351,9 +430,9 @@ def is_made(network: Network, folder: Path) -> bool:
         return False
 
 
-def run(command: list[str], env: dict[str, str] | None = None) -> str:
+def run(command: list[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     """Standard output. Raises NotFetched with the last line of what the command complained of, when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=cwd)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines
@@ -365,30 +444,75 @@ def pip(*arguments: str) -> None:
     run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments])
 
 
-def download(package: Package, scratch: Path) -> Path:
-    """The wheel of record. Raises NotFetched."""
+def download(requirement: str, scratch: Path) -> Path:
+    """The wheel pip finds. Raises NotFetched."""
     platforms = [f"--platform={each}" for each in PLATFORMS]
     try:
-        pip(
-            "download",
-            "--quiet",
-            "--no-deps",
-            *WHEELS_FOR,
-            *platforms,
-            f"--dest={scratch}",
-            package.requirement,
-        )
+        pip("download", "--quiet", "--no-deps", *WHEELS_FOR, *platforms, f"--dest={scratch}", requirement)
     except NotFetched as err:
-        raise NotFetched(f"{package.requirement} could not be fetched: {err}") from err
+        raise NotFetched(f"{requirement} could not be fetched: {err}") from err
     wheels = list(scratch.glob("*.whl"))
     if len(wheels) != 1:
-        raise NotFetched(f"{package.requirement}: wanted one wheel, pip brought {len(wheels)} files")
-    got = sha256_of(wheels[0])
-    if got != package.sha256:
-        raise NotFetched(
-            f"{package.requirement}: {wheels[0].name}: wanted sha256 {package.sha256}, got {got}"
-        )
+        raise NotFetched(f"{requirement}: wanted one wheel, pip brought {len(wheels)} files")
     return wheels[0]
+
+
+def download_checked(package: Package, scratch: Path) -> Path:
+    """The wheel of record. Raises NotFetched."""
+    wheel = download(package.requirement, scratch)
+    if (got := sha256_of(wheel)) != package.sha256:
+        raise NotFetched(f"{package.requirement}: {wheel.name}: wanted sha256 {package.sha256}, got {got}")
+    return wheel
+
+
+def unpack(material: Material, scratch: Path) -> Path:
+    """Everything in the package, in a folder of its own. Raises NotFetched."""
+    folder = scratch / "unpacked"
+    if material.kind == "wheel":
+        try:
+            with zipfile.ZipFile(download(material.requirement, scratch)) as archive:
+                archive.extractall(folder)
+        except zipfile.BadZipFile as err:
+            raise NotFetched(f"{material.requirement}: {err}") from err
+        return folder
+    try:
+        run(["apt-get", "download", material.requirement], cwd=scratch)
+        packages = list(scratch.glob("*.deb"))
+        if len(packages) != 1:
+            raise NotFetched(f"apt-get brought {len(packages)} .deb files")
+        run(["dpkg-deb", "-x", str(packages[0]), str(folder)])
+    except (NotFetched, OSError) as err:
+        raise NotFetched(f"Debian package {material.requirement} could not be fetched: {err}") from err
+    return folder
+
+
+def tree_sha256(folder: Path) -> str:
+    """Of all files below: their paths and their contents, in order."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def fetch_material(material: Material, root: Path) -> None:
+    """Put the material's files in place in one step. Raises NotFetched."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".fetching-") as scratch:
+        unpacked, chosen = unpack(material, Path(scratch)), Path(scratch) / "chosen"
+        chosen.mkdir()
+        for path in sorted(path for path in unpacked.rglob("*") if path.is_file()):
+            if re.fullmatch(material.members, path.relative_to(unpacked).as_posix()):
+                to = chosen / path.relative_to(unpacked)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(to)
+        if (got := tree_sha256(chosen)) != material.sha256:
+            raise NotFetched(
+                f"in {material.requirement}: wanted files of sha256 {material.sha256}, got {got}"
+            )
+        folder = root / material.name
+        if folder.exists():
+            shutil.rmtree(folder)
+        chosen.rename(folder)
 
 
 def extract(wheel: Path, member: str, to: Path) -> None:
@@ -410,7 +534,7 @@ def fetch(package: Package, wanted: list[Network], root: Path) -> None:
     """Download the package and put these networks' checked files in place, each in one step. Raises NotFetched."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".fetching-") as scratch:
-        wheel = download(package, Path(scratch))
+        wheel = download_checked(package, Path(scratch))
         for network in wanted:
             fresh = Path(scratch) / network.name
             fresh.mkdir()
@@ -456,44 +580,72 @@ def main(arguments: list[str] | None = None) -> int:
         "--list", action="store_true", help="print the names, what they are, and whether they are here"
     )
     asked = parser.parse_args(arguments)
-    known = {network.name: network for network in NETWORKS}
+    known: dict[str, Network | Material] = {each.name: each for each in (*NETWORKS, *MATERIALS)}
     if strangers := [name for name in asked.names if name not in known]:
-        parser.error(f"no network {strangers[0]!r}; there are {', '.join(known)}")
+        parser.error(f"nothing is called {strangers[0]!r}; there are {', '.join(known)}")
     cache = cache_root()
-    root = cache / "models"
-
-    def is_here(network: Network) -> bool:
-        folder = root / network.name
-        return not wrong_files(network, folder) and (not network.made or is_made(network, folder))
-
     if asked.list:
-        for network in NETWORKS:
-            here = "here" if is_here(network) else "-"
-            print(f"{network.name:20} {here:5} {network.what} ({network.package.licence})")
+        for each in known.values():
+            here = "here" if is_here(each, cache) else "-"
+            print(f"{each.name:20} {here:5} {each.what} ({licence_of(each)})")
         return 0
     wanted = list(NETWORKS) if asked.all else [known[name] for name in dict.fromkeys(asked.names)]
     if not wanted:
         parser.error("name a network, or give --all or --list")
 
-    failed = 0
-    for package in dict.fromkeys(network.package for network in wanted):
-        mine = [network for network in wanted if network.package == package]
-        lacking = [network for network in mine if wrong_files(network, root / network.name)]
-        try:
-            if lacking:
-                names = ", ".join(network.name for network in lacking)
-                print(f"fetch_models: fetching {package.requirement} for {names}", file=sys.stderr)
-                fetch(package, lacking, root)
-            for network in mine:
-                if network.made and not is_made(network, root / network.name):
-                    make(network, root / network.name, cache)
-        except (NotFetched, OSError) as err:
-            print(f"fetch_models: {err}", file=sys.stderr)
-            failed += 1
-            continue
-        for network in mine:
-            print(root / network.name)
+    failed = False
+    networks = [each for each in wanted if isinstance(each, Network)]
+    for package in dict.fromkeys(network.package for network in networks):
+        mine = [network for network in networks if network.package == package]
+        failed |= not brought(partial(networks_of, package, mine, cache))
+    for material in (each for each in wanted if isinstance(each, Material)):
+        failed |= not brought(partial(materials_of, material, cache))
     return 3 if failed else 0
+
+
+def networks_of(package: Package, wanted: list[Network], cache: Path) -> list[Path]:
+    """The folders of these networks of one package, fetched and made where they are not there. Raises NotFetched."""
+    root = cache / "models"
+    lacking = [network for network in wanted if wrong_files(network, root / network.name)]
+    if lacking:
+        names = ", ".join(network.name for network in lacking)
+        print(f"fetch_models: fetching {package.requirement} for {names}", file=sys.stderr)
+        fetch(package, lacking, root)
+    for network in wanted:
+        if network.made and not is_made(network, root / network.name):
+            make(network, root / network.name, cache)
+    return [root / network.name for network in wanted]
+
+
+def materials_of(material: Material, cache: Path) -> list[Path]:
+    """The material's folder, fetched where it is not there. Raises NotFetched."""
+    if not is_here(material, cache):
+        print(f"fetch_models: fetching {material.requirement} for {material.name}", file=sys.stderr)
+        fetch_material(material, cache / "materials")
+    return [cache / "materials" / material.name]
+
+
+def brought(bring: Callable[[], list[Path]]) -> bool:
+    """Print the folders, or one line that says why there are none."""
+    try:
+        folders = bring()
+    except (NotFetched, OSError) as err:
+        print(f"fetch_models: {err}", file=sys.stderr)
+        return False
+    print(*folders, sep="\n")
+    return True
+
+
+def is_here(each: Network | Material, cache: Path) -> bool:
+    """Whether its files are in the cache, and are those of record."""
+    if isinstance(each, Material):
+        return tree_sha256(cache / "materials" / each.name) == each.sha256
+    folder = cache / "models" / each.name
+    return not wrong_files(each, folder) and (not each.made or is_made(each, folder))
+
+
+def licence_of(each: Network | Material) -> str:
+    return each.licence if isinstance(each, Material) else each.package.licence
 
 
 if __name__ == "__main__":
