@@ -28,20 +28,22 @@ def command() -> None:
 def init(folder: Path, as_json: bool) -> None:
     """Make a repository in DIR, with its three keys.
 
-    keys/root.pem belongs offline, keys/targets.pem to the engineers who push; the server needs keys/online.pem only.
+    keys/root.pem belongs offline, keys/targets.pem to the engineers who push, keys/measure.pem to those who convert on
+    boards; the server needs keys/online.pem only.
     """
     from edgekit.repo import init as make
     from edgekit.repo.status import describe
 
     now = datetime.now(timezone.utc)
     found = describe(make.init(folder.absolute(), now), now)
-    keys = {role: str(folder / "keys" / f"{role}.pem") for role in ("root", "targets", "online")}
+    keys = {role: str(folder / "keys" / f"{role}.pem") for role in make.KEYS}
     if as_json:
         print_json({"folder": str(folder), "keys": keys, **found})
         return
     console.print(Text(f"made a repository in {folder}"), soft_wrap=True)
     console.print(f"  {keys['root']}: keep it offline; it is needed to change keys")
     console.print(f"  {keys['targets']}: for those who push bundles; take it off the server")
+    console.print(f"  {keys['measure']}: for those who convert on boards; take it off the server")
     console.print(f"  {keys['online']}: the server's, it stays here")
 
 
@@ -82,6 +84,34 @@ def add(folder: Path, bundle: Path, key: Path | None, as_json: bool) -> None:
         return
     said = "is published already, with this content" if known else "published"
     console.print(Text(f"{opened.label} {said} (targets version {version})"), soft_wrap=True)
+
+
+@command.command(epilog="Example:  edgekit repo measure repository --key targets.pem")
+@folder_argument
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The private targets key; DIR/keys/targets.pem if nothing is said.",
+)
+@json_option
+def measure(folder: Path, key: Path | None, as_json: bool) -> None:
+    """Let DIR/keys/measure.pem, drawn if there is none, and no other key sign what boards only measure.
+
+    For repositories made before there was such a key, or to replace it: move the old file away first.
+    """
+    from edgekit.repo.keys import read_key, read_or_make_key
+    from edgekit.repo.metadata import key_file
+    from edgekit.repo.publish import delegate
+
+    own = key_file(folder, "measure")
+    targets_key = read_key(key or key_file(folder, "targets"))
+    current = delegate(folder, targets_key, read_or_make_key(own), datetime.now(timezone.utc))
+    version = current.targets.signed.version
+    if as_json:
+        print_json({"key": str(own), "targets_version": version})
+        return
+    console.print(Text(f"{own} signs what boards measure (targets version {version})"), soft_wrap=True)
+    console.print("  it is for those who convert on boards; take it off the server")
 
 
 @command.command(epilog="Example:  edgekit repo status repository --json")

@@ -160,6 +160,7 @@ OUTPUTS: Mapping[str, Schema] = {
         kernels=rows(table(family=TEXT, name=TEXT, built=FLAG, supported=FLAG, chosen=FLAG)),
     ),
     "repo init": output(folder=TEXT, keys={"type": "object"}, roles=ROLES, targets=rows(TARGET)),
+    "repo measure": output(key=TEXT, targets_version=COUNT),
     "repo add": output(target=TEXT, content_id=TEXT, added=FLAG, targets_version=COUNT),
     "repo status": output(roles=ROLES, targets=rows(TARGET), problems=rows(TEXT)),
     "push": output(job_id=TEXT, target=TEXT, devices=JOB_DEVICES, published=FLAG),

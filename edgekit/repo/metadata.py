@@ -1,8 +1,9 @@
 """A repository folder: where things lie in it, and its metadata read and verified. Writes nothing.
 
-    DIR/metadata/N.root.json N.targets.json N.snapshot.json timestamp.json
-    DIR/targets/run/NAME/VERSION.edge
-    DIR/keys/{root,targets,online}.pem      never served; root and targets belong elsewhere once boards are enrolled
+    DIR/metadata/N.root.json N.targets.json N.measure.json N.snapshot.json timestamp.json
+    DIR/targets/run/NAME/VERSION.edge       DIR/targets/measure/BOARD/VERSION.edge
+    DIR/keys/{root,targets,measure,online}.pem
+                                            never served; all but online belong elsewhere once boards are enrolled
 
 Snapshots are consistent (metadata files carry their version), so timestamp.json alone says what is in force: until it
 is replaced, nothing else that was written counts. Target files carry no hash in their name: a published version never
@@ -28,6 +29,7 @@ from edgekit.core.target import Target
 from edgekit.repo.keys import signer
 
 T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
+MEASURE = "measure"  # the delegated role, and the use and first folder of what it signs
 _ROOT_FILE = re.compile(r"([1-9]\d{0,9})\.root\.json")
 
 
@@ -42,12 +44,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Current:
-    """The metadata in force, each verified by the one above it."""
+    """The metadata in force, each verified by the one above it. measure: None where nothing delegates to it."""
 
     root: Metadata[Root]
     timestamp: Metadata[Timestamp]
     snapshot: Metadata[Snapshot]
     targets: Metadata[Targets]
+    measure: Metadata[Targets] | None = None
 
 
 def metadata_folder(folder: Path) -> Path:
@@ -118,6 +121,19 @@ def verify(root: Root, metadata: Metadata[T], where: str) -> None:
         raise BadInput(f"{where}: {one_line(err)}") from err
 
 
+def verify_measure(targets: Targets, metadata: Metadata[Targets], where: str) -> None:
+    """Check that the key which `targets` delegates measuring to signed it. Raises BadInput."""
+    try:
+        targets.verify_delegate(MEASURE, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError) as err:
+        raise BadInput(f"{where}: {one_line(err)}") from err
+
+
+def delegates(targets: Targets) -> bool:
+    """Whether the targets metadata names a key for measuring."""
+    return targets.delegations is not None and MEASURE in (targets.delegations.roles or {})
+
+
 def root_file(folder: Path) -> Path:
     """The newest root metadata file. Raises BadInput where the folder is no repository."""
     try:
@@ -143,13 +159,38 @@ def read_current(folder: Path) -> Current:
     snapshot = _verified(base / f"{version}.snapshot.json", Snapshot, root.signed)
     version = snapshot.signed.meta["targets.json"].version
     targets = _verified(base / f"{version}.targets.json", Targets, root.signed)
-    return Current(root, timestamp, snapshot, targets)
+    return Current(root, timestamp, snapshot, targets, _measure(base, snapshot.signed, targets.signed))
+
+
+def _measure(base: Path, snapshot: Snapshot, targets: Targets) -> Metadata[Targets] | None:
+    named = snapshot.meta.get(f"{MEASURE}.json")
+    if named is None or not delegates(targets):
+        return None
+    path = base / f"{named.version}.{MEASURE}.json"
+    found = _read(path, Targets)
+    verify_measure(targets, found, str(path))
+    return found
 
 
 def targets_bytes(folder: Path) -> bytes:
     """The targets metadata in force, byte for byte. Raises BadInput, WorldFailed."""
     version = read_current(folder).targets.signed.version
     return _bytes(metadata_folder(folder) / f"{version}.targets.json")
+
+
+def measure_bytes(folder: Path) -> bytes:
+    """The measure metadata in force, byte for byte. Raises BadInput (also where there is none), WorldFailed."""
+    version = measure_of(read_current(folder), folder).signed.version
+    return _bytes(metadata_folder(folder) / f"{version}.{MEASURE}.json")
+
+
+def measure_of(current: Current, folder: Path) -> Metadata[Targets]:
+    """The measure metadata. Raises BadInput, with the remedy, where there is none."""
+    if current.measure is None:
+        raise BadInput(
+            f"{folder}: no key may sign for measuring here; give one: edgekit repo measure {folder}"
+        )
+    return current.measure
 
 
 def _read(path: Path, kind: type[T]) -> Metadata[T]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -23,19 +24,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
 
 from edgekit.core.bundle import open_bundle
+from edgekit.core.candidates import target_of_candidates, unpack_candidates
 from edgekit.core.errors import BadBundle, BadInput, WorldFailed
 from edgekit.core.files import sync_folder, write_atomic
-from edgekit.repo.add import check_successor, measure, target_of
+from edgekit.core.target import Target
+from edgekit.repo.add import TARGETS_LIFE, Conflict, check_successor, measure, sign_targets, target_of
+from edgekit.repo.delegate import check_measure, delegation, no_candidates
 from edgekit.repo.keys import read_key, signer
 from edgekit.repo.metadata import (
+    MEASURE,
     Current,
     Entry,
     key_file,
+    measure_of,
     metadata_folder,
     parse,
     read_current,
     target_file,
     verify,
+    verify_measure,
 )
 
 T = TypeVar("T", Snapshot, Timestamp)
@@ -45,7 +52,7 @@ RENEW_TIMESTAMP_AFTER = timedelta(days=1)
 RENEW_SNAPSHOT_AFTER = timedelta(days=10)
 MAX_TARGETS_BYTES = 5_000_000  # what python-tuf's client reads; about 11,000 targets
 _KEPT_VERSIONS = 10  # a client that read the timestamp before the last ones still finds its files
-_VERSIONED = re.compile(r"([1-9]\d{0,9})\.(snapshot|targets)\.json")
+_VERSIONED = re.compile(r"([1-9]\d{0,9})\.(snapshot|targets|measure)\.json")
 _CHUNK = 1 << 20
 
 
@@ -55,8 +62,8 @@ def publish(folder: Path, data: bytes, bundles: Mapping[str, Path], now: datetim
     bundles: sha256 -> file, for each target that is new; the file is copied, or found in its place from a publication
     that was cut short. Needs the online key in the folder.
 
-    Raises Conflict (not the next version), BadInput (not signed by the targets key of the root, expired, a bundle that
-    is missing or not what the metadata says), WorldFailed (disk).
+    Raises Conflict (not the next version, or another delegation), BadInput (not signed by the targets key of the root,
+    expired, a bundle that is missing or not what the metadata says), WorldFailed (disk).
     """
     if len(data) > MAX_TARGETS_BYTES:
         raise BadInput(f"targets metadata must be at most {MAX_TARGETS_BYTES} bytes, got {len(data)}")
@@ -67,12 +74,62 @@ def publish(folder: Path, data: bytes, bundles: Mapping[str, Path], now: datetim
         verify(current.root.signed, new, "targets metadata")
         if new.signed.is_expired(now):
             raise BadInput(f"targets metadata has expired on {new.signed.expires:%Y-%m-%d}")
-        for path, entry in check_successor(current.targets.signed, new.signed).items():
-            make_folders(folder, f"targets/{PurePosixPath(path).parent}")
-            _place(target_file(folder, path), entry, bundles.get(entry.sha256))
-        write_atomic(metadata_folder(folder) / f"{new.signed.version}.targets.json", data)
-        named = meta_file(new.signed.version, data)
+        added = check_successor(current.targets.signed, new.signed)
+        if new.signed.delegations != current.targets.signed.delegations:
+            raise Conflict(
+                f"targets metadata must delegate as before; to change it: edgekit repo measure {folder}"
+            )
+        _place_all(folder, added, bundles)
+        named = {"targets.json": _write(folder, "targets", new.signed.version, data)}
         return replace(_write_online_roles(folder, current, named, now, online), targets=new)
+
+
+def publish_measure(folder: Path, data: bytes, files: Mapping[str, Path], now: datetime) -> Current:
+    """Verify and put in force measure metadata; what it names no more is removed from the disk.
+
+    files: sha256 -> file, for each round that is new. Needs the online key in the folder. Raises as `publish` does;
+    what the key of this role may not sign, nobody publishes for it.
+    """
+    if len(data) > MAX_TARGETS_BYTES:
+        raise BadInput(f"measure metadata must be at most {MAX_TARGETS_BYTES} bytes, got {len(data)}")
+    new = parse(data, Targets, "measure metadata")
+    with locked(folder):
+        online = read_key(key_file(folder, "online"))
+        current = read_current(folder)
+        old = measure_of(current, folder)
+        verify_measure(current.targets.signed, new, "measure metadata")
+        added, dropped = check_measure(old.signed, new.signed, now)
+        _place_all(folder, added, files)
+        named = {f"{MEASURE}.json": _write(folder, MEASURE, new.signed.version, data)}
+        current = replace(_write_online_roles(folder, current, named, now, online), measure=new)
+        for path in dropped:
+            with contextlib.suppress(OSError):  # a leftover that nobody is told of
+                target_file(folder, path).unlink(missing_ok=True)
+        return current
+
+
+def delegate(folder: Path, targets_key: Ed25519PrivateKey, key: Ed25519PrivateKey, now: datetime) -> Current:
+    """Let this key, and no other, sign for measuring: new targets and empty measure metadata, in one step.
+
+    Raises BadInput where the targets key is not the one of the root, WorldFailed.
+    """
+    with locked(folder):
+        online = read_key(key_file(folder, "online"))
+        current = read_current(folder)
+        targets = deepcopy(current.targets.signed)
+        targets.delegations = delegation(key)
+        targets.version += 1
+        targets.expires = (now + TARGETS_LIFE).replace(microsecond=0)
+        data = sign_targets(Metadata(targets), targets_key)
+        new = parse(data, Targets, "targets metadata")
+        verify(current.root.signed, new, "targets metadata")
+        last = current.snapshot.signed.meta.get(f"{MEASURE}.json")
+        empty = no_candidates(1 if last is None else last.version + 1, now)
+        named = {
+            f"{MEASURE}.json": _write(folder, MEASURE, empty.signed.version, sign_targets(empty, key)),
+            "targets.json": _write(folder, "targets", targets.version, data),
+        }
+        return replace(_write_online_roles(folder, current, named, now, online), targets=new, measure=empty)
 
 
 def renew(folder: Path, now: datetime) -> bool:
@@ -87,9 +144,7 @@ def renew(folder: Path, now: datetime) -> bool:
         if not snapshot_due and timestamp.expires - now > TIMESTAMP_LIFE - RENEW_TIMESTAMP_AFTER:
             return False
         online = read_key(key_file(folder, "online"))
-        _write_online_roles(
-            folder, current, snapshot.meta["targets.json"] if snapshot_due else None, now, online
-        )
+        _write_online_roles(folder, current, {} if snapshot_due else None, now, online)
         return True
 
 
@@ -136,22 +191,38 @@ def meta_file(version: int, data: bytes) -> MetaFile:
     return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
 
 
+def _write(folder: Path, role: str, version: int, data: bytes) -> MetaFile:
+    """Write a role's next file; how the snapshot names it. Raises WorldFailed."""
+    write_atomic(metadata_folder(folder) / f"{version}.{role}.json", data)
+    return meta_file(version, data)
+
+
 def _write_online_roles(
-    folder: Path, current: Current, targets: MetaFile | None, now: datetime, online: Ed25519PrivateKey
+    folder: Path,
+    current: Current,
+    changed: Mapping[str, MetaFile] | None,
+    now: datetime,
+    online: Ed25519PrivateKey,
 ) -> Current:
-    """Sign a snapshot (unless `targets` is None: the old one stays) and, last of all, the timestamp."""
+    """Sign a snapshot with what has `changed` (None: the old one stays) and, last of all, the timestamp."""
     snapshot, timestamp = deepcopy(current.snapshot), deepcopy(current.timestamp)
-    if targets is not None:
+    if changed is not None:
         snapshot.signed.version += 1
         snapshot.signed.expires = (now + SNAPSHOT_LIFE).replace(microsecond=0)
-        snapshot.signed.meta["targets.json"] = targets
+        snapshot.signed.meta.update(changed)
         name = f"{snapshot.signed.version}.snapshot.json"
         timestamp.signed.snapshot_meta = write_online(folder, name, snapshot, online)
     timestamp.signed.version += 1
     timestamp.signed.expires = (now + TIMESTAMP_LIFE).replace(microsecond=0)
     write_online(folder, "timestamp.json", timestamp, online)
     _prune(folder, snapshot.signed)
-    return Current(current.root, timestamp, snapshot, current.targets)
+    return replace(current, timestamp=timestamp, snapshot=snapshot)
+
+
+def _place_all(folder: Path, added: Mapping[str, Entry], files: Mapping[str, Path]) -> None:
+    for path, entry in added.items():
+        make_folders(folder, f"targets/{PurePosixPath(path).parent}")
+        _place(target_file(folder, path), entry, files.get(entry.sha256))
 
 
 def _place(destination: Path, entry: Entry, source: Path | None) -> None:
@@ -165,9 +236,17 @@ def _place(destination: Path, entry: Entry, source: Path | None) -> None:
         )
     if not _is(source, entry):
         raise BadBundle(f"{label}: the bundle is not the one that was signed: length or sha256 differ")
-    if target_of(open_bundle(source)) != replace(entry.target, state="current"):
+    if _described(source, entry.target) != replace(entry.target, state="current"):
         raise BadBundle(f"{label}: the signed metadata does not describe the bundle that was uploaded")
     copy_atomic(source, destination)
+
+
+def _described(source: Path, target: Target) -> Target:
+    """What the file itself says it is. Raises BadBundle, BadInput, WorldFailed."""
+    if target.use != MEASURE:
+        return target_of(open_bundle(source))
+    with tempfile.TemporaryDirectory(prefix=".round-", dir=source.parent) as unpacked:
+        return target_of_candidates(target.name, target.version, unpack_candidates(source, Path(unpacked)))
 
 
 def copy_atomic(source: Path, destination: Path) -> None:
@@ -198,9 +277,10 @@ def _is(path: Path, entry: Entry) -> bool:
 
 def _prune(folder: Path, snapshot: Snapshot) -> None:
     """Remove versions that no client can still be on its way to."""
-    newest = {"snapshot": snapshot.version, "targets": snapshot.meta["targets.json"].version}
+    newest = {name.removesuffix(".json"): file.version for name, file in snapshot.meta.items()}
+    newest["snapshot"] = snapshot.version
     for path in metadata_folder(folder).iterdir():
         match = _VERSIONED.fullmatch(path.name)
-        if match and int(match[1]) <= newest[match[2]] - _KEPT_VERSIONS:
+        if match and int(match[1]) <= newest.get(match[2], 0) - _KEPT_VERSIONS:
             with contextlib.suppress(OSError):  # next time
                 path.unlink()

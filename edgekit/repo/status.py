@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tuf.api.metadata import Targets
+
 from edgekit.repo.add import TARGETS_LIFE, measure
 from edgekit.repo.init import ROOT_LIFE
 from edgekit.repo.metadata import Current, entries, read_current, target_file
@@ -48,7 +50,14 @@ def describe(current: Current, now: datetime) -> dict[str, Any]:
             }
             for path, entry in entries(current.targets.signed).items()
         ],
+        "measure": current.measure and _measure(current.measure.signed),
     }
+
+
+def _measure(signed: Targets) -> dict[str, Any]:
+    """The delegated role: it names a round per board that measures, and has mostly expired, which harms nobody."""
+    labels = [entry.target.label for entry in entries(signed).values()]
+    return {"version": signed.version, "expires": signed.expires.isoformat(), "targets": labels}
 
 
 def expiry_problems(current: Current, now: datetime) -> list[str]:

@@ -298,7 +298,7 @@ def test_old_metadata_files_do_not_pile_up(repository: Path, make_bundle: MakeBu
         "1.root.json",
     } <= files
     assert "5.targets.json" not in files
-    assert len(files) == 22
+    assert len(files) == 23
 
 
 def test_metadata_is_handed_out_with_the_key_that_signed_it_known(repository: Path, tmp_path: Path) -> None:
