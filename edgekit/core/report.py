@@ -123,7 +123,11 @@ class PolicyReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of the converted graph. sqnr_db: its output against fp32, on calibration data; None: not measured."""
+    """One layer of the converted graph. sqnr_db: its output against fp32, on calibration data; None: not measured.
+
+    format: what it computes in. weights: what its weights are stored in, where that is another format. ms: its share of
+    a request's time, by the profile's cost model or this machine's profiler (`ms_provenance`). why: this format.
+    """
 
     name: str
     op: str
@@ -131,6 +135,10 @@ class LayerReport:
     stage: int
     macs: float
     sqnr_db: float | None
+    weights: str | None = None
+    ms: float | None = None
+    ms_provenance: str | None = None
+    why: str | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> LayerReport:
@@ -143,6 +151,10 @@ class LayerReport:
             integer(data.get("stage"), f"{where}.stage"),
             number(data.get("macs"), f"{where}.macs", 0.0),
             optional(data.get("sqnr_db"), f"{where}.sqnr_db", number),
+            optional(data.get("weights"), f"{where}.weights", text),
+            optional(data.get("ms"), f"{where}.ms", number),
+            _provenance(data.get("ms_provenance"), f"{where}.ms_provenance"),
+            optional(data.get("why"), f"{where}.why", text),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -154,7 +166,64 @@ class LayerReport:
             "stage": self.stage,
             "macs": self.macs,
             "sqnr_db": self.sqnr_db,
+            "weights": self.weights,
+            "ms": self.ms,
+            "ms_provenance": self.ms_provenance,
+            "why": self.why,
         }
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way the network was tried, on validation data. lost: points against the model that came in, None: unknown.
+
+    metric: of `lost`. sqnr_db: of its answers. latency_ms: of a request run to the end, by `provenance`; candidates of
+    one search were timed side by side. why: it was chosen, or was not.
+    """
+
+    label: str
+    metric: str
+    lost: float | None
+    sqnr_db: float | None
+    size_bytes: int
+    latency_ms: float | None
+    provenance: str | None
+    chosen: bool
+    why: str
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Attempt:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        return cls(
+            text(data.get("label"), f"{where}.label"),
+            checks.choice(data.get("metric"), f"{where}.metric", METRICS),
+            optional(data.get("lost"), f"{where}.lost", number),
+            optional(data.get("sqnr_db"), f"{where}.sqnr_db", number),
+            integer(data.get("size_bytes"), f"{where}.size_bytes"),
+            optional(data.get("latency_ms"), f"{where}.latency_ms", number),
+            _provenance(data.get("provenance"), f"{where}.provenance"),
+            checks.flag(data.get("chosen"), f"{where}.chosen"),
+            text(data.get("why"), f"{where}.why"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {
+            "label": self.label,
+            "metric": self.metric,
+            "lost": self.lost,
+            "sqnr_db": self.sqnr_db,
+            "size_bytes": self.size_bytes,
+            "latency_ms": self.latency_ms,
+            "provenance": self.provenance,
+            "chosen": self.chosen,
+            "why": self.why,
+        }
+
+
+def _provenance(value: object, where: str) -> str | None:
+    return optional(value, where, lambda v, w: checks.choice(v, w, PROVENANCES))
 
 
 @dataclass(frozen=True)
@@ -207,6 +276,7 @@ class Report:
 
     accuracy: `metric` of the last exit, fractions 0-1. latency_before: the fp32 model that came in, run whole;
     latency_after: the bundle under the full policy; both with `latency_provenance` on `latency_on`, in one run.
+    tried: what the search measured on the way, the chosen one among them.
     """
 
     bundle: str
@@ -227,6 +297,7 @@ class Report:
     dropped: tuple[Dropped, ...]
     limits_missed: tuple[str, ...]
     data: tuple[DataUse, ...]
+    tried: tuple[Attempt, ...] = ()
 
     @classmethod
     def parse(cls, value: object, where: str = "report.json") -> Report:
@@ -245,11 +316,7 @@ class Report:
             size_bytes=Change.parse(data.get("size_bytes"), f"{where}: size_bytes"),
             latency_before=Latency.parse(latency.get("before"), f"{where}: latency_ms.before"),
             latency_after=Latency.parse(latency.get("after"), f"{where}: latency_ms.after"),
-            latency_provenance=optional(
-                latency.get("provenance"),
-                f"{where}: latency_ms.provenance",
-                lambda v, w: checks.choice(v, w, PROVENANCES),
-            ),
+            latency_provenance=_provenance(latency.get("provenance"), f"{where}: latency_ms.provenance"),
             latency_on=optional(latency.get("on"), f"{where}: latency_ms.on", text),
             exits=rows(data.get("exits"), f"{where}: exits", ExitReport.parse),
             policies=rows(data.get("policies"), f"{where}: policies", PolicyReport.parse),
@@ -260,6 +327,7 @@ class Report:
             dropped=rows(data.get("dropped"), f"{where}: dropped", Dropped.parse),
             limits_missed=rows(limits.get("missed"), f"{where}: limits.missed", text),
             data=rows(data.get("data"), f"{where}: data", DataUse.parse),
+            tried=rows(data.get("tried", []), f"{where}: tried", Attempt.parse),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -286,4 +354,5 @@ class Report:
             "dropped": [d.to_json() for d in self.dropped],
             "limits": {"met": not self.limits_missed, "missed": list(self.limits_missed)},
             "data": [d.to_json() for d in self.data],
+            "tried": [t.to_json() for t in self.tried],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,36 @@ def open_model(content: bytes, *, optimize: bool = True) -> OpenModel:
     except Exception as err:  # onnxruntime's errors share no root but Exception
         raise refused(err) from err
     return session
+
+
+class Profiled:
+    """A session that notes every node's time. last_ms: what the last run took."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.last_ms = 0.0
+
+    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Array]) -> list[Array]:
+        """See OpenModel."""
+        start = time.perf_counter()
+        outputs: list[Array] = self._session.run(names, inputs)
+        self.last_ms = (time.perf_counter() - start) * 1e3
+        return outputs
+
+    def end(self) -> Path:
+        """Stop; the file of events, in Chrome's trace format."""
+        return Path(self._session.end_profiling())
+
+
+def profiled_session(content: bytes, folder: Path) -> Profiled:
+    """A session that writes its profile into `folder`. Raises BadInput when onnxruntime refuses the model."""
+    options = _options()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    try:
+        return Profiled(onnxruntime.InferenceSession(content, options, providers=_PROVIDERS))
+    except Exception as err:  # onnxruntime's errors share no root but Exception
+        raise refused(err) from err
 
 
 def optimize_offline(content: bytes, target: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from edgekit.host.calibrate import expose, float_activations
 from edgekit.host.graph import Graph, model_bytes, values
 from edgekit.host.ort import open_model
+from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
 
 SAMPLES = 32
@@ -36,16 +37,28 @@ def layer_sqnr(plain: Graph, converted: Graph, data: Data, samples: int = SAMPLE
     return {name: decibel(s, n) for name, s, n in zip(shared, signal.tolist(), noise.tolist(), strict=True)}
 
 
-def answers_sqnr(plain: Graph, converted: Graph, data: Data, samples: int) -> float:
-    """SQNR in dB of the exits' outputs, the mean over them, on at most `samples` samples."""
-    outputs = [name for entry in plain.exits for name in entry.outputs]
-    sessions = [open_model(model_bytes(graph.model)) for graph in (plain, converted)]
-    signal, noise = np.zeros(len(outputs)), np.zeros(len(outputs))
-    for index in spread(data.count, samples):
-        want, got = (session.run(outputs, data.inputs(index)) for session in sessions)
+Answers = list[list[Array]]  # per sample every output of every exit
+
+
+def answers_of(graph: Graph, data: Data, samples: int) -> Answers:
+    """What the exits answer to at most `samples` samples, spread over `data`."""
+    outputs = [name for entry in graph.exits for name in entry.outputs]
+    session = open_model(model_bytes(graph.model))
+    return [session.run(outputs, data.inputs(index)) for index in spread(data.count, samples)]
+
+
+def sqnr_of(wanted: Answers, came: Answers) -> float:
+    """SQNR in dB of the exits' outputs, the mean over them."""
+    signal, noise = np.zeros(len(wanted[0])), np.zeros(len(wanted[0]))
+    for want, got in zip(wanted, came, strict=True):
         signal += [float(np.square(array, dtype=np.float64).sum()) for array in want]
         noise += [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(want, got, strict=True)]
     return float(np.mean([decibel(s, n) for s, n in zip(signal.tolist(), noise.tolist(), strict=True)]))
+
+
+def answers_sqnr(plain: Graph, converted: Graph, data: Data, samples: int) -> float:
+    """SQNR in dB of the exits' outputs on at most `samples` samples, the mean over outputs."""
+    return sqnr_of(answers_of(plain, data, samples), answers_of(converted, data, samples))
 
 
 def decibel(signal: float, noise: float) -> float:

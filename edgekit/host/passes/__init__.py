@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgekit.core.registry import pick
 from edgekit.host.graph import Graph
-from edgekit.host.options import read_options
+from edgekit.host.options import read_options, write_options
 from edgekit.host.passes import confidence, fold, opset, quantize_static
 from edgekit.host.passes.base import Context, Pass, Step
 
@@ -24,7 +26,16 @@ def step(name: str, where: str = "step", /, **options: Any) -> Step:
 
 
 def run_steps(graph: Graph, steps: Iterable[Step], context: Context) -> Graph:
-    """Apply the steps in order. Raises BadInput where one cannot be taken."""
+    """Apply the steps in order. Raises BadInput where one cannot be taken.
+
+    Until numbers are first rounded, what errors are corrected against is the context's own reference; from then on it
+    is the graph before that step.
+    """
+    rounded = False
     for entry in steps:
-        graph = PASSES[entry.name].apply(graph, entry.options, context)
+        taken, source = PASSES[entry.name], graph
+        if taken.rounds and not rounded:
+            context, rounded = replace(context, reference=source), True
+        make = functools.partial(taken.apply, source, entry.options, context)
+        graph = context.made(source, entry.name, write_options(entry.options), make, keep=taken.costly)
     return graph

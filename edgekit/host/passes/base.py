@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.core.errors import BadInput
+from edgekit.host.cache import Cache, graph_bytes, graph_from, key_of
 from edgekit.host.calibrate import Calibration, calibrate
 from edgekit.host.graph import Graph
 from edgekit.host.watch import Watch, unwatched
@@ -22,14 +23,18 @@ class NoOptions:
 class Context:
     """What a pass may know. data: calibration inputs. reference: the float network that errors are corrected against.
 
-    A context remembers what it has measured, per graph: passes that ask for the same calibration get the same one.
+    cache, data_key: where long work is kept, and what the data is there. A context remembers what it has measured and
+    made: passes that ask for the same calibration get the same one, and a step is not taken twice.
     """
 
     data: Data | None = None
     reference: Graph | None = None
     seed: int = 1
     watch: Watch = unwatched
+    cache: Cache = field(default_factory=Cache)
+    data_key: str = ""
     _seen: dict[str, Calibration] = field(default_factory=dict, repr=False, compare=False)
+    _made: dict[str, Graph] = field(default_factory=dict, repr=False, compare=False)
 
     def samples(self, wanted_by: str) -> Data:
         """The calibration inputs. Raises BadInput where there are none."""
@@ -46,19 +51,33 @@ class Context:
                 self._seen[key] = calibrate(graph, data, tick)
         return self._seen[key]
 
+    def made(self, graph: Graph, name: str, options: str, make: Callable[[], Graph], *, keep: bool) -> Graph:
+        """What a step makes of a graph: remembered, and kept in the cache where that is worth it."""
+        other = "" if self.reference is None else self.reference.fingerprint()
+        key = key_of("graph", graph.fingerprint(), name, options, other, self.data_key, str(self.seed))
+        if key not in self._made:
+            content = self.cache.get(key) if keep else None
+            self._made[key] = make() if content is None else graph_from(content, graph)
+            if keep and content is None:
+                self.cache.put(key, graph_bytes(self._made[key]))
+        return self._made[key]
+
 
 @dataclass(frozen=True)
 class Pass:
     """One step. options: a frozen dataclass whose fields are the keys of the recipe's `[[step]]`.
 
     min_sqnr_db: how close its outputs stay, with its default options, to the graph's it was given; conformance checks
-    it: 10 log10(signal / error) over the exits' outputs of small random networks.
+    it: 10 log10(signal / error) over the exits' outputs of small random networks. rounds: it leaves the float numbers:
+    the graph before the first such step is what later ones correct errors against. costly: worth keeping on disk.
     """
 
     name: str
     apply: Callable[[Graph, Any, Context], Graph]
     min_sqnr_db: float
     options: type = NoOptions
+    rounds: bool = False
+    costly: bool = False
 
 
 @dataclass(frozen=True)

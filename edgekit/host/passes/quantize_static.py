@@ -245,4 +245,4 @@ def _pair(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     return quantize, quantize.inputs[0]
 
 
-PASS = Pass("quantize_static", apply, min_sqnr_db=15.0, options=Int8)
+PASS = Pass("quantize_static", apply, min_sqnr_db=15.0, options=Int8, rounds=True)

@@ -1,0 +1,55 @@
+"""How much a search may try: quick, default, extensive. What it does not try, it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """methods: calibration methods that are compared. samples: validation samples that candidates are compared on.
+
+    rounds: turns each candidate is timed. refine: how often the assignment of formats is worked out anew from what was
+    measured. improve: lists of steps that may bring int8 closer to float, each tried on its own. bisections: of the
+    weight on harm. shares: of the MACs, pruned in turn where a limit on latency or energy is missed.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    samples: int
+    rounds: int
+    refine: int
+    improve: tuple[tuple[str, ...], ...]
+    bisections: int
+    shares: tuple[float, ...]
+
+
+QUICK = Effort("quick", ("minmax",), 256, 5, 0, (), 2, ())
+DEFAULT = Effort(
+    "default",
+    ("minmax", "percentile", "mse"),
+    1000,
+    15,
+    1,
+    (("bias_correction",), ("equalize",)),
+    5,
+    (0.25, 0.5),
+)
+EXTENSIVE = Effort(
+    "extensive",
+    ("minmax", "percentile", "mse", "entropy"),
+    4000,
+    25,
+    3,
+    (
+        ("bias_correction",),
+        ("equalize",),
+        ("adaround",),
+        ("equalize", "bias_correction"),
+        ("equalize", "adaround", "bias_correction"),
+    ),
+    8,
+    (0.2, 0.35, 0.5, 0.65, 0.8),
+)
+EFFORTS: Mapping[str, Effort] = {entry.name: entry for entry in (QUICK, DEFAULT, EXTENSIVE)}

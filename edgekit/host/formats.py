@@ -1,0 +1,183 @@
+"""Which layers in which format: what each node takes in float and in int8, and the reason for its format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgekit.core.cost import Work, predict
+from edgekit.core.profile import Profile
+from edgekit.host.assign import Choice, Link, assign, links_of
+from edgekit.host.graph import Graph
+from edgekit.host.node_times import node_times, rounding_ms
+from edgekit.host.passes.quantize_static import OPS, float_nodes
+from edgekit.host.work import MACS, layers, work
+from edgekit.runtime.data import Data
+
+_CODE_BYTES = 5  # a float is read and a code written, or the other way round
+
+
+@dataclass(frozen=True)
+class NodeCosts:
+    """ms of each node that has a kernel of its own, in the float graph and in the int8 one; ms of converting."""
+
+    in_float: Mapping[str, float]
+    in_int8: Mapping[str, float]
+    convert_call_ms: float
+    convert_value_ms: float
+    provenance: str
+
+    def convert_ms(self, count: int) -> float:
+        """ms of rounding `count` values to codes, or of reading them back."""
+        return self.convert_call_ms + count * self.convert_value_ms
+
+
+def measured_costs(plain: Graph, quantized: Graph, data: Data) -> NodeCosts:
+    """By onnxruntime's profiler, here."""
+    call_ms, value_ms = rounding_ms()
+    return NodeCosts(node_times(plain, data), node_times(quantized, data), call_ms, value_ms, "measured")
+
+
+def estimated_costs(plain: Graph, quantized: Graph, profile: Profile) -> NodeCosts | None:
+    """By the profile's cost model; None where it lacks a coefficient."""
+    tables = [_estimates(graph, profile) for graph in (plain, quantized)]
+    rounding = [
+        predict(profile, [Work("QuantizeLinear", "int8", 0, _CODE_BYTES * n, 1)]).value for n in (1, 10**6)
+    ]
+    if None in tables or rounding[0] is None or rounding[1] is None:
+        return None
+    in_float, in_int8 = (table or {} for table in tables)
+    value_ms = (rounding[1] - rounding[0]) / (10**6 - 1)
+    return NodeCosts(in_float, in_int8, rounding[0] - value_ms, value_ms, "estimated")
+
+
+def _estimates(graph: Graph, profile: Profile) -> dict[str, float] | None:
+    found = {}
+    for layer in layers(graph.model):
+        if layer.calls:
+            ms = predict(profile, work([layer])).value
+            if ms is None:
+                return None
+            found[layer.name] = ms
+    return found
+
+
+def fastest(
+    plain: Graph,
+    quantized: Graph,
+    costs: NodeCosts,
+    harm: Mapping[str, float] | None = None,
+    weight: float = 0.0,
+) -> frozenset[str]:
+    """The nodes to run in int8: least time, plus `weight` ms for each unit of harm (node -> harm of its int8 form)."""
+    groups = _groups(plain, costs)
+    able = int8_nodes(quantized)
+    choices = []
+    for members in groups:
+        float_ms = sum(costs.in_float.get(name, 0.0) for name in members)
+        int8_ms = sum(
+            costs.in_int8.get(name, 0.0 if name in able else costs.in_float.get(name, 0.0))
+            for name in members
+        )
+        harmed = sum((harm or {}).get(name, 0.0) for name in members)
+        choices.append(Choice(members[0], float_ms, int8_ms if able & set(members) else None, harmed))
+    leader = {name: members[0] for members in groups for name in members}
+    links = [
+        Link(leader.get(link.maker or ""), leader.get(link.reader or ""), link.convert_ms)
+        for link in links_of(plain, costs.convert_ms)
+    ]
+    chosen = assign(choices, links, weight)
+    return frozenset(name for members in groups if members[0] in chosen for name in members) & able
+
+
+def keep_float(plain: Graph, chosen: frozenset[str]) -> tuple[str, ...]:
+    """The other nodes that quantize_static would take, in the order of the graph."""
+    stays = set(float_nodes(plain))
+    return tuple(
+        node.name or ""
+        for node in plain.model.graph
+        if node.op_type in OPS and node.name not in chosen and node.name not in stays
+    )
+
+
+def int8_nodes(quantized: Graph) -> frozenset[str]:
+    """Names of the nodes that compute in int8."""
+    return frozenset(layer.name for layer in layers(quantized.model) if layer.format == "int8")
+
+
+def reasons(
+    plain: Graph, quantized: Graph, chosen: frozenset[str], costs: NodeCosts | None
+) -> dict[str, str]:
+    """Node -> why it has its format, for nodes that could have had another or that compute something."""
+    able, stays = int8_nodes(quantized), set(float_nodes(plain))
+    found = {}
+    for node in plain.model.graph:
+        name = node.name or ""
+        if name in chosen:
+            found[name] = _compared(name, costs, "int8")
+        elif name in able:
+            found[name] = _compared(name, costs, "float32")
+        elif name in stays and node.op_type in OPS:
+            found[name] = "float32: the last step to an answer, or only decides"
+        elif node.op_type not in OPS:
+            found[name] = "float32: no int8 form"
+    return found
+
+
+def _compared(name: str, costs: NodeCosts | None, format_: str) -> str:
+    if costs is None:
+        return f"{format_}: the profile calls int8 fast, its times are unknown"
+    in_float, in_int8 = costs.in_float.get(name), costs.in_int8.get(name)
+    if in_float is None or in_int8 is None:
+        return f"{format_}: computed together with its neighbours"
+    text = f"{1e3 * in_float:.0f} us in float32, {1e3 * in_int8:.0f} in int8 ({costs.provenance})"
+    if format_ == "float32" and in_int8 < in_float:
+        return f"float32: {text}, and turning its tensors to codes and back would cost more"
+    return f"{format_}: {text}"
+
+
+def _groups(plain: Graph, costs: NodeCosts) -> list[list[str]]:
+    """Nodes that one kernel computes, in float or in int8, belong together."""
+    nodes = {node.name or "": node for node in plain.model.graph}
+    leader = {name: name for name in nodes}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for name, node in nodes.items():
+        if name in costs.in_float and (name in costs.in_int8 or node.op_type not in OPS):
+            continue
+        partner = _fused_with(node, costs)
+        if partner in nodes:
+            leader[find(name)] = find(partner)
+    members: dict[str, list[str]] = {}
+    for name in nodes:
+        members.setdefault(find(name), []).append(name)
+    return list(members.values())
+
+
+def _fused_with(node: ir.Node, costs: NodeCosts) -> str:
+    """The neighbour whose kernel does this node's work: a product's is the next node's, any other's the one before."""
+    readers = {reader.name or "" for value in node.outputs for reader in value.consumers()}
+    if node.op_type in MACS and len(readers) == 1:
+        return next(iter(readers))
+    makers = list(_makers(node))
+    products = [maker for maker in makers if maker.op_type in MACS and maker.name not in costs.in_float]
+    return next((maker.name or "" for maker in (*products, *makers)), "")
+
+
+def _makers(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.inputs:
+        maker = value.producer() if value is not None else None
+        if maker is not None:
+            yield maker
+
+
+def ordered(plain: Graph, names: Sequence[str]) -> tuple[str, ...]:
+    """The names in the order of the graph."""
+    wanted = set(names)
+    return tuple(node.name or "" for node in plain.model.graph if node.name in wanted)

@@ -1,0 +1,95 @@
+"""Time every node of a graph with onnxruntime's own profiler, on this machine, one thread. Decides nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edgekit.host.graph import Graph, model_bytes
+from edgekit.host.ort import profiled_session
+from edgekit.host.sqnr import spread
+from edgekit.runtime.backends import Array
+from edgekit.runtime.data import Data
+
+RUNS = 40
+_LIMIT_MS = 1500.0  # a slow network is timed with fewer runs
+_WARM_UP = 3
+_KERNEL = "_kernel_time"
+_RENAMED = re.compile(r"(_nchwc|_token_\d+|_quant|_transposed)+$")  # endings that onnxruntime's rewrites add
+_OVERHEAD_MS = 0.001  # what the profiler itself adds to a node, about: seen as the least of any
+_SIZES = (1024, 262_144)  # values that are rounded to codes and back, to time it
+
+
+def node_times(graph: Graph, data: Data, runs: int = RUNS) -> Mapping[str, float]:
+    """Node name -> mean ms of its kernel. A node that was fused into another is not listed: that one's time holds it.
+
+    What onnxruntime puts in by itself (layout changes, codes) appears under the name it gives it.
+    """
+    samples = [data.inputs(index) for index in spread(data.count, 8)]
+    return _profile(model_bytes(graph.model), samples, runs)
+
+
+@functools.cache
+def rounding_ms() -> tuple[float, float]:
+    """(ms a call, ms a value) of turning floats to 8-bit codes, or back: the mean of both."""
+    calls = []
+    for size in _SIZES:
+        found = _profile(_round_trip(size), [{"x": np.ones((1, size), np.float32)}], RUNS)
+        calls.append(sum(found.values()) / 2)
+    each = max(0.0, (calls[1] - calls[0]) / (_SIZES[1] - _SIZES[0]))
+    return max(0.0, calls[0] - each * _SIZES[0]), each
+
+
+def _profile(content: bytes, samples: list[dict[str, Array]], runs: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        session = profiled_session(content, Path(folder))
+        spent, done = 0.0, 0
+        while done < _WARM_UP + runs and (spent < _LIMIT_MS or done < _WARM_UP + 1):
+            session.run(None, samples[done % len(samples)])
+            spent, done = spent + session.last_ms, done + 1
+        events = json.loads(session.end().read_text())
+    rows: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            rows.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"] / 1e3)
+    times: dict[str, float] = {}
+    for name, row in rows.items():
+        plain = _RENAMED.sub("", name)
+        times[plain] = times.get(plain, 0.0) + max(0.0, _typical(row[_WARM_UP:] or row) - _OVERHEAD_MS)
+    return times
+
+
+def _typical(row: list[float]) -> float:
+    """The mean without the disturbed fifth: the clock's microsecond is too coarse for a median."""
+    kept = np.sort(np.array(row))[: max(1, int(0.8 * len(row)))]
+    return float(kept.mean())
+
+
+def _round_trip(size: int) -> bytes:
+    """A model that rounds `size` floats and reads them back."""
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [], [0.01])
+    zero = helper.make_tensor("z", TensorProto.UINT8, [], [3])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
+        helper.make_node("Reshape", ["q", "shape"], ["r"], name="r"),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"], name="d"),
+    ]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [size])
+    graph = helper.make_graph(
+        nodes,
+        "round",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [size])],
+        [scale, zero, shape],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
