@@ -1,12 +1,15 @@
 """See every activation once on calibration data, in bounded memory; say which ranges int8 should cover.
 
-One pass keeps an exact minimum and maximum and a histogram per tensor. The histogram's bins are symmetric around zero,
-and its reach doubles when a value falls outside, two bins becoming one: chunks can come in any size, nothing is kept.
+One pass keeps an exact minimum and maximum per tensor, and a histogram where a method asks for one. The histogram's
+bins are symmetric around zero, and its reach doubles when a value falls outside, two bins becoming one: chunks can come
+in any size, nothing is kept. Histograms are of at most `HISTOGRAM_SAMPLES` samples and some thousand values of each:
+the shape of a distribution is known from millions of values, only its extremes need them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +29,10 @@ _TINY = 2.0**-100  # what is smaller counts as zero: a bin's width must be a flo
 _PERCENTILE = 99.99
 _STEPS = 255  # of an 8-bit range
 _CLIPS = np.linspace(0.3, 1.0, 36)  # how far the mse method may pull a range in
+_THRESHOLDS = 96  # that the entropy method tries
+HISTOGRAM_SAMPLES = 512
+_MOST_VALUES = 2**16  # that a histogram takes of one tensor of one sample
+_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")  # give the values they get
 
 Range = tuple[float, float]
 Tick = Callable[[int], None]
@@ -45,11 +52,7 @@ class Histogram:
         flat = chunk.reshape(-1)
         if not flat.size:
             return
-        low, high = float(flat.min()), float(flat.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise BadInput("must be finite numbers, got NaN or infinity")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        largest = max(-low, high)
+        largest = max(map(abs, self.see(flat)))
         if largest < _TINY:
             largest = 0.0
         if largest > self.reach:
@@ -59,6 +62,14 @@ class Histogram:
             return
         places = ((flat + np.float32(self.reach)) * np.float32(BINS / 2 / self.reach)).astype(np.int32)
         self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+
+    def see(self, chunk: Array) -> Range:
+        """Take in the extremes of some values (at least one), and give them. Raises BadInput for NaN or infinity."""
+        low, high = float(chunk.min()), float(chunk.max())  # both are NaN where one value is
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise BadInput("must be finite numbers, got NaN or infinity")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        return low, high
 
     def _widen(self, largest: float) -> None:
         if not self.reach:  # so far nothing but zeros
@@ -81,14 +92,25 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the activations looked like: a histogram per tensor, over `count` samples."""
+    """What the activations looked like: a histogram per tensor, over `count` samples.
+
+    methods: what `ranges` can be asked for; without histograms that is minmax alone.
+    """
 
     histograms: Mapping[str, Histogram]
     count: int
+    methods: tuple[str, ...] = ()  # none named: all
 
     def ranges(self, method: str) -> dict[str, Range]:
-        """The range int8 should cover per tensor, always with zero in it. Raises BadInput for an unknown method."""
+        """The range int8 should cover per tensor, always with zero in it.
+
+        Raises BadInput for an unknown method, and for one that the calibration kept no histograms for.
+        """
         rule = pick("calibration method", METHODS, method)
+        if self.methods and method not in self.methods:
+            raise BadInput(
+                f"calibration method {method!r} needs histograms: calibrate for it, not only minmax"
+            )
         return {name: _with_zero(rule(histogram)) for name, histogram in self.histograms.items()}
 
 
@@ -128,32 +150,167 @@ def mse(histogram: Histogram) -> Range:
     return best
 
 
-METHODS: Mapping[str, Callable[[Histogram], Range]] = {"minmax": minmax, "percentile": percentile, "mse": mse}
+def entropy(histogram: Histogram) -> Range:
+    """The range whose 8-bit distribution tells the float one with the least Kullback-Leibler divergence.
+
+    As in TensorRT (Migacz, "8-bit inference with TensorRT", GTC 2017): what lies beyond a threshold counts at its edge,
+    and a step's mass spreads evenly over those of its bins that hold something. The bin of zero weighs no more than its
+    neighbours: zeros are exact in every range, and after a ReLU they would drown all else.
+    """
+    if not histogram.reach:
+        return minmax(histogram)
+    counts = histogram.counts.astype(np.float64)
+    zero, width = BINS // 2, 2 * histogram.reach / BINS
+    counts[zero] = min(counts[zero], max(counts[zero - 1], counts[zero + 1]))
+    first, end = (int(edge) for edge in (np.flatnonzero(counts)[[0, -1]] + (0, 1)))
+    bins = np.arange(BINS)
+    best, least = minmax(histogram), np.inf
+    furthest = max(zero - first, end - zero)
+    for reach in np.unique(np.linspace(min(_STEPS, furthest), furthest, _THRESHOLDS).astype(np.int64))[
+        ::-1
+    ].tolist():
+        start, stop = max(first, zero - reach), min(end, zero + reach)
+        if stop - start < min(_STEPS, end - first):
+            continue
+        seen = counts[start:stop].copy()
+        holds = seen > 0
+        seen[0] += counts[:start].sum()
+        seen[-1] += counts[stop:].sum()
+        step = (bins[: stop - start] * _STEPS) // (stop - start)
+        mass = np.bincount(step, counts[start:stop], _STEPS)
+        spread = np.where(holds, mass[step] / np.maximum(1, np.bincount(step, holds, _STEPS))[step], 0.0)
+        divergence = _divergence(seen, spread)
+        if divergence < least:
+            least = divergence
+            best = max(histogram.low, (start - zero) * width), min(histogram.high, (stop - zero) * width)
+    return best
+
+
+def _divergence(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
+    """sum p log(p/q) of two histograms; a bin that only `wanted` fills counts as nearly empty in `got`."""
+    p, q = wanted / wanted.sum(), got / max(got.sum(), 1e-300)
+    used = p > 0
+    return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-9))))
+
+
+METHODS: Mapping[str, Callable[[Histogram], Range]] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "mse": mse,
+    "entropy": entropy,
+}
 
 
 def _with_zero(found: Range) -> Range:
     """Padding and ReLU make exact zeros: every range must hold one."""
-    return min(found[0], 0.0), max(found[1], 0.0)
+    return float(min(found[0], 0.0)), float(max(found[1], 0.0))
 
 
-def calibrate(graph: Graph, data: Data, tick: Tick = lambda done: None) -> Calibration:
+def calibrate(
+    graph: Graph,
+    data: Data,
+    tick: Tick = lambda done: None,
+    methods: Collection[str] = (),
+    names: Collection[str] | None = None,
+) -> Calibration:
     """Run the graph on every sample once. tick: called with the number of samples just done.
 
-    Raises BadInput where an activation is not finite, or a sample does not fit.
+    methods: those whose ranges will be asked for (none named: all). For minmax alone no histogram is made, and the pass
+    costs little more than running the network. names: the tensors to look at; None: all float tensors.
+
+    Raises BadInput where an activation is not finite, a sample does not fit, or a method is unknown.
     """
-    names = float_activations(graph)
-    histograms = {name: Histogram() for name in names}
-    inputs = {entry.tensor.name for entry in graph.inputs if entry.tensor.dtype == "float32"}
-    histograms.update((name, Histogram()) for name in inputs)
-    session = expose(graph, names)
-    for chunk in _chunks(session, names, inputs, data, _samples_at_once(graph, names)):
-        for name, arrays in chunk.items():
-            try:
-                histograms[name].add(np.concatenate([array.reshape(-1) for array in arrays]))
-            except BadInput as err:
-                raise BadInput(f"{data.source}: activations of {name!r} {err}") from err
-        tick(len(next(iter(chunk.values()))))
-    return Calibration(histograms, data.count)
+    for method in methods:
+        pick("calibration method", METHODS, method)
+    wanted = [name for name in float_activations(graph) if names is None or name in names]
+    inputs = [
+        entry.tensor.name
+        for entry in graph.inputs
+        if entry.tensor.dtype == "float32" and (names is None or entry.tensor.name in names)
+    ]
+    histograms = {name: Histogram() for name in (*wanted, *inputs)}
+    derived = _derived(graph, wanted)
+    session = expose(graph, wanted)
+    extremes_only = set(methods) == {"minmax"}
+    every = -(-data.count // HISTOGRAM_SAMPLES)  # one in so many samples goes into the histograms
+    watched = _Watched(session, data, inputs, histograms)
+    if extremes_only or every > 1:
+        direct = [name for name in wanted if name not in derived]
+        for index in range(data.count):
+            if extremes_only or index % every:
+                watched.see(direct, index)
+                tick(1)
+    if not extremes_only:
+        chosen, size = range(0, data.count, every), _samples_at_once(graph, wanted)
+        for start in range(0, len(chosen), size):
+            watched.add(wanted, chosen[start : start + size])
+            tick(len(chosen[start : start + size]))
+    for name, (source, clips) in derived.items():
+        mine, its = histograms[name], histograms[source]
+        mine.low, mine.high = (max(0.0, edge) if clips else edge for edge in (its.low, its.high))
+    return Calibration(histograms, data.count, tuple(methods))
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A network that gives all its activations, and where what is seen of them goes."""
+
+    session: OpenModel
+    data: Data
+    inputs: list[str]
+    histograms: dict[str, Histogram]
+
+    def see(self, names: list[str], index: int) -> None:
+        """The extremes of one sample."""
+        for name, array in self._run(names, index):
+            with self._blamed(name):
+                if array.size:
+                    self.histograms[name].see(array)
+
+    def add(self, names: list[str], indices: Iterable[int]) -> None:
+        """The extremes and the histograms of some samples, held at once."""
+        held: dict[str, list[Array]] = {name: [] for name in (*names, *self.inputs)}
+        for index in indices:
+            for name, array in self._run(names, index):
+                flat = array.reshape(-1)
+                stride = -(-flat.size // _MOST_VALUES) | 1  # odd: no layout has a period of it
+                if stride > 1:
+                    with self._blamed(name):
+                        self.histograms[name].see(flat)
+                held[name].append(flat[index % stride :: stride])
+        for name, arrays in held.items():
+            with self._blamed(name):
+                self.histograms[name].add(np.concatenate(arrays))
+
+    def _run(self, names: list[str], index: int) -> Iterator[tuple[str, Array]]:
+        sample = self.data.inputs(index)
+        yield from zip(names, self.session.run(names, sample) if names else [], strict=True)
+        yield from ((name, sample[name]) for name in self.inputs)
+
+    @contextlib.contextmanager
+    def _blamed(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except BadInput as err:
+            raise BadInput(f"{self.data.source}: activations of {name!r} {err}") from err
+
+
+def _derived(graph: Graph, names: Collection[str]) -> dict[str, tuple[str, bool]]:
+    """Tensors whose extremes follow from another one's: name -> (that tensor's name, whether a ReLU lies between)."""
+    found: dict[str, tuple[str, bool]] = {}
+    wanted = set(names)
+    for node in graph.model.graph:
+        source = node.inputs[0] if node.inputs else None
+        name = node.outputs[0].name or ""
+        if (
+            source is not None
+            and source.name in wanted
+            and name in wanted
+            and node.op_type in ("Relu", *_VIEWS)
+        ):
+            root, clips = found.get(source.name or "", (source.name or "", False))
+            found[name] = (root, clips or node.op_type == "Relu")
+    return found
 
 
 def float_activations(graph: Graph) -> tuple[str, ...]:
@@ -178,17 +335,3 @@ def _samples_at_once(graph: Graph, names: Iterable[str]) -> int:
     found = values(graph.model)
     sizes = [4 * int(np.prod(static_shape(found[name]) or (1,))) for name in names]
     return max(1, min(_CHUNK_SAMPLES, _CHUNK_BYTES // max(1, sum(sizes))))
-
-
-def _chunks(
-    session: OpenModel, names: tuple[str, ...], inputs: set[str], data: Data, size: int
-) -> Iterator[dict[str, list[Array]]]:
-    for start in range(0, data.count, size):
-        held: dict[str, list[Array]] = {name: [] for name in (*names, *sorted(inputs))}
-        for index in range(start, min(start + size, data.count)):
-            sample = data.inputs(index)
-            for name, array in zip(names, session.run(list(names), sample), strict=True):
-                held[name].append(array)
-            for name in inputs:
-                held[name].append(sample[name])
-        yield held

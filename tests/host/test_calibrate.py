@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import three_exits
+from networks import Builder, save, three_exits
 
 from edgekit.core.errors import BadInput
-from edgekit.host.calibrate import BINS, METHODS, Calibration, Histogram, calibrate, mse, percentile
+from edgekit.host.calibrate import (
+    BINS,
+    METHODS,
+    Calibration,
+    Histogram,
+    calibrate,
+    entropy,
+    minmax,
+    mse,
+    percentile,
+)
+from edgekit.host.load import load
 from edgekit.runtime.data import Data
 
 
@@ -68,7 +82,7 @@ def test_every_range_holds_zero() -> None:
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="known: minmax, mse, percentile"):
+    with pytest.raises(BadInput, match="known: entropy, minmax, mse, percentile"):
         Calibration({}, 0).ranges("magic")
 
 
@@ -110,3 +124,172 @@ def test_progress_counts_every_sample(make: Callable, tmp_path: Path) -> None:
     ticks: list[int] = []
     calibrate(made.plain, made.data, ticks.append)
     assert sum(ticks) == made.data.count
+
+
+# --- entropy ----------------------------------------------------------------------------------------------------------
+
+
+def slow_entropy(values: np.ndarray, low: float, high: float, steps: int, bins: int) -> float:
+    """Kullback-Leibler divergence of values in [low, high], one bin after the other."""
+    edges = np.linspace(low, high, bins + 1)
+    inside = np.histogram(values, edges)[0].astype(float)
+    wanted = inside.copy()
+    wanted[0] += np.count_nonzero(values < low)
+    wanted[-1] += np.count_nonzero(values > high)
+    got = np.zeros(bins)
+    for step in range(steps):
+        members = [place for place in range(bins) if place * steps // bins == step and inside[place] > 0]
+        for place in members:
+            got[place] = sum(inside[m] for m in members) / len(members)
+    p, q = wanted / wanted.sum(), got / got.sum()
+    return float(sum(a * np.log(a / max(b, 1e-9)) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+def test_entropy_finds_about_the_least_divergence() -> None:
+    random = np.random.default_rng(0)
+    values = np.abs(random.laplace(size=300_000)).astype(np.float32)  # as after a ReLU, with a long tail
+    made = histogram_of(values)
+    low, high = entropy(made)
+    assert low >= 0
+    assert high < 0.9 * values.max()
+    width = made.reach / (BINS // 2)
+
+    def divergence(top: float) -> float:
+        return slow_entropy(values, 0.0, top, 255, round(top / width))
+
+    found = divergence(high)
+    assert found <= 1.05 * min(divergence(share * values.max()) for share in np.linspace(0.2, 1, 15))
+
+
+def test_entropy_keeps_a_flat_distribution_whole() -> None:
+    values = np.random.default_rng(0).uniform(-2, 2, 400_000).astype(np.float32)
+    low, high = entropy(histogram_of(values))
+    assert low == pytest.approx(-2, abs=0.1)
+    assert high == pytest.approx(2, abs=0.1)
+
+
+def test_zeros_do_not_drown_the_rest_in_entropy() -> None:
+    values = np.abs(np.random.default_rng(0).normal(size=100_000)).astype(np.float32)
+    with_zeros = np.concatenate([values, np.zeros(900_000, np.float32)])
+    assert entropy(histogram_of(with_zeros))[1] == pytest.approx(entropy(histogram_of(values))[1], rel=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=300), st.sampled_from(sorted(METHODS)))
+def test_every_method_stays_inside_what_was_seen(values: list[float], method: str) -> None:
+    made = histogram_of(np.array(values, np.float32))
+    low, high = Calibration({"t": made}, 1).ranges(method)["t"]
+    bin_width = 2 * made.reach / BINS
+    assert min(made.low, 0) - bin_width <= low <= 0 <= high <= max(made.high, 0) + bin_width
+
+
+# --- what the pass over the data looks at -----------------------------------------------------------------------------
+
+
+def test_minmax_alone_gives_the_ranges_of_the_whole_calibration_without_histograms(make: Callable) -> None:
+    made = make(three_exits())
+    quick = calibrate(made.plain, made.data, methods=("minmax",))
+    assert quick.ranges("minmax") == made.seen.ranges("minmax")
+    assert all(not histogram.counts.any() for histogram in quick.histograms.values())
+    with pytest.raises(BadInput, match="'mse' needs histograms"):
+        quick.ranges("mse")
+
+
+def test_histograms_of_a_part_of_the_samples_still_have_the_extremes_of_all(
+    make: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(three_exits())
+    whole = made.seen.ranges("minmax")
+    monkeypatch.setattr("edgekit.host.calibrate.HISTOGRAM_SAMPLES", 5)
+    monkeypatch.setattr("edgekit.host.calibrate._MOST_VALUES", 100)
+    ticks: list[int] = []
+    part = calibrate(made.plain, made.data, ticks.append)
+    assert part.ranges("minmax") == whole
+    assert sum(ticks) == made.data.count
+    assert 0 < part.histograms["a1"].counts.sum() < made.seen.histograms["a1"].counts.sum() / 10
+    # the ranges are near those of all values
+    for method in ("percentile", "mse"):
+        assert part.ranges(method)["a2"][1] == pytest.approx(made.seen.ranges(method)["a2"][1], rel=0.3)
+
+
+def test_only_the_named_tensors_are_looked_at(make: Callable) -> None:
+    made = make(three_exits())
+    seen = calibrate(made.plain, made.data, names={"x", "a2"})
+    assert set(seen.histograms) == {"x", "a2"}
+    assert seen.ranges("minmax")["a2"] == made.seen.ranges("minmax")["a2"]
+
+
+@pytest.mark.parametrize("methods", [("minmax",), ()])
+def test_an_activation_that_overflows_is_refused_by_name(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    b = Builder()
+    x = b.op("Exp", ["x"], "grown")
+    b.op("Relu", [x], "cut")
+    graph = load(save(b.model([("cut", (1, 4))], [("x", (1, 4))]), tmp_path / "m.onnx")).graph
+    data = Data("d", range(2), None, lambda index: {"x": np.full((1, 4), 200.0, np.float32)}, str)
+    with pytest.raises(BadInput, match="'grown' must be finite numbers"):
+        calibrate(graph, data, methods=methods)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 40))
+def test_minmax_is_that_of_all_values_whatever_is_derived(seed: int, count: int) -> None:
+    histogram, random = Histogram(), np.random.default_rng(seed)
+    arrays = [random.normal(random.normal(), 2, (3, 4)).astype(np.float32) for _ in range(count)]
+    for array in arrays:
+        histogram.see(array)
+    assert minmax(histogram) == (min(a.min() for a in arrays), max(a.max() for a in arrays))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+_CHILD = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from edgekit.host.calibrate import calibrate
+from edgekit.host.load import load
+from edgekit.runtime.data import Data
+graph = load(Path(sys.argv[1])).graph
+name, shape = graph.inputs[0].tensor.name, graph.inputs[0].tensor.shape
+sample = lambda index: {name: np.random.default_rng(index).normal(size=shape).astype(np.float32)}
+calibrate(graph, Data("made up", range(int(sys.argv[2])), None, sample, str))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def inverted_residuals(side: int, seed: int = 0) -> onnx.ModelProto:
+    """A network of 25 MB in the manner of MobileNetV2."""
+    b = Builder(seed)
+    x, wide = b.conv("x", "stem", (3, 32), stride=2), 32
+    blocks = [(24, 1), (32, 2), (32, 1), (64, 2), (64, 1), (64, 1), (128, 2), *[(128, 1)] * 3]
+    blocks += [*[(192, 1)] * 3, (320, 2), *[(320, 1)] * 2, (512, 1)]
+    for index, (out, stride) in enumerate(blocks):
+        inner = 4 * wide
+        y = b.conv(x, f"e{index}", (wide, inner), kernel=1)
+        y = b.conv(y, f"d{index}", (inner, inner), group=inner, stride=stride)
+        y = b.conv(y, f"p{index}", (inner, out), kernel=1, relu=False)
+        x = b.op("Add", [x, y], f"s{index}") if out == wide and stride == 1 else y
+        wide = out
+    b.head(b.conv(x, "last", (wide, 1280), kernel=1), "y", 1280, 1000)
+    return b.model([("y", (1, 1000))], [("x", (1, 3, side, side))])
+
+
+def peak_mib(model: Path, count: int) -> int:
+    run = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(model), str(count)], capture_output=True, text=True, check=True
+    )
+    return int(run.stdout)
+
+
+def test_a_25_mb_model_is_calibrated_in_bounded_memory(tmp_path: Path) -> None:
+    model = save(inverted_residuals(96), tmp_path / "m.onnx")
+    assert model.stat().st_size > 25e6
+    few, more = peak_mib(model, 3), peak_mib(model, 24)
+    assert more < 600
+    assert more < few + 60
+
+
+@pytest.mark.slow
+def test_ten_thousand_samples_of_a_25_mb_model_stay_under_600_mb(tmp_path: Path) -> None:
+    model = save(inverted_residuals(224), tmp_path / "m.onnx")
+    assert peak_mib(model, 10_000) * 2**20 < 600e6
