@@ -12,8 +12,10 @@ from onnx_ir.passes.common import DeduplicateInitializersPass
 from edgekit.core.errors import BadInput, one_line
 from edgekit.core.profile import Backend
 from edgekit.host.graph import model_bytes
+from edgekit.host.lower._decode import decode_weights
 from edgekit.host.lower.base import LoweredPart
 from edgekit.host.split import Stage
+from edgekit.host.stored import constant_nodes
 
 NAME = "onnxruntime"
 _PRODUCER = "edgekit"
@@ -46,10 +48,10 @@ def _shorten(model: ir.Model) -> None:
     names = (name for name in map(str, itertools.count()) if name not in taken)
     for value in inner:
         value.name = next(names)
-        if value.const_value is None:
-            value.shape = value.type = None
+        value.shape = value.type = None  # a weight's tensor says both
+    folded = constant_nodes(model)
     for node in model.graph:
-        if node.op_type in _CODES:
+        if node.op_type in _CODES or node in folded:
             node.name = ""
         node.doc_string = None
         node.metadata_props.clear()
@@ -57,6 +59,7 @@ def _shorten(model: ir.Model) -> None:
 
 def _below_ceiling(stage: Stage, ceiling: int | None) -> ir.Model:
     model = stage.model.clone()
+    decode_weights(model)
     opset = model.opset_imports.get("", 0)
     if ceiling is None or opset <= ceiling:
         return model

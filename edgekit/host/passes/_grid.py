@@ -8,7 +8,7 @@ significant bits that every code times it is exact in float32; and some code of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,26 @@ from numpy.typing import NDArray
 from edgekit.core.errors import BadInput
 from edgekit.core.registry import pick
 from edgekit.host.graph import Graph
+from edgekit.host.stored import GRIDS, Codes, Floats, Grid, pack, packed_bytes, unpack
 
-Floats = NDArray[np.float32]
-Codes = NDArray[np.int8]
+__all__ = [
+    "CLIPS",
+    "GRIDS",
+    "Codes",
+    "Floats",
+    "Grid",
+    "Product",
+    "Rows",
+    "dequantize",
+    "pack",
+    "packed_bytes",
+    "products",
+    "quantize",
+    "rows",
+    "snap",
+    "to_nearest",
+    "unpack",
+]
 
 CLIPS = ("max", "mse")
 _TRIED = np.linspace(1.0, 0.2, 41)  # how far the mse search pulls the largest weight in
@@ -30,38 +47,6 @@ _AT_ONCE = 2**18  # weights handled together: stays in the cache
 _TINIEST = 2.0**-100  # the scale of a group of zeros
 _TWN = 0.7  # of mean |w|: below it a ternary weight is 0
 _HALF_BITS, _SCALE_BITS = 11, 16  # significant bits of scales: below 8 bits they fit float16
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Levels -qmax, -qmax + step, ..., qmax. bits: of one code in a file; lowest: what the code 0 in a file means."""
-
-    name: str
-    bits: int
-    qmax: int
-    step: int
-    lowest: int
-
-    def holds(self, codes: Codes) -> bool:
-        """Whether every code is one that a file in this format can hold."""
-        if not codes.size:
-            return True
-        top = self.lowest + self.step * (2**self.bits - 1)
-        inside = self.lowest <= int(codes.min()) and int(codes.max()) <= top
-        return inside and (self.step == 1 or not bool(((codes - self.lowest) % self.step).any()))
-
-
-# int2: four levels without a zero, as the best uniform quantizer of a symmetric density has them (Max 1960)
-GRIDS: Mapping[str, Grid] = {
-    grid.name: grid
-    for grid in (
-        Grid("int8", 8, 127, 1, -128),
-        Grid("int4", 4, 7, 1, -8),
-        Grid("int2", 2, 3, 2, -3),
-        Grid("ternary", 2, 1, 1, -1),
-        Grid("binary", 1, 1, 2, -1),
-    )
-}
 
 
 # --- which weights there are ------------------------------------------------------------------------------------------
@@ -354,36 +339,3 @@ def _binary(matrix: Floats, grid: Grid, clip: str, used: _Used) -> _Quantized:
 
 
 _METHODS = {"ternary": _ternary, "binary": _binary}
-
-
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of so many codes."""
-    return -(-count * bits // 8)
-
-
-def pack(codes: Codes, grid: Grid) -> NDArray[np.uint8]:
-    """Codes in C order as bytes, the first code in a byte's lowest bits; 8-bit codes as they are."""
-    flat = codes.reshape(-1)
-    if grid.bits == 8:
-        return np.ascontiguousarray(flat).view(np.uint8)
-    per = 8 // grid.bits
-    numbers = ((flat.astype(np.int16) - grid.lowest) // grid.step).astype(np.uint8)
-    slots = np.zeros((packed_bytes(flat.size, grid.bits), per), np.uint8)
-    slots.reshape(-1)[: flat.size] = numbers
-    shifts = np.arange(per, dtype=np.uint8) * grid.bits
-    return np.asarray(np.bitwise_or.reduce(slots << shifts, axis=1), np.uint8)
-
-
-def unpack(packed: NDArray[np.uint8], grid: Grid, count: int) -> Codes:
-    """The first `count` codes in bytes: the inverse of `pack`. Raises BadInput where there are not as many bytes."""
-    if packed.size != packed_bytes(count, grid.bits):
-        wanted = packed_bytes(count, grid.bits)
-        raise BadInput(f"{count} {grid.name} codes must be {wanted} bytes, got {packed.size}")
-    if grid.bits == 8:
-        return np.asarray(packed.reshape(-1).view(np.int8).copy())
-    shifts = np.arange(8 // grid.bits, dtype=np.uint8) * grid.bits
-    numbers = (packed.reshape(-1, 1) >> shifts) & (2**grid.bits - 1)
-    return np.asarray(numbers.reshape(-1)[:count].astype(np.int16) * grid.step + grid.lowest, np.int8)
