@@ -309,4 +309,4 @@ def _clips(clip: str) -> tuple[str, ...]:
     return ("max", "mse") if clip == "search" else (clip,)
 
 
-PASS = Pass("adaround", apply, min_sqnr_db=25.0, options=Options)
+PASS = Pass("adaround", apply, min_sqnr_db=25.0, options=Options, rounds=True, costly=True)
