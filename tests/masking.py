@@ -69,15 +69,20 @@ class Masked:
         if not any(mark.any() for _, mark in inputs.values()):
             made = self._run(node, {name: array for name, (array, _) in inputs.items()})
             return made, [np.zeros(array.shape, bool) for array in made]
-        high, low = (  # no two inputs alike, lest a difference or a product hide them
+        random = np.random.default_rng(
+            len(inputs)
+        )  # no two numbers alike, lest a difference or a mean hide them
+        high, low = (
             self._run(
                 node,
                 {
-                    name: np.where(mark, start + step * place, array).astype(array.dtype)
-                    for place, (name, (array, mark)) in enumerate(inputs.items())
+                    name: np.where(
+                        mark, random.uniform(*sorted((start, 2 * start)), array.shape), array
+                    ).astype(array.dtype)
+                    for name, (array, mark) in inputs.items()
                 },
             )
-            for start, step in ((9, 2), (-5, -3))
+            for start in (5, -3)
         )
         return high, [one != other for one, other in zip(high, low, strict=True)]
 
