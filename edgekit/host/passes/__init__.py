@@ -10,14 +10,34 @@ from typing import Any
 from edgekit.core.registry import pick
 from edgekit.host.graph import Graph
 from edgekit.host.options import read_options, write_options
-from edgekit.host.passes import adaround, confidence, equalize, fold, opset, prune_channels, quantize_static
+from edgekit.host.passes import (
+    adaround,
+    confidence,
+    equalize,
+    float16,
+    fold,
+    opset,
+    prune_channels,
+    quantize_static,
+    quantize_weights,
+)
 from edgekit.host.passes.base import Context, Pass, Step
 
 __all__ = ["PASSES", "Context", "Pass", "Step", "run_steps", "step"]
 
 PASSES: Mapping[str, Pass] = {
     entry.name: entry
-    for entry in (opset.PASS, confidence.PASS, fold.PASS, equalize.PASS, adaround.PASS, quantize_static.PASS)
+    for entry in (
+        opset.PASS,
+        confidence.PASS,
+        fold.PASS,
+        equalize.PASS,
+        prune_channels.PASS,
+        adaround.PASS,
+        quantize_static.PASS,
+        quantize_weights.PASS,
+        float16.PASS,
+    )
 }
 
 

@@ -173,4 +173,4 @@ class _Writer:
         return node.outputs[0]
 
 
-PASS = Pass("quantize_weights", apply, min_sqnr_db=25.0, options=QuantizeWeights)
+PASS = Pass("quantize_weights", apply, min_sqnr_db=20.0, options=QuantizeWeights, rounds=True)
