@@ -11,9 +11,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,13 +31,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from edgekit.agent.config import load_config
 from edgekit.agent.daemon import Agent, Summary
 from edgekit.core import messages
 from edgekit.core.bundle import open_bundle
-from edgekit.core.messages import Desired
+from edgekit.core.candidates import pack_candidates, target_of_candidates, unpack_candidates
+from edgekit.core.messages import Desired, OneShot
 from edgekit.core.target import Target, target_path
 
 FLEET = "demo"
@@ -120,17 +132,23 @@ class Repository:
 
     def __init__(self) -> None:
         self.keys = {
-            role: CryptoSigner.generate_ed25519() for role in ("root", "targets", "snapshot", "timestamp")
+            role: CryptoSigner.generate_ed25519()
+            for role in ("root", "targets", "snapshot", "timestamp", "measure")
         }
         expires = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=1)
         self.root = Root(expires=expires, consistent_snapshot=False)
+        public = self.keys["measure"].public_key
+        measure = DelegatedRole("measure", [public.keyid], 1, terminating=True, paths=["measure/*/*.edge"])
         for role, signer in self.keys.items():
-            self.root.add_key(signer.public_key, role)
-        self.targets, self.snapshot, self.timestamp = (
+            if role != "measure":
+                self.root.add_key(signer.public_key, role)
+        self.targets, self.measure, self.snapshot, self.timestamp = (
+            Targets(expires=expires, delegations=Delegations({public.keyid: public}, {"measure": measure})),
             Targets(expires=expires),
             Snapshot(expires=expires),
             Timestamp(expires=expires),
         )
+        self.snapshot.meta["measure.json"] = MetaFile(1)
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []  # path, Range
         self.break_after: int | None = None  # bytes of a target after which the connection is cut
@@ -149,7 +167,12 @@ class Repository:
             self.files[f"metadata/{role}.json"] = self.signed(role, signed)
 
     def roles(self) -> list[tuple[str, Any]]:
-        return [("targets", self.targets), ("snapshot", self.snapshot), ("timestamp", self.timestamp)]
+        return [
+            ("targets", self.targets),
+            ("measure", self.measure),
+            ("snapshot", self.snapshot),
+            ("timestamp", self.timestamp),
+        ]
 
     def signed(self, role: str, content: Any, signer: CryptoSigner | None = None) -> bytes:
         metadata: Metadata[Any] = Metadata(content)
@@ -165,6 +188,7 @@ class Repository:
         for _, signed in self.roles():
             signed.version += 1
         self.snapshot.meta["targets.json"] = MetaFile(self.targets.version)
+        self.snapshot.meta["measure.json"] = MetaFile(self.measure.version)
         self.timestamp.snapshot_meta = MetaFile(self.snapshot.version)
         self.sign()
 
@@ -183,6 +207,28 @@ class Repository:
         digests = {"sha256": hashlib.sha256(data).hexdigest()}
         self.targets.targets[path] = TargetFile(len(data), digests, path, {"custom": entry})
         self.files[f"targets/{path}"] = data
+        self.publish()
+        return target.label
+
+    def add_round(
+        self,
+        folder: Path,
+        bundles: Sequence[bytes],
+        board: str = "pi5",
+        custom: Mapping[str, Any] | None = None,
+        data: bytes | None = None,
+    ) -> str:
+        """Sign and serve candidates to measure. custom: what the entry says against the truth; data: other bytes."""
+        file = folder / f"round-{len(self.files)}.edge"
+        file.write_bytes(pack_candidates(bundles))
+        with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+            opened = unpack_candidates(file, Path(unpacked))
+            target = target_of_candidates(board, self.measure.version + 1, opened)
+        content = file.read_bytes() if data is None else data
+        entry = {**target.to_custom(), **(custom or {})}
+        digests = {"sha256": hashlib.sha256(content).hexdigest()}
+        self.measure.targets[target.path] = TargetFile(len(content), digests, target.path, {"custom": entry})
+        self.files[f"targets/{target.path}"] = content
         self.publish()
         return target.label
 
@@ -309,6 +355,18 @@ class Server:
         info.wait_for_publish(WAIT_S)
         return desired
 
+    def order(self, device: str, target: str, **changes: Any) -> OneShot:
+        """Publish a signed one-shot `measure`. key, payload: as for desire; other keywords: fields of OneShot."""
+        key, more = changes.pop("key", self.key), changes.pop("payload", {})
+        self._n += 1
+        shot = OneShot(f"{FLEET}/{device}", self._n, f"shot-{self._n}", "measure", target, time.time() + 3600)
+        shot = replace(shot, **changes)
+        payload = {**shot.to_json(), **more, "v": 1}
+        payload["sig"] = base64.b64encode(key.sign(messages.signed_bytes(payload))).decode()
+        info = self.client.publish(messages.topic(FLEET, device, "job"), messages.encode(payload), qos=1)
+        info.wait_for_publish(WAIT_S)
+        return shot
+
     # --- what was heard ---
 
     def job_events(self, job_id: str | None = None) -> list[Mapping[str, Any]]:
@@ -324,7 +382,7 @@ class Server:
 
     def ended(self, job_id: str) -> Mapping[str, Any]:
         """Wait for the end of a job and give its last event."""
-        final = ("active", "failed", "refused", "expired")
+        final = ("active", "done", "failed", "refused", "expired")
         return until(
             lambda: next((e for e in self.job_events(job_id) if e["state"] in final), None),
             f"the end of {job_id}",

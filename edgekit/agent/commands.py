@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from edgekit.agent.config import Config
-from edgekit.agent.control import load_control_key, open_desired
-from edgekit.agent.jobs import Verdict, job_of, judge
+from edgekit.agent.control import load_control_key, open_desired, open_one_shot
+from edgekit.agent.jobs import Verdict, job_of, job_of_shot, judge, judge_shot
 from edgekit.agent.state import Job, StateFile
 from edgekit.core import checks
 from edgekit.core.errors import BadInput, Refused, one_line
-from edgekit.core.messages import Desired
+from edgekit.core.messages import Desired, OneShot
 from edgekit.core.trust import REASONS
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,13 @@ class Taker(Protocol):
         """Remember an accepted command and work on it."""
 
 
+class ShotTaker(Protocol):
+    """What is needed of measurer.Measurer."""
+
+    def take(self, job: Job) -> None:
+        """Remember an accepted one-shot and work on it."""
+
+
 class Commands:
     """Judges each command once; the same bytes again come to nothing."""
 
@@ -42,33 +49,41 @@ class Commands:
         self._key = load_control_key(config.trust.control_key, f"{config.path}: trust.control_key")
         self._refused: set[bytes] = set()
 
-    def attach(self, state: StateFile, worker: Taker, refuse: Refusal) -> None:
+    def attach(self, state: StateFile, worker: Taker, measurer: ShotTaker, refuse: Refusal) -> None:
         """Where accepted and refused commands go."""
-        self._state, self._worker, self._refuse = state, worker, refuse
+        self._state, self._worker, self._measurer, self._refuse = state, worker, measurer, refuse
 
     def receive(self, kind: str, payload: Mapping[str, Any]) -> None:
         """One decoded message."""
-        if kind != "desired":
-            log.warning("a %s command came; this agent knows only desired", kind)
-            return
+        opened: Desired | OneShot
         try:
-            desired = open_desired(payload, self._key)
+            opened = (open_desired if kind == "desired" else open_one_shot)(payload, self._key)
         except Refused as err:
             self._say(payload, err.reason, one_line(err))
             return
         except BadInput as err:  # signed, but by a server that knows more than this agent
             self._say(payload, "beyond-limits", one_line(err))
             return
-        verdict = judge(desired, self._address, self._state.current)
-        self._obey(desired, payload, verdict)
+        if isinstance(opened, Desired):
+            verdict = judge(opened, self._address, self._state.current)
+            self._obey(opened, verdict)
+        else:
+            verdict = judge_shot(opened, self._address, self._state.current)
+            self._obey_shot(opened, verdict)
+        if verdict.reason is not None:
+            self._say(payload, verdict.reason, f"{REASONS[verdict.reason]} ({verdict.detail})")
 
-    def _obey(self, desired: Desired, payload: Mapping[str, Any], verdict: Verdict) -> None:
+    def _obey(self, desired: Desired, verdict: Verdict) -> None:
         if verdict.take:
             self._worker.take(job_of(desired), desired.n)
         elif verdict.seen:
             self._state.note(n=desired.n, rev=desired.rev)
-        if verdict.reason is not None:
-            self._say(payload, verdict.reason, f"{REASONS[verdict.reason]} ({verdict.detail})")
+
+    def _obey_shot(self, shot: OneShot, verdict: Verdict) -> None:
+        if verdict.take:
+            self._measurer.take(job_of_shot(shot))
+        elif verdict.seen:
+            self._state.note(shot_n=shot.n)
 
     def _say(self, payload: Mapping[str, Any], reason: str, detail: str) -> None:
         """Report a refusal, once for the same command."""

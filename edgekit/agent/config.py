@@ -77,7 +77,11 @@ class Sensors:
 
 @dataclass(frozen=True)
 class Limits:
-    """What no command from outside can exceed. threads: what one inference may use."""
+    """What no command from outside can exceed. threads: what one inference may use.
+
+    golden_memory_mb: data a child may take, for golden cases or measuring. accepts_measure: candidates of a conversion
+    may be timed here, beside what serves.
+    """
 
     threads: int
     throttled_factor: float
@@ -86,6 +90,8 @@ class Limits:
     min_interval_s: float
     golden_timeout_s: float
     golden_memory_mb: int
+    accepts_measure: bool = False
+    measure_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -298,6 +304,8 @@ def _limits(table: Table) -> Limits:
         min_interval_s=_get(table, "min_interval_s", _number(0.1, 86_400), 1.0),
         golden_timeout_s=_get(table, "golden_timeout_s", _number(0.1, 3600), 60.0),
         golden_memory_mb=_get(table, "golden_memory_mb", _whole(16, 10**6), 1024),
+        accepts_measure=_get(table, "accepts_measure", checks.flag, False),
+        measure_timeout_s=_get(table, "measure_timeout_s", _number(0.1, 86_400), 300.0),
     )
 
 

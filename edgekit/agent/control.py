@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from edgekit.core.errors import BadInput
-from edgekit.core.messages import Desired, signed_bytes
+from edgekit.core.messages import Desired, OneShot, signed_bytes
 from edgekit.core.trust import refusal
 
 
@@ -29,6 +29,17 @@ def load_control_key(pem: bytes, where: str) -> Ed25519PublicKey:
 
 def open_desired(payload: Mapping[str, Any], key: Ed25519PublicKey) -> Desired:
     """A decoded `desired` whose signature holds. Raises Refused (bad-signature) or BadInput."""
+    _verify(payload, key)
+    return Desired.parse(payload)
+
+
+def open_one_shot(payload: Mapping[str, Any], key: Ed25519PublicKey) -> OneShot:
+    """A decoded `job` whose signature holds. Raises Refused (bad-signature) or BadInput."""
+    _verify(payload, key)
+    return OneShot.parse(payload)
+
+
+def _verify(payload: Mapping[str, Any], key: Ed25519PublicKey) -> None:
     signature = payload.get("sig")
     try:
         if not isinstance(signature, str):
@@ -36,4 +47,3 @@ def open_desired(payload: Mapping[str, Any], key: Ed25519PublicKey) -> Desired:
         key.verify(base64.b64decode(signature, validate=True), signed_bytes(payload))
     except (InvalidSignature, binascii.Error, ValueError, TypeError) as err:
         raise refusal("bad-signature") from err
-    return Desired.parse(payload)

@@ -8,16 +8,19 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgekit.agent import clock
+from edgekit.agent.bench import time_candidates
+from edgekit.agent.child import ChildLimits
 from edgekit.agent.commands import Commands
 from edgekit.agent.config import Config
 from edgekit.agent.install import Worker
 from edgekit.agent.lock import hold
+from edgekit.agent.measurer import Machine, Measurer
 from edgekit.agent.monitor import Monitor
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
 from edgekit.agent.remote import Repository
@@ -26,7 +29,7 @@ from edgekit.agent.serving import Server
 from edgekit.agent.slots import Slots
 from edgekit.agent.sources import Source, open_source
 from edgekit.agent.state import Job, State, StateFile
-from edgekit.agent.trial import TrialLimits, try_out
+from edgekit.agent.trial import try_out
 from edgekit.agent.uplink import Uplink
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
@@ -94,6 +97,7 @@ class Agent:
         self._machine = machine_name()
         self._runtimes = {name: found for name in _PACKAGES if (found := installed_version(name)) is not None}
         self._repository: Repository | None = None
+        self._opening = threading.Lock()
         self._outbox = Outbox(
             config.state_dir / "outbox.db", self.boot_id, config.telemetry.outbox_bytes, self._put
         )
@@ -111,7 +115,7 @@ class Agent:
             accepts_code=limits.accepts_code,
             sensor=own_sensor,
         )
-        trial = TrialLimits(
+        trial = ChildLimits(
             limits.golden_timeout_s,
             limits.golden_memory_mb,
             limits.threads,
@@ -131,7 +135,8 @@ class Agent:
             tell=self._tell,
             changed=self._changed,
         )
-        self._commands.attach(self._state, self._worker, self._report_refusal)
+        self._measurer = self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s))
+        self._commands.attach(self._state, self._worker, self._measurer, self._report_refusal)
         self._meter = EnergyMeter(sensor, time.monotonic)
         health = partial(read_health, sysroot, self._run_command)
         self._monitor = Monitor(self._meter, health, self._throttle, config.sensors.sample_s)
@@ -148,6 +153,28 @@ class Agent:
             target=self._feed, args=(self._source,), name="source", daemon=True
         )
 
+    def _make_measurer(self, child: ChildLimits) -> Measurer:
+        config, simulated = self._config, self._config.sensors.simulated
+        sensors, limits = config.sensors, config.limits
+        return Measurer(
+            folder=config.state_dir / "measure",
+            state=self._state,
+            repository=self._open_repository,
+            time_candidates=lambda folder, check: time_candidates(
+                folder, child, sensors.power, sensors.sysroot, check
+            ),
+            board=Board(config.profile.name, limits.accepts_measure, limits.accepts_code, config.name),
+            machine=Machine(
+                config.name,
+                config.profile.name,
+                "simulated" if simulated else "measured",
+                config.profile.name if simulated else self._machine,
+                lambda: self._server.in_force.label is not None,
+            ),
+            max_bytes=limits.max_bundle_bytes,
+            report=self._report_job,
+        )
+
     # --- life ----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -160,8 +187,10 @@ class Agent:
         self._runner.start()
         self._tell_what_was_repaired()
         self._worker.restore()
+        self._measurer.restore()
         self._uplink.start()
         self._worker.start()
+        self._measurer.start()
         self._monitor.start()
         self._source_thread.start()
         bundle = self._server.in_force.label or "nothing yet"
@@ -183,11 +212,13 @@ class Agent:
             self._record(self._runner.collect())
             self._outbox.report_drops(self._time())
             self._worker.report_again()
+            self._measurer.report_again()
             due = max(due + self.interval_s, now)
 
     def _end(self) -> Summary:
         end = time.monotonic() + FLUSH_S
         self._source_stop.set()
+        self._measurer.stop(_STOP_S)
         self._worker.stop(_STOP_S)
         self._monitor.stop()
         self._runner.drain(_STOP_S)
@@ -251,7 +282,7 @@ class Agent:
     def _report_job(self, job: Job) -> bool:
         detail = _short(job.detail)
         event = JobEvent(self.boot_id, 1, job.job_id, job.state, job.target, self._time(), job.reason, detail)
-        return self._outbox.put(event) is not None
+        return self._outbox.put(replace(event, reports=job.reports)) is not None
 
     def _report_refusal(self, job_id: str, target: str | None, reason: str, detail: str) -> None:
         event = JobEvent(self.boot_id, 1, job_id, "refused", target, self._time(), reason, _short(detail))
@@ -288,16 +319,17 @@ class Agent:
         return State(active=slots[0], previous=slots[1], commits=committed[0][0] if committed else 0)
 
     def _open_repository(self) -> Repository:
-        if self._repository is None:
-            from edgekit.agent.update import RepositoryClient  # python-tuf, not before a job needs it
+        with self._opening:
+            if self._repository is None:
+                from edgekit.agent.update import RepositoryClient  # python-tuf, not before a job needs it
 
-            self._repository = RepositoryClient(
-                self._config.repository,
-                self._config.trust.root,
-                self._config.state_dir / "metadata",
-                self._state,
-            )
-        return self._repository
+                self._repository = RepositoryClient(
+                    self._config.repository,
+                    self._config.trust.root,
+                    self._config.state_dir / "metadata",
+                    self._state,
+                )
+            return self._repository
 
     # --- what is said --------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ power cut at any moment leaves the old one or the new one in force, never neithe
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,8 @@ from edgekit.agent.jobs import (
     restarted,
     walk,
 )
-from edgekit.agent.remote import Found, NetworkFailed, Repository
+from edgekit.agent.patience import MAX_RETRY_S, patiently
+from edgekit.agent.remote import Found, Repository
 from edgekit.agent.serving import Loaded, Server
 from edgekit.agent.slots import Slot, Slots
 from edgekit.agent.state import Job, StateFile
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_FAILED_STARTS = 3
 _MAX_OWED = 8  # ends of jobs to be reported when the outbox takes something again
-_FIRST_RETRY_S, _MAX_RETRY_S = 0.5, 60.0
 _POLICY_ONLY = ("present", "verified", "start", "pass")
 
 TryOut = Callable[[Path, Callable[[], None]], TrialResult]
@@ -203,7 +202,7 @@ class Worker(threading.Thread):
             except Exception:
                 log.exception("worker met a defect and goes on")
                 with self._wake:
-                    self._wake.wait(_MAX_RETRY_S)
+                    self._wake.wait(MAX_RETRY_S)
 
     def _unfinished(self) -> bool:
         state = self._state.current
@@ -263,24 +262,24 @@ class Worker(threading.Thread):
 
     def _patiently(self, job: Job, action: Callable[[], T]) -> T:
         """Try until it works, the job's time is over, or it must not go on."""
-        delay = _FIRST_RETRY_S
-        while True:
+
+        def check() -> None:
             self._check()
             if self._expired(job):
                 raise Expired(self.waiting_for or "it came too late")
-            try:
-                result = action()
-            except NetworkFailed as err:
-                if self.waiting_for is None:
-                    log.warning("job %s waits: %s", job.job_id, one_line(err))
-                self.waiting_for = one_line(err)
+
+        def waits(why: str | None) -> None:
+            if why is not None and self.waiting_for is None:
+                log.warning("job %s waits: %s", job.job_id, why)
+            self.waiting_for = why
+            if why is not None:
                 self._changed()
-            else:
-                self.waiting_for = None
-                return result
+
+        def pause(seconds: float) -> None:
             with self._wake:
-                self._wake.wait(delay * (0.5 + random.random() / 2))
-            delay = min(2 * delay, _MAX_RETRY_S)
+                self._wake.wait(seconds)
+
+        return patiently(action, check, waits, pause)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from edgekit.agent.state import Job, State
+from edgekit.core.bench import BenchReport
 from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, WorldFailed, one_line
 from edgekit.core.jobs import TRANSITIONS, advance
-from edgekit.core.messages import Desired
+from edgekit.core.messages import Desired, OneShot
 
 log = logging.getLogger(__name__)
 MAX_RESTARTS = 3  # a job whose bundle the agent died over so often is not begun again
+MAX_WAITING = 8  # one-shots that wait for their turn
 _HARMLESS = ("received", "downloading")  # no content of the bundle is looked at yet
 
 
@@ -52,6 +54,27 @@ def judge(desired: Desired, address: str, state: State) -> Verdict:
     return Verdict(take=True, seen=True)
 
 
+def judge_shot(shot: OneShot, address: str, state: State) -> Verdict:
+    """What to do with a one-shot whose signature held. One that is remembered comes to nothing."""
+    if shot.to != address:
+        return Verdict(take=False, seen=False, reason="wrong-board", detail=f"it is for {shot.to}")
+    if any(job.rev == shot.n for job in state.shots):
+        return Verdict(take=False, seen=False)
+    if shot.n <= state.shot_n:
+        detail = f"number {shot.n} came after {state.shot_n}"
+        return Verdict(take=False, seen=False, reason="replayed", detail=detail)
+    if sum(not job.ended for job in state.shots) >= MAX_WAITING:
+        return Verdict(
+            take=False, seen=True, reason="beyond-limits", detail=f"{MAX_WAITING} jobs wait already"
+        )
+    return Verdict(take=True, seen=True)
+
+
+def job_of_shot(shot: OneShot) -> Job:
+    """The job that a one-shot asks for, at its beginning."""
+    return Job(shot.job_id, shot.n, shot.target, None, None, shot.expires)
+
+
 def job_of(desired: Desired) -> Job:
     """The job that a command asks for, at its beginning."""
     return Job(
@@ -61,11 +84,12 @@ def job_of(desired: Desired) -> Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step came to: an event of core.jobs' table, and why where it is no success."""
+    """What a step came to: an event of core.jobs' table, and why where it is no success. reports: what was measured."""
 
     event: str
     reason: str | None = None
     detail: str | None = None
+    reports: tuple[BenchReport, ...] = ()
 
 
 def moved(job: Job, outcome: Outcome) -> Job:
@@ -75,6 +99,7 @@ def moved(job: Job, outcome: Outcome) -> Job:
         state=advance(job.state, outcome.event),
         reason=job.reason or outcome.reason,
         detail=job.detail or outcome.detail,
+        reports=job.reports or outcome.reports,
     )
 
 

@@ -32,7 +32,7 @@ class Found:
 class Repository(Protocol):
     """Where bundles come from; update.py talks to one over HTTP."""
 
-    def find(self, name: str, version: int) -> Found:
+    def find(self, name: str, version: int, use: str = "run") -> Found:
         """Look a target up in fresh, verified metadata. Raises Refused, NetworkFailed, WorldFailed (disk)."""
 
     def fetch(self, found: Found, part: Path, check: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekit.agent.slots import Slot
 from edgekit.core import checks, jobs
+from edgekit.core.bench import BenchReport, parse_reports, reports_json
 from edgekit.core.checks import integer, name, number, optional, table, text
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.files import write_atomic
@@ -21,9 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """The one job of this board: what was commanded, and how far it came.
+    """What was commanded, and how far it came: the one job that makes a bundle run, or a one-shot.
 
-    restarts: how often the agent ended over its bundle. reported: its end stands in the outbox.
+    rev: of the desired state; a one-shot's number. restarts: how often the agent ended over its bundle. reported: its
+    end stands in the outbox. reports: what was measured, until they are there.
     """
 
     job_id: str
@@ -37,6 +39,7 @@ class Job:
     detail: str | None = None
     restarts: int = 0
     reported: bool = False
+    reports: tuple[BenchReport, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -59,6 +62,7 @@ class Job:
             detail=optional(data.get("detail"), f"{where}.detail", text),
             restarts=integer(data.get("restarts"), f"{where}.restarts"),
             reported=checks.flag(data.get("reported"), f"{where}.reported"),
+            reports=parse_reports(data.get("reports", []), f"{where}.reports"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +79,7 @@ class Job:
             "detail": self.detail,
             "restarts": self.restarts,
             "reported": self.reported,
+            **({"reports": reports_json(self.reports)} if self.reports else {}),
         }
 
 
@@ -83,7 +88,8 @@ class State:
     """rev, n: of the last command. policy, interval_s: what it commanded; None: as configured.
 
     job: the one at work or the last one. next: commanded meanwhile, waits until that one has ended.
-    owed: earlier jobs whose end the outbox did not take. lost: why the last committed bundle serves no more.
+    owed: earlier jobs whose end the outbox did not take. shots: one-shots, the oldest first, ended ones too; shot_n:
+    the number of the last one. lost: why the last committed bundle serves no more.
     commits: how many bundles were ever committed. failed_starts: starts in a row that died before the active bundle was
     open. metadata: highest TUF version seen, by role. good_time: the latest
     Unix time at which fresh metadata was valid; the clock is never believed to be before it.
@@ -103,6 +109,8 @@ class State:
     good_time: float = 0.0
     owed: tuple[Job, ...] = ()
     lost: str | None = None
+    shots: tuple[Job, ...] = ()
+    shot_n: int = 0
 
     @classmethod
     def parse(cls, value: object, where: str) -> State:
@@ -128,6 +136,8 @@ class State:
             good_time=number(data.get("good_time"), f"{where}: good_time", 0.0),
             owed=checks.rows(data.get("owed", []), f"{where}: owed", Job.parse),
             lost=optional(data.get("lost"), f"{where}: lost", text),
+            shots=checks.rows(data.get("shots", []), f"{where}: shots", Job.parse),
+            shot_n=integer(data.get("shot_n", 0), f"{where}: shot_n"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +158,8 @@ class State:
             "good_time": self.good_time,
             "owed": [job.to_json() for job in self.owed],
             "lost": self.lost,
+            "shots": [job.to_json() for job in self.shots],
+            "shot_n": self.shot_n,
         }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -45,7 +46,7 @@ _MAYBE_PUBLISHING = (
 
 
 class RepositoryClient:
-    """Talks to one repository with the board's token. One thread at a time."""
+    """Talks to one repository with the board's token."""
 
     def __init__(self, repository: Repository, root: bytes, folder: Path, state: StateFile) -> None:
         """folder: python-tuf's own cache; what must not be forgotten stands in `state`."""
@@ -54,14 +55,18 @@ class RepositoryClient:
         self._folder = folder
         self._state = state
         self._http = _pool(repository)
+        self._finding = threading.Lock()  # one at a time in the cache
 
-    def find(self, name: str, version: int) -> Found:
+    def find(self, name: str, version: int, use: str = "run") -> Found:
         """Refresh the metadata and look `name/version` up.
 
         Raises Refused with the reason (unsigned, expired, rollback, tampered, unknown-target), NetworkFailed, or
         WorldFailed when the disk does not take the metadata.
         """
-        path = target_path(name, version)
+        with self._finding:
+            return self._find_again(target_path(name, version, use))
+
+    def _find_again(self, path: str) -> Found:
         for attempt in range(_TRIES):
             try:
                 return self._find(path)

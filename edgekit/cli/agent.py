@@ -39,6 +39,8 @@ budget = "40%"               # or 3ms, 2MMAC, 5mJ
 throttled_factor = 0.6       # the budget's share while the board is throttled
 accepts_code = false         # bundles with compiled libraries or bitstreams
 max_bundle_mb = 512
+accepts_measure = false      # time what `edgekit convert --on` sends, beside what serves
+measure_timeout_s = 300
 min_interval_s = 1
 threads = 1
 [sensors]

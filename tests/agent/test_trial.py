@@ -12,11 +12,12 @@ from agents import until
 from bundles import null_files, null_manifest, write_null_bundle
 
 from edgekit.agent import trial
+from edgekit.agent.child import ChildLimits
 from edgekit.agent.jobs import Superseded
-from edgekit.agent.trial import TrialLimits, try_out
+from edgekit.agent.trial import try_out
 from edgekit.core.bundle import pack
 
-LIMITS = TrialLimits(30.0, 1024, 1, ("CPUExecutionProvider",), accepts_code=False)
+LIMITS = ChildLimits(30.0, 1024, 1, ("CPUExecutionProvider",), accepts_code=False)
 
 
 def nothing() -> None:
@@ -67,14 +68,14 @@ def test_a_bundle_that_its_runtime_does_not_take_fails_and_says_why(tmp_path: Pa
 
 def test_a_trial_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     bundle = write_null_bundle(tmp_path / "slow.edge", delay_ms=30_000)
-    result = try_out(bundle.path, TrialLimits(0.5, 1024, 1, LIMITS.providers, accepts_code=False), nothing)
+    result = try_out(bundle.path, ChildLimits(0.5, 1024, 1, LIMITS.providers, accepts_code=False), nothing)
     assert result.reason == "timeout"
     assert result.seconds < 10
 
 
 def test_a_trial_that_swallows_memory_crashes_alone(tmp_path: Path) -> None:
     bundle = write_null_bundle(tmp_path / "large.edge", padding=2**20)
-    result = try_out(bundle.path, TrialLimits(30.0, 16, 1, LIMITS.providers, accepts_code=False), nothing)
+    result = try_out(bundle.path, ChildLimits(30.0, 16, 1, LIMITS.providers, accepts_code=False), nothing)
     assert result.reason == "crash"
 
 
