@@ -32,7 +32,7 @@ LAYERS: Mapping[str, frozenset[str]] = {
 _TUF = {"cryptography", "securesystemslib", "tuf"}
 _NUMBERS = {"PIL", "numpy"}
 _CLICK = {"click", "rich"}
-_HOST = _NUMBERS | {"ai_edge_litert", "google", "onnx", "onnx_ir", "onnxruntime"}
+_HOST = _NUMBERS | {"ai_edge_litert", "flatbuffers", "google", "onnx", "onnx_ir", "onnxruntime"}
 THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "__init__": frozenset(),
     "core": frozenset({"tomli"}),

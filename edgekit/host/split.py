@@ -20,13 +20,17 @@ from edgekit.host.graph import Graph, GraphExit, infer_shapes, static_shape, ten
 
 @dataclass(frozen=True)
 class Stage:
-    """What runs from one exit to the next: a model of its own, what it takes and what it gives."""
+    """What runs from one exit to the next: a model of its own, what it takes and what it gives.
+
+    handed: names of those tensors at its borders that only stages see, so that a lowering may lay them out as it likes.
+    """
 
     index: int
     exit: GraphExit
     model: ir.Model
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]  # the exit's tensors first, then what later stages need
+    handed: frozenset[str] = frozenset()
 
 
 def split(graph: Graph) -> tuple[Stage, ...]:
@@ -36,6 +40,7 @@ def split(graph: Graph) -> tuple[Stage, ...]:
     home = _homes(graph, whole)
     taken = _hand_overs(whole, home)
     named = values(whole)
+    public = {value.name for value in source.inputs}.union(*(entry.tensors for entry in graph.exits))
     stages = []
     for index, entry in enumerate(graph.exits):
         inputs = [named[name] for name in taken[index]]
@@ -52,7 +57,8 @@ def split(graph: Graph) -> tuple[Stage, ...]:
             model = tidy(model).model
         tensors = [tuple(tensor_of(value) for value in side) for side in (inputs, outputs)]
         _fix_shapes(model, (*tensors[0], *tensors[1]))
-        stages.append(Stage(index, entry, infer_shapes(model), tensors[0], tensors[1]))
+        private = frozenset(value.name or "" for value in (*inputs, *outputs)) - public
+        stages.append(Stage(index, entry, infer_shapes(model), tensors[0], tensors[1], private))
     return tuple(stages)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Backend, Profile
-from edgekit.host.lower import onnxruntime
+from edgekit.host.lower import litert, onnxruntime
 from edgekit.host.lower.base import LoweredPart
 from edgekit.host.split import Stage
 
@@ -14,15 +14,23 @@ __all__ = ["LOWERINGS", "LoweredPart", "backend_for"]
 
 # (stage, the profile's limits) -> the parts to run in order
 Lower = Callable[[Stage, Backend], tuple[LoweredPart, ...]]
-LOWERINGS: Mapping[str, Lower] = {"onnxruntime": onnxruntime.lower}
+LOWERINGS: Mapping[str, Lower] = {
+    "onnxruntime": onnxruntime.lower,
+    "litert": litert.lower,
+    "tflite-runtime": litert.lower,
+}
 
 
-def backend_for(profile: Profile) -> Backend:
-    """The first of the profile's backends we can lower to. Raises BadInput that says what the profile has."""
+def backend_for(profile: Profile, name: str | None = None) -> Backend:
+    """The backend called `name`, or the first of the profile's that we can lower to. Raises BadInput for what is not.
+
+    name: None lets the profile choose.
+    """
+    if name is not None and name not in LOWERINGS:
+        raise BadInput(f"unknown backend {name!r}; convert knows {', '.join(LOWERINGS)}")
     for backend in profile.backends:
-        if backend.name in LOWERINGS:
+        if backend.name == name or (name is None and backend.name in LOWERINGS):
             return backend
     has = ", ".join(backend.name for backend in profile.backends)
-    raise BadInput(
-        f"profile {profile.name}: convert needs one of the backends {', '.join(LOWERINGS)}, this board has {has}"
-    )
+    wanted = f"the backend {name}" if name is not None else f"one of the backends {', '.join(LOWERINGS)}"
+    raise BadInput(f"profile {profile.name}: convert needs {wanted}, this board has {has}")

@@ -41,6 +41,8 @@ Open = Callable[[bytes, Part, Mapping[str, Array], Mapping[str, Array], Options]
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "edgekit.runtime.backends.onnxruntime",
+    "litert": "edgekit.runtime.backends.litert",
+    "tflite-runtime": "edgekit.runtime.backends.tflite_runtime",
     "null": "edgekit.runtime.backends.null",
 }
 

@@ -1,0 +1,666 @@
+"""Operators on single numbers, and those that draw many together: sums, activations, pools, reductions, softmax."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.host.lower.tflite.movement import made_by, result_shape
+from edgekit.host.lower.tflite.products import (
+    SAME,
+    VALID,
+    close_image,
+    image,
+    image_output,
+    padded,
+    window,
+)
+from edgekit.host.lower.tflite.translate import NONE, RELU6, Translation
+from edgekit.host.lower.tflite.values import (
+    Order,
+    Rule,
+    Unsupported,
+    attributes,
+    first,
+    names,
+    optional_input,
+    shape_of,
+    type_of,
+)
+from edgekit.host.lower.tflite.writer import Quant, options
+
+_FUSES = ("ADD", "SUB", "MUL", "DIV")
+_INT8_BINARY = ("ADD", "SUB", "MUL")
+_SIGMOID, _SOFTMAX = (
+    Quant((1 / 256,), (-128,)),
+    Quant((1 / 256,), (-128,)),
+)  # the only ones their int8 kernels know
+_TANH = Quant((1 / 128,), (0,))
+
+
+class Floats:
+    """Float operators chained on one tensor; each method gives the next tensor."""
+
+    def __init__(self, t: Translation, tensor: int) -> None:
+        self.t, self.tensor = t, tensor
+
+    def _next(self, made: int | None) -> int:
+        file = self.t.values.file
+        return file.tensor("", file.shape(self.tensor), "float32") if made is None else made
+
+    def apply(self, code: str, made: int | None = None, kind: str | None = None, **fields: object) -> Floats:
+        """An operator of one tensor."""
+        filled = self._next(made)
+        self.t.values.emit(code, [self.tensor], filled, kind, **fields)
+        return Floats(self.t, filled)
+
+    def with_(self, code: str, other: float | Floats, made: int | None = None, act: int = NONE) -> Floats:
+        """An operator of this tensor and a number or another tensor."""
+        right = other.tensor if isinstance(other, Floats) else self.t.values.float_constant(other)
+        filled = self._next(made)
+        fields = {"fusedActivationFunction": act} if code in _FUSES else {}
+        kind = "MaximumMinimumOptions" if code in ("MAXIMUM", "MINIMUM") else None
+        self.t.values.emit(code, [self.tensor, right], filled, kind, **fields)
+        return Floats(self.t, filled)
+
+
+def floats(t: Translation, name: str) -> tuple[Floats, Order]:
+    """A value as a float tensor to compute on, and its order of axes."""
+    order = t.values.preferred([name])
+    return Floats(t, t.values.at(name, order)), order
+
+
+# --- two operands
+
+
+def binary(code: str, t: Translation, node: ir.Node) -> None:
+    """Add, Sub, Mul, Div and others, with broadcasting as ONNX has it."""
+    target = t.target(node, fuse=code in _FUSES)
+    rank = len(target.shape)
+    given = [t.values.padded_rank(name, rank) for name in names(node)]
+    order = t.values.preferred([name for name in given if t.values.shape(name) == target.shape] or given)
+    codes = code in _INT8_BINARY and t.int8(target, given)
+    tensors = [t.operand(name, order, codes=codes) for name in given]
+    if code in _FUSES:
+        made = t.output(target, order, codes=codes)
+        t.values.emit(code, tensors, made, fusedActivationFunction=target.activation)
+    else:
+        kind = {"MAXIMUM": "MaximumMinimumOptions", "MINIMUM": "MaximumMinimumOptions"}.get(code)
+        t.values.emit(code, tensors, t.result(node, order), kind)
+
+
+def variadic(code: str, t: Translation, node: ir.Node) -> None:
+    """Sum, Max, Min, Mean of any number of values."""
+    target, given = t.target(node), names(node)
+    rank = len(target.shape)
+    wide = [t.values.padded_rank(name, rank) for name in given]
+    order = t.values.preferred(wide)
+    chain = Floats(t, t.values.at(wide[0], order))
+    shape = [target.shape[axis] for axis in order]
+    for name in wide[1:]:
+        chain = chain.with_(
+            code, Floats(t, t.values.at(name, order)), t.values.file.tensor("", shape, type_of(target.value))
+        )
+    made = t.result(node, order)
+    if node.op_type == "Mean":
+        chain.with_("MUL", 1 / len(given), made)
+    else:
+        t.values.reshape_into(chain.tensor, made)
+
+
+def where(t: Translation, node: ir.Node) -> None:
+    """Where."""
+    rank = len(result_shape(node))
+    given = [t.values.padded_rank(name, rank) for name in names(node)]
+    order = t.values.preferred(given)
+    made = t.result(node, order)
+    tensors = [t.values.at(name, order) for name in given]
+    t.values.file.operator("SELECT_V2", 1, tensors, [made], options("SelectV2Options"))
+
+
+# --- one operand
+
+
+def unary(code: str, kind: str | None, t: Translation, node: ir.Node) -> None:
+    """An operator that TFLite has under another name, in float."""
+    chain, order = floats(t, names(node)[0])
+    t.values.emit(code, [chain.tensor], t.result(node, order), kind)
+
+
+def activation(code: str, t: Translation, node: ir.Node) -> None:
+    """Relu, HardSwish: in int8 with any scales."""
+    source, target = names(node)[0], t.target(node)
+    order = t.values.preferred([source])
+    codes = t.int8(target, [source])
+    x = t.operand(source, order, codes=codes)
+    made = t.output(target, order, codes=codes)
+    version = 2 if codes and code != "HARD_SWISH" else 1
+    settings = options("HardSwishOptions") if code == "HARD_SWISH" else None
+    t.values.file.operator(code, version, [x], [made], settings)
+
+
+def squashing(code: str, scale: Quant, t: Translation, node: ir.Node) -> None:
+    """Sigmoid, Tanh: their int8 kernels give one scale only, another is made of it."""
+    source, target = names(node)[0], t.target(node)
+    order = t.values.preferred([source])
+    codes = t.int8(target, [source])
+    if codes and target.quant is not None and not _near(scale, target.quant):
+        codes = False  # codes of another scale would be rounded twice
+    x = t.operand(source, order, codes=codes)
+    made = t.output(target, order, codes=codes)
+    if codes:
+        t.values.file.requantify(made, scale)
+    t.values.file.operator(code, 2 if codes else 1, [x], [made])
+
+
+def _near(want: Quant, quant: Quant) -> bool:
+    return want.zero == quant.zero and math.isclose(want.scale[0], quant.scale[0], rel_tol=1e-6)
+
+
+def leaky_relu(t: Translation, node: ir.Node) -> None:
+    """LeakyRelu."""
+    source, target = names(node)[0], t.target(node)
+    order = t.values.preferred([source])
+    codes = t.int8(target, [source])
+    x = t.operand(source, order, codes=codes)
+    alpha = float(attributes(node).get("alpha", 0.01))
+    t.values.emit("LEAKY_RELU", [x], t.output(target, order, codes=codes), "LeakyReluOptions", alpha=alpha)
+
+
+def prelu(t: Translation, node: ir.Node) -> None:
+    """PRelu, its slope a weight."""
+    source, slope = names(node)[:2]
+    target, rank = t.target(node), t.values.rank(source)
+    slope = t.values.padded_rank(slope, rank)
+    order = t.values.preferred([source])
+    codes = t.int8(target, [source, slope])
+    x, a = (t.operand(name, order, codes=codes) for name in (source, slope))
+    file = t.values.file
+    if file.shape(a)[:1] == (1,):
+        a = t.values.reshaped(a, file.shape(a)[1:])  # the kernels want it without the batch
+    file.operator("PRELU", 1, [x, a], [t.output(target, order, codes=codes)])
+
+
+def clip(t: Translation, node: ir.Node) -> None:
+    """Clip: a RELU where it is one, nothing where the codes cannot go further, else MAXIMUM and MINIMUM."""
+    source, target = names(node)[0], t.target(node)
+    low, high = t.clip_limits(node)
+    quant, mine = t.values.quant_of(source), target.quant
+    if mine is not None and quant is not None and mine.same(quant) and _reaches(mine, low, high):
+        t.values.alias(made_by(node), source)
+        return
+    order = t.values.preferred([source])
+    code = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}.get((low, high))
+    if code is not None:
+        codes = t.int8(target, [source])
+        x = t.operand(source, order, codes=codes)
+        t.values.file.operator(code, 2 if codes else 1, [x], [t.output(target, order, codes=codes)])
+        return
+    dtype = t.values[source].dtype
+    if dtype not in ("float32", "float16"):
+        raise Unsupported(f"of {dtype}")
+    chain, order = floats(t, source)
+    made = t.result(node, order)
+    limits = [(c, v) for c, v in (("MAXIMUM", low), ("MINIMUM", high)) if math.isfinite(v)]
+    for index, (operator, limit) in enumerate(limits, start=1):
+        chain = chain.with_(operator, float(limit), made if index == len(limits) else None)
+    if not limits:
+        t.values.reshape_into(chain.tensor, made)
+
+
+def _reaches(quant: Quant, low: float, high: float) -> bool:
+    """Whether no code stands for a number outside the limits."""
+    scale, zero = quant.scale[0], quant.zero[0]
+    return low <= scale * (-128 - zero) + 1e-6 and scale * (127 - zero) - 1e-6 <= high
+
+
+def hard_sigmoid(t: Translation, node: ir.Node) -> None:
+    """HardSigmoid: relu6(6 (alpha x + beta)) / 6."""
+    told = attributes(node)
+    alpha, beta = 6 * float(told.get("alpha", 0.2)), 6 * float(told.get("beta", 0.5))
+    chain, order = floats(t, names(node)[0])
+    if abs(alpha - 1.0) > 1e-6:
+        chain = chain.with_("MUL", alpha)
+    chain.with_("ADD", beta, act=RELU6).with_("MUL", 1 / 6, t.result(node, order))
+
+
+def elu(t: Translation, node: ir.Node) -> None:
+    """Elu: TFLite's has alpha 1; another is relu(x) + alpha (exp(min(x, 0)) - 1)."""
+    alpha = float(attributes(node).get("alpha", 1.0))
+    chain, order = floats(t, names(node)[0])
+    made = t.result(node, order)
+    if alpha == 1.0:
+        chain.apply("ELU", made, "")
+    else:
+        _scaled_elu(chain, alpha, 1.0, made)
+
+
+def selu(t: Translation, node: ir.Node) -> None:
+    """Selu."""
+    told = attributes(node)
+    chain, order = floats(t, names(node)[0])
+    alpha, gamma = float(told.get("alpha", 1.6732632)), float(told.get("gamma", 1.0507010))
+    _scaled_elu(chain, alpha, gamma, t.result(node, order))
+
+
+def _scaled_elu(chain: Floats, alpha: float, gamma: float, made: int) -> None:
+    below = (
+        chain.with_("MINIMUM", 0.0)
+        .apply("EXP", kind="ExpOptions")
+        .with_("SUB", 1.0)
+        .with_("MUL", alpha * gamma)
+    )
+    above = chain.apply("RELU", kind="")
+    above = above if gamma == 1.0 else above.with_("MUL", gamma)
+    above.with_("ADD", below, made)
+
+
+def gelu(t: Translation, node: ir.Node) -> None:
+    """Gelu, exact or by tanh."""
+    chain, order = floats(t, names(node)[0])
+    tanh = attributes(node).get("approximate", "none") == "tanh"
+    chain.apply("GELU", t.result(node, order), approximate=tanh)
+
+
+def erf(t: Translation, node: ir.Node) -> None:
+    """Erf: TFLite has none; Abramowitz and Stegun 7.1.26, off by 1.5e-7 at most."""
+    chain, order = floats(t, names(node)[0])
+    size = chain.apply("ABS", kind="AbsOptions")
+    t_ = size.with_("MUL", 0.3275911).with_("ADD", 1.0)
+    one = Floats(t, t.values.float_constant(1.0))
+    file = t.values.file
+    u = one.with_("DIV", t_, file.tensor("", file.shape(chain.tensor), "float32"))
+    series = u.with_("MUL", 1.061405429)
+    for term in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = series.with_("ADD", term).with_("MUL", u)
+    bell = size.with_("MUL", size).with_("MUL", -1.0).apply("EXP", kind="ExpOptions")
+    tail = series.with_("MUL", bell)
+    away = tail.with_("MUL", -1.0).with_("ADD", 1.0)
+    chain.apply("SIGN", kind="SignOptions").with_("MUL", away, t.result(node, order))
+
+
+def softplus(t: Translation, node: ir.Node) -> None:
+    """Softplus: relu(x) + log(1 + exp(-|x|))."""
+    chain, order = floats(t, names(node)[0])
+    _softplus(chain, t.result(node, order))
+
+
+def _softplus(chain: Floats, made: int | None = None) -> Floats:
+    tail = chain.apply("ABS", kind="AbsOptions").with_("MUL", -1.0).apply("EXP", kind="ExpOptions")
+    tail = tail.with_("ADD", 1.0).apply("LOG", kind="")
+    return chain.apply("RELU", kind="").with_("ADD", tail, made)
+
+
+def mish(t: Translation, node: ir.Node) -> None:
+    """Mish: x tanh(softplus(x))."""
+    chain, order = floats(t, names(node)[0])
+    _softplus(chain).apply("TANH", kind="").with_("MUL", chain, t.result(node, order))
+
+
+def softsign(t: Translation, node: ir.Node) -> None:
+    """Softsign: x / (1 + |x|)."""
+    chain, order = floats(t, names(node)[0])
+    below = chain.apply("ABS", kind="AbsOptions").with_("ADD", 1.0)
+    chain.with_("DIV", below, t.result(node, order))
+
+
+def reciprocal(t: Translation, node: ir.Node) -> None:
+    """Reciprocal."""
+    chain, order = floats(t, names(node)[0])
+    one = Floats(t, t.values.float_constant(1.0))
+    one.with_("DIV", chain, t.result(node, order))
+
+
+def not_(t: Translation, node: ir.Node) -> None:
+    """Not."""
+    order = t.values.preferred(names(node))
+    x = t.values.at(names(node)[0], order)
+    t.values.file.operator("LOGICAL_NOT", 1, [x], [t.result(node, order)], options("LogicalNotOptions"))
+
+
+# --- normalizations
+
+
+def batch_norm(t: Translation, node: ir.Node) -> None:
+    """BatchNormalization with fixed statistics: one multiplication and one addition per channel."""
+    source, *rest = names(node)
+    scale, bias, mean, variance = (t.constant(name).astype(np.float64) for name in rest)
+    factor = scale / np.sqrt(variance + float(attributes(node).get("epsilon", 1e-5)))
+    rank = t.values.rank(source)
+    shape = (1, -1, *(1,) * (rank - 2))
+    made = [
+        t.values.add_constant(t.values.fresh("norm"), array.reshape(shape).astype(np.float32))
+        for array in (factor, bias - mean * factor)
+    ]
+    chain, order = floats(t, source)
+    scaled = chain.with_("MUL", Floats(t, t.values.at(made[0], order)))
+    target = t.target(node, fuse=True)
+    y = t.output(target, order, codes=False)
+    scaled.with_("ADD", Floats(t, t.values.at(made[1], order)), y, act=target.activation)
+
+
+def _normalized(t: Translation, chain: Floats, places: Sequence[int], epsilon: float) -> Floats:
+    """(x - mean) / sqrt(variance + epsilon) over these axes of the tensor."""
+    file, axes = t.values.file, t.values.ints(places)
+    shape = [1 if index in places else size for index, size in enumerate(file.shape(chain.tensor))]
+
+    def mean(source: Floats) -> Floats:
+        made = file.tensor("", shape, "float32")
+        t.values.emit("MEAN", [source.tensor, axes], made, "ReducerOptions", keepDims=True)
+        return Floats(t, made)
+
+    centred = chain.with_("SUB", mean(chain))
+    variance = mean(centred.with_("MUL", centred))
+    root = variance.with_("ADD", epsilon).apply("SQRT", kind="")
+    return centred.with_("DIV", root)
+
+
+def layer_norm(t: Translation, node: ir.Node) -> None:
+    """LayerNormalization over the last axes."""
+    source, told = names(node)[0], attributes(node)
+    if len(node.outputs) > 1 and any(value.uses() for value in node.outputs[1:]):
+        raise Unsupported("with its mean or deviation given out")
+    rank = t.values.rank(source)
+    chain = Floats(t, t.values.at(source))
+    places = range(int(told.get("axis", -1)) % rank, rank)
+    chain = _normalized(t, chain, tuple(places), float(told.get("epsilon", 1e-5)))
+    made, bias = t.result(node, first(rank)), optional_input(node, 2)
+    scale = Floats(t, t.values.at(names(node)[1]))
+    if bias is None:
+        chain.with_("MUL", scale, made)
+    else:
+        chain.with_("MUL", scale).with_("ADD", Floats(t, t.values.at(bias)), made)
+
+
+def instance_norm(t: Translation, node: ir.Node) -> None:
+    """InstanceNormalization."""
+    source, scale, bias = names(node)[:3]
+    chain, order = floats(t, source)
+    rank = t.values.rank(source)
+    places = [order.index(axis) for axis in range(2, rank)]
+    chain = _normalized(t, chain, places, float(attributes(node).get("epsilon", 1e-5)))
+    shape = (1, -1, *(1,) * (rank - 2))
+    factor, offset = (
+        Floats(
+            t,
+            t.values.at(
+                t.values.add_constant(t.values.fresh("norm"), t.constant(name).reshape(shape)), order
+            ),
+        )
+        for name in (scale, bias)
+    )
+    chain.with_("MUL", factor).with_("ADD", offset, t.result(node, order))
+
+
+def lrn(t: Translation, node: ir.Node) -> None:
+    """LRN over an odd number of channels."""
+    told = attributes(node)
+    size = int(told["size"])
+    if size % 2 == 0 or t.values.rank(names(node)[0]) != 4:
+        raise Unsupported("of this size or shape")
+    x = image(t, names(node)[0], codes=False)
+    settings = options(
+        "LocalResponseNormalizationOptions",
+        radius=size // 2,
+        bias=float(told.get("bias", 1.0)),
+        alpha=float(told.get("alpha", 1e-4)) / size,
+        beta=float(told.get("beta", 0.75)),
+    )
+    t.values.file.operator("LOCAL_RESPONSE_NORMALIZATION", 1, [x], [t.result(node, (0, 2, 3, 1))], settings)
+
+
+# --- softmax
+
+
+def softmax(code: str, t: Translation, node: ir.Node) -> None:
+    """Softmax, LogSoftmax: TFLite's is over the last axis; before opset 13 ONNX flattens what comes after."""
+    source, told = names(node)[0], attributes(node)
+    target, shape = t.target(node), t.values.shape(source)
+    rank = len(shape)
+    axis = int(told.get("axis", -1 if t.opset >= 13 else 1)) % rank
+    whole = t.opset < 13 and math.prod(shape[axis + 1 :]) > 1
+    order = _with_last(t, source, axis) if not whole else first(rank)
+    quant = target.quant
+    codes = code == "SOFTMAX" and t.int8(target, [source]) and quant is not None and _near(_SOFTMAX, quant)
+    x = t.operand(source, order, codes=codes)
+    made = t.output(target, order, codes=codes)
+    file, filled = t.values.file, made
+    if whole:
+        flat = (math.prod(shape[:axis]), math.prod(shape[axis:]))
+        x, filled = t.values.reshaped(x, flat), file.tensor("", flat, file.dtype(made), file.quant(made))
+    settings = options("SoftmaxOptions", beta=1.0) if code == "SOFTMAX" else options("LogSoftmaxOptions")
+    file.operator(code, 2 if codes else 1, [x], [filled], settings)
+    if filled != made:
+        t.values.reshape_into(filled, made)
+
+
+def _with_last(t: Translation, name: str, axis: int) -> Order:
+    """An order of axes with this one last: one that exists, if any does."""
+    shape = t.values.shape(name)
+    for order in (*t.values.orders(name), first(len(shape))):
+        if axis == order[-1]:
+            return order
+    if shape[axis] == math.prod(shape):
+        return (*(other for other in range(len(shape)) if other != axis), axis)
+    return (*(other for other in range(len(shape)) if other != axis), axis)
+
+
+# --- reductions
+
+
+def reduction(code: str, t: Translation, node: ir.Node) -> None:
+    """ReduceMean, ReduceSum, ReduceMax, ReduceMin, ReduceProd, GlobalAveragePool, GlobalMaxPool."""
+    source, target = names(node)[0], t.target(node)
+    rank = t.values.rank(source)
+    axes, keep = _reduced_axes(t, node, rank)
+    if not axes:
+        t.values.alias(made_by(node), source)
+        return
+    order = t.values.preferred([source])
+    after = order if keep else _without(order, axes)
+    quant = t.values.quant_of(source)
+    codes = t.int8(target, [source])
+    if code not in ("MEAN", "SUM"):
+        codes = codes and target.quant is not None and target.quant.same(quant) and code == "REDUCE_MAX"
+    x = t.operand(source, order, codes=codes)
+    made = t.output(target, after, codes=codes)
+    places = t.values.ints(sorted(order.index(axis) for axis in axes))
+    t.values.emit(code, [x, places], made, "ReducerOptions", keepDims=keep)
+
+
+def _reduced_axes(t: Translation, node: ir.Node, rank: int) -> tuple[tuple[int, ...], bool]:
+    if node.op_type.startswith("Global"):
+        return tuple(range(2, rank)), True
+    told, given = attributes(node), optional_input(node, 1)
+    axes = told.get("axes", ()) if given is None else tuple(map(int, t.constant(given).reshape(-1)))
+    if not axes and told.get("noop_with_empty_axes", 0):
+        return (), True
+    return tuple(sorted(axis % rank for axis in axes)) or first(rank), bool(told.get("keepdims", 1))
+
+
+def _without(order: Order, axes: Sequence[int]) -> Order:
+    kept = [axis for axis in order if axis not in axes]
+    place = {axis: index for index, axis in enumerate(sorted(kept))}
+    return tuple(place[axis] for axis in kept)
+
+
+def l2_reduction(t: Translation, node: ir.Node) -> None:
+    """ReduceL2, ReduceL1, ReduceSumSquare."""
+    source = names(node)[0]
+    rank = t.values.rank(source)
+    axes, keep = _reduced_axes(t, node, rank)
+    chain, order = floats(t, source)
+    chain = chain.apply("ABS", kind="AbsOptions") if node.op_type == "ReduceL1" else chain.with_("MUL", chain)
+    after = order if keep else _without(order, axes)
+    made = t.result(node, after)
+    file = t.values.file
+    summed = file.tensor("", file.shape(made), "float32") if node.op_type == "ReduceL2" else made
+    places = t.values.ints(sorted(order.index(axis) for axis in axes))
+    t.values.emit("SUM", [chain.tensor, places], summed, "ReducerOptions", keepDims=keep)
+    if summed != made:
+        t.values.emit("SQRT", [summed], made, "")
+
+
+def arg_extreme(code: str, t: Translation, node: ir.Node) -> None:
+    """ArgMax, ArgMin; the first of equals."""
+    source, told = names(node)[0], attributes(node)
+    if told.get("select_last_index", 0):
+        raise Unsupported("of the last of equals")
+    rank = t.values.rank(source)
+    axis = int(told.get("axis", 0)) % rank
+    order = t.values.preferred([source])
+    x, file = t.values.at(source, order), t.values.file
+    value = node.outputs[0]
+    kind = type_of(value)
+    if kind not in ("int32", "int64"):
+        raise Unsupported(f"as {kind}")
+    after = order if told.get("keepdims", 1) else _without(order, (axis,))
+    made = t.values.new(made_by(node), shape_of(value), after, kind)
+    short = [size for place, size in enumerate(file.shape(x)) if order[place] != axis]
+    filled = made if len(short) == len(after) else file.tensor("", short, kind)
+    settings = options(
+        "ArgMaxOptions" if code == "ARG_MAX" else "ArgMinOptions", outputType=4 if kind == "int64" else 2
+    )
+    file.operator(code, 1, [x, t.values.ints([order.index(axis)])], [filled], settings)
+    if filled != made:
+        t.values.reshape_into(filled, made)
+
+
+def average_pool(t: Translation, node: ir.Node) -> None:
+    """AveragePool; where zeros of the border count otherwise than in TFLite, a map of factors puts it right."""
+    source, told, target = names(node)[0], attributes(node), t.target(node)
+    shape, out = t.values.shape(source), target.shape
+    slide = window(node, told["kernel_shape"], shape[2:], out[2:])
+    if max(slide.dilations) > 1:
+        raise Unsupported("with dilations")
+    counts_zeros = bool(told.get("count_include_pad", 0))
+    same = slide.is_same(shape[2:], out[2:]) and not counts_zeros
+    factors = None if same else _factors(node, slide.kernel, slide.strides, slide.pads, shape[2:], out[2:])
+    quant = t.values.quant_of(source)
+    codes = t.int8(target, [source]) and factors is None
+    codes = codes and quant is not None and quant.same(target.quant)
+    slide = slide.in_two()
+    x = image(t, source, codes=codes)
+    if not same:
+        x = padded(t, x, slide.pads)
+    filled, made = image_output(t, target, codes=codes)
+    file = t.values.file
+    pooled = filled if factors is None else file.tensor("", file.shape(filled), "float32")
+    t.values.emit(
+        "AVERAGE_POOL_2D", [x], pooled, "Pool2DOptions",
+        padding=SAME if same else VALID,
+        strideH=slide.strides[0], strideW=slide.strides[1],
+        filterHeight=slide.kernel[0], filterWidth=slide.kernel[1],
+        fusedActivationFunction=NONE,
+    )  # fmt: skip
+    if factors is not None:
+        Floats(t, pooled).with_("MUL", Floats(t, file.constant(factors)), filled)
+    close_image(t, filled, made)
+
+
+def _factors(
+    node: ir.Node,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    out: Sequence[int],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    """Window size over what ONNX divides by, per place of the result (1, H, W, 1); None where it is 1 everywhere."""
+    told, rank = attributes(node), len(kernel)
+    given = tuple(told.get("pads") or (0,) * (2 * rank))
+    lines = []
+    for axis in range(rank):
+        starts = np.arange(out[axis]) * strides[axis] - pads[axis][0]
+        low, high = 0, sizes[axis]
+        if told.get("count_include_pad", 0):
+            low, high = -pads[axis][0], sizes[axis] + min(pads[axis][1], given[rank + axis])
+            if told.get("auto_pad", "NOTSET") not in ("NOTSET", ""):
+                high = sizes[axis] + pads[axis][1]
+        counted = np.minimum(starts + kernel[axis], high) - np.maximum(starts, low)
+        lines.append(kernel[axis] / counted)
+    lines = [np.ones(1), *lines] if rank == 1 else lines
+    factors = np.multiply.outer(lines[0], lines[1])[None, :, :, None].astype(np.float32)
+    return None if (factors == 1).all() else factors
+
+
+_UNARY = {
+    "Abs": ("ABS", "AbsOptions"),
+    "Ceil": ("CEIL", ""),
+    "Cos": ("COS", "CosOptions"),
+    "Exp": ("EXP", "ExpOptions"),
+    "Floor": ("FLOOR", ""),
+    "Log": ("LOG", ""),
+    "Neg": ("NEG", "NegOptions"),
+    "Round": ("ROUND", ""),
+    "Sin": ("SIN", ""),
+    "Sign": ("SIGN", "SignOptions"),
+    "Sqrt": ("SQRT", ""),
+}
+_BINARY = {
+    "Add": "ADD",
+    "Sub": "SUB",
+    "Mul": "MUL",
+    "Div": "DIV",
+    "Pow": "POW",
+    "Equal": "EQUAL",
+    "Greater": "GREATER",
+    "GreaterOrEqual": "GREATER_EQUAL",
+    "Less": "LESS",
+    "LessOrEqual": "LESS_EQUAL",
+    "And": "LOGICAL_AND",
+    "Or": "LOGICAL_OR",
+}
+_REDUCTIONS = {
+    "ReduceMean": "MEAN",
+    "ReduceSum": "SUM",
+    "ReduceMax": "REDUCE_MAX",
+    "ReduceMin": "REDUCE_MIN",
+    "ReduceProd": "REDUCE_PROD",
+    "GlobalAveragePool": "MEAN",
+    "GlobalMaxPool": "REDUCE_MAX",
+}
+
+RULES: Mapping[str, Rule] = {
+    **{op: functools.partial(unary, *row) for op, row in _UNARY.items()},
+    **{op: functools.partial(binary, code) for op, code in _BINARY.items()},
+    **{op: functools.partial(reduction, code) for op, code in _REDUCTIONS.items()},
+    "Sum": functools.partial(variadic, "ADD"),
+    "Mean": functools.partial(variadic, "ADD"),
+    "Max": functools.partial(variadic, "MAXIMUM"),
+    "Min": functools.partial(variadic, "MINIMUM"),
+    "Where": where,
+    "Not": not_,
+    "Relu": functools.partial(activation, "RELU"),
+    "HardSwish": functools.partial(activation, "HARD_SWISH"),
+    "Sigmoid": functools.partial(squashing, "LOGISTIC", _SIGMOID),
+    "Tanh": functools.partial(squashing, "TANH", _TANH),
+    "LeakyRelu": leaky_relu,
+    "PRelu": prelu,
+    "Clip": clip,
+    "HardSigmoid": hard_sigmoid,
+    "Elu": elu,
+    "Selu": selu,
+    "Gelu": gelu,
+    "Erf": erf,
+    "Softplus": softplus,
+    "Mish": mish,
+    "Softsign": softsign,
+    "Reciprocal": reciprocal,
+    "BatchNormalization": batch_norm,
+    "LayerNormalization": layer_norm,
+    "InstanceNormalization": instance_norm,
+    "LRN": lrn,
+    "Softmax": functools.partial(softmax, "SOFTMAX"),
+    "LogSoftmax": functools.partial(softmax, "LOG_SOFTMAX"),
+    "ReduceL1": l2_reduction,
+    "ReduceL2": l2_reduction,
+    "ReduceSumSquare": l2_reduction,
+    "ArgMax": functools.partial(arg_extreme, "ARG_MAX"),
+    "ArgMin": functools.partial(arg_extreme, "ARG_MIN"),
+    "AveragePool": average_pool,
+}

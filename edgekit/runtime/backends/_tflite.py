@@ -1,0 +1,116 @@
+"""What both TFLite runtimes share: a part opened in an interpreter, the Session's buffers copied in and out.
+
+The interpreter plans its own memory, so tensors are copied through views that live no longer than the copy: while one
+is alive the interpreter refuses to run.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekit.core.errors import BadBundle, MissingExtra, one_line
+from edgekit.core.manifest import Part, Tensor
+from edgekit.runtime.backends import Array, Options
+
+# A model that doubles four numbers, zlib and base 64: building an interpreter over it tells whether a runtime works.
+
+TINY = (
+    "eNpdTzEKwkAQnDNBDwwhhAgWFv5BC0srK0sLS4UEDaI2AfUHvsVX+ZM4e7ckhxvmdnM3s7tjAew228WnbduC9YpYE3sDRMwDYk4k"
+    "kBjCIuYJnh5Cf1M7YlGVp+pSN6AUhXtKMWWVUS26VO9nxIEoibP2uR7rmyhCrWTRjgMtY5JpHbvPa4zuCs0mgESk85aup/jJnCfZ"
+    "K1F/RrNwm8e903/pzwacVzAjdvfiD+7P9+y5zz+u6eaLr16T+zXzH15EGQU="
+)
+
+Interpreter = Callable[..., Any]  # the class of either package
+View = Callable[[], Array]
+
+
+class TfliteRunner:
+    """One interpreter, and which of its tensors belongs to which buffer."""
+
+    def __init__(
+        self,
+        interpreter: Any,
+        provider: str,
+        file: str,
+        reads: Sequence[tuple[View, Array]],
+        writes: Sequence[tuple[View, Array]],
+    ) -> None:
+        self.provider = provider
+        self._invoke = interpreter.invoke
+        self._file = file
+        self._reads, self._writes = tuple(reads), tuple(writes)
+
+    def run(self) -> None:
+        """See backends.Runner."""
+        try:
+            for view, buffer in self._reads:
+                np.copyto(view(), buffer)
+            self._invoke()
+            for view, buffer in self._writes:
+                np.copyto(buffer, view())
+        except (RuntimeError, ValueError) as err:
+            raise BadBundle(f"{self._file}: {self.provider} failed: {one_line(err)}") from err
+
+
+def open_tflite(
+    interpreter: Interpreter,
+    provider: str,
+    remedy: str,
+    data: bytes,
+    part: Part,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    options: Options,
+) -> TfliteRunner:
+    """Open a TFLite part on `options.threads` threads, with the delegates the runtime uses by default (XNNPACK).
+
+    Raises BadBundle when the runtime refuses the part, MissingExtra with `remedy` when it refuses any model.
+    """
+    try:
+        opened = interpreter(model_content=data, num_threads=options.threads)
+        opened.allocate_tensors()
+    except (
+        Exception
+    ) as err:  # the runtimes raise ValueError, RuntimeError and, with a numpy they do not know, others
+        broken = why_broken(interpreter)
+        if broken is not None:
+            raise MissingExtra(f"{remedy} (it is installed, but: {broken})") from err
+        raise BadBundle(f"{part.file}: {provider} refuses it: {one_line(err)[:300]}") from err
+    reads = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
+    writes = _bound(opened, part, part.outputs, opened.get_output_details(), outputs)
+    return TfliteRunner(opened, provider, part.file, reads, writes)
+
+
+@functools.cache
+def why_broken(interpreter: Interpreter) -> str | None:
+    """What this runtime says of a model that any runtime takes; None where it runs it."""
+    try:
+        opened = interpreter(model_content=tiny_model())
+        opened.allocate_tensors()
+        opened.invoke()
+    except Exception as err:  # noqa: BLE001  (see open_tflite)
+        return one_line(err)[:200]
+    return None
+
+
+def tiny_model() -> bytes:
+    """The model that why_broken tries: y = 2 x, both float32 of shape (1, 4)."""
+    return zlib.decompress(base64.b64decode(TINY))
+
+
+def _bound(
+    opened: Any, part: Part, wanted: Sequence[Tensor], found: Sequence[Any], buffers: Mapping[str, Array]
+) -> list[tuple[View, Array]]:
+    """Views of the interpreter's tensors with their buffers; all must be what the part says."""
+    rows = [(str(row["name"]), np.dtype(row["dtype"]).name, tuple(map(int, row["shape"]))) for row in found]
+    if sorted(rows) != sorted((tensor.name, tensor.dtype, tensor.shape) for tensor in wanted):
+        raise BadBundle(f"{part.file}: the file's tensors are {rows}, not those its manifest lists")
+    return [
+        (opened.tensor(row["index"]), buffers[name]) for row, (name, _, _) in zip(found, rows, strict=True)
+    ]
