@@ -13,6 +13,7 @@ from edgekit.core.errors import BadInput, one_line
 from edgekit.core.profile import Backend
 from edgekit.host.graph import model_bytes
 from edgekit.host.lower._decode import decode_weights
+from edgekit.host.lower._sparse import store_sparse
 from edgekit.host.lower.base import LoweredPart
 from edgekit.host.split import Stage
 from edgekit.host.stored import constant_nodes
@@ -33,6 +34,7 @@ def lower(stage: Stage, backend: Backend) -> tuple[LoweredPart, ...]:
     model.graph.name = f"stage{stage.index}"
     model.graph.doc_string = None
     DeduplicateInitializersPass()(model)
+    store_sparse(model)
     _shorten(model)
     return (LoweredPart(NAME, "onnx", model_bytes(model), stage.inputs, stage.outputs),)
 

@@ -12,12 +12,14 @@ from edgekit.host.graph import Graph
 from edgekit.host.options import read_options, write_options
 from edgekit.host.passes import (
     adaround,
+    bias_correction,
     confidence,
     equalize,
     float16,
     fold,
     opset,
     prune_channels,
+    prune_magnitude,
     quantize_static,
     quantize_weights,
 )
@@ -33,10 +35,12 @@ PASSES: Mapping[str, Pass] = {
         fold.PASS,
         equalize.PASS,
         prune_channels.PASS,
+        prune_magnitude.PASS,
         adaround.PASS,
         quantize_static.PASS,
         quantize_weights.PASS,
         float16.PASS,
+        bias_correction.PASS,
     )
 }
 

@@ -145,7 +145,7 @@ def by_answers(
         max(float(np.var(np.stack([answers[k] for answers in wanted]), axis=0).sum()), 1e-30)
         for k in range(len(outputs))
     ]
-    scaled = costs.copy()
+    scaled: Costs = np.array(costs)
     with context.watch("rank channels", len(stops)) as tick:
         for sets in stops.values():
             before_units, before_error = np.zeros(0, np.int64), 0.0
