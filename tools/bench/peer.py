@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Quantize one network with one of the other tools, as its documentation advises. A worker of convert_peers.py.
+
+    python tools/bench/peer.py {prepare,onnxruntime,nncf,litert} MODEL CALIBRATION.npz OUTPUT
+
+Runs in an environment that has the tool, imports nothing of ours, and writes one model file. The .npz holds an array
+of ready tensors for each input, samples along the first axis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_NO_SATURATION = (
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimddp",
+)  # 8-bit products do not overflow 16 bits there
+
+
+def samples(path: Path) -> list[dict[str, Any]]:
+    """Each sample's tensors by input name, batch 1."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    count = len(next(iter(arrays.values())))
+    return [{name: array[index : index + 1] for name, array in arrays.items()} for index in range(count)]
+
+
+def prepare(model: Path, output: Path) -> None:
+    """onnxruntime's advice before quantizing: shapes inferred, batch normalizations and constants folded."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        quant_pre_process(str(model), str(output))
+    except Exception as err:  # noqa: BLE001  (its symbolic shape inference fails on some networks with just that)
+        print(f"peer: prepared without symbolic shapes: {err}", file=sys.stderr)
+        quant_pre_process(str(model), str(output), skip_symbolic_shape=True)
+
+
+def onnxruntime(model: Path, calibration: Path, output: Path) -> None:
+    """quantize_static: QDQ, per channel, MinMax, uint8 activations and int8 weights (7 bits where 8 would overflow)."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._samples: Iterator[dict[str, Any]] = iter(samples(calibration))
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._samples, None)
+
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        prepare(model, prepared)
+        quantize_static(
+            str(prepared),
+            str(output),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=not any(flag in flags for flag in _NO_SATURATION),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+
+
+def nncf(model: Path, calibration: Path, output: Path) -> None:
+    """nncf.quantize with its defaults, on the same prepared network: its ONNX examples start from folded ones too."""
+    import onnx
+
+    library = importlib.import_module("nncf")
+
+    data = samples(calibration)
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        prepare(model, prepared)
+        made = library.quantize(onnx.load(prepared), library.Dataset(data), subset_size=len(data))
+    onnx.save(made, output)
+
+
+def litert(model: Path, calibration: Path, output: Path) -> None:
+    """litert-quantizer's recipe static_wi8_ai8 on a float .tflite: int8 activations and weights, per channel."""
+    recipe = importlib.import_module("litert_quantizer.recipe")
+    tool = importlib.import_module("litert_quantizer.quantizer").Quantizer(
+        str(model), recipe.static_wi8_ai8()
+    )
+    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(str(model))
+    signatures = interpreter.get_signature_list()
+    signature = next(iter(signatures))
+    names = signatures[signature]["inputs"]
+    shapes = [tuple(entry["shape"]) for entry in interpreter.get_input_details()]
+    data = [
+        {name: fitted(value, shape) for name, value, shape in zip(names, row.values(), shapes, strict=True)}
+        for row in samples(calibration)
+    ]
+    found = tool.calibrate({signature: data}, num_threads=1)
+    output.unlink(missing_ok=True)  # it writes over nothing
+    tool.quantize(found).export_model(str(output))
+
+
+def fitted(value: Any, shape: tuple[int, ...]) -> Any:
+    """NCHW to NHWC where the .tflite wants that."""
+    if value.ndim == 4 and value.shape != shape:
+        value = value.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tool", choices=("prepare", "onnxruntime", "nncf", "litert"))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("output", type=Path)
+    asked = parser.parse_args()
+    if asked.tool == "prepare":
+        prepare(asked.model, asked.output)
+    else:
+        {"onnxruntime": onnxruntime, "nncf": nncf, "litert": litert}[asked.tool](
+            asked.model, asked.calibration, asked.output
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
