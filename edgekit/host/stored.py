@@ -246,11 +246,12 @@ def float_weight(value: ir.Value) -> Floats | None:
     if node.op_type not in _VIEWS or node.inputs[0] is None or not all(map(is_weight, node.inputs[1:])):
         return None
     inner = float_weight(node.inputs[0])
-    return None if inner is None else np.ascontiguousarray(_view(node, inner))
+    return None if inner is None else np.ascontiguousarray(view(node, inner))
 
 
-def _view(node: ir.Node, array: Floats) -> Floats:
-    numbers = [_array(node, index) for index in range(1, len(node.inputs))]
+def view(node: ir.Node, array: NDArray[Any]) -> NDArray[Any]:
+    """What a Reshape, Transpose or Slice by constants makes of an array."""
+    numbers: list[NDArray[Any] | None] = [_array(node, index) for index in range(1, len(node.inputs))]
     if node.op_type == "Transpose":
         attribute = node.attributes.get("perm")
         return np.asarray(array.transpose(None if attribute is None else attribute.as_ints()))

@@ -19,17 +19,19 @@ from edgekit.host.graph import static_shape
 from edgekit.host.stored import (
     GRIDS,
     Codes,
+    Floats,
     Stored,
     computes_on_codes,
     is_weight,
     multiplies_blocks,
     pack,
     stored,
+    view,
 )
 
 DOMAIN = "com.microsoft"
 _LEAST_SAVED = 160  # bytes: what the nodes that unpack cost
-_WORTH_HALF = 64  # scales: what one more node is worth
+_WORTH_HALF = 32  # scales: what one more node is worth
 _NBITS_ACCURACY = 4  # inputs are rounded to 8 bits a block
 _VIEWS = ("Reshape", "Slice", "Transpose")
 _FLOAT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -63,26 +65,25 @@ class _Decoder:
 
     def __init__(self, model: ir.Model, found: Stored) -> None:
         self._graph = model.graph
-        self._found = found
-        self._stem = found.node.outputs[0].name or ""
+        self._grid = found.grid
+        self._old, self._codes, self._scale = _past_views(found)
+        self._stem = self._old.name or ""
         self._count = 0
 
     def decode(self) -> None:
-        """Put them in the place of the DequantizeLinear."""
-        found, old = self._found, self._found.node.outputs[0]
-        scale = found.scale
-        if _is_worth_packing(found):
-            numbers, scale = self._unpacked(found.codes), scale * np.float32(found.grid.step)
+        """Put them in the place of the DequantizeLinear, and of the views behind it that only moved whole scales."""
+        grid, scale = self._grid, self._scale
+        if self._codes.size * (8 - grid.bits) // 8 >= _LEAST_SAVED:
+            numbers, scale = self._unpacked(), scale * np.float32(grid.step)
         else:
-            numbers = self._node("Cast", self._constant(found.codes), to=ir.DataType.FLOAT)
-        new = self._node("Mul", numbers, self._scale(scale))
-        new.type, new.shape = old.type, old.shape
-        old.replace_all_uses_with(new)
-        self._graph.remove(found.node, safe=True)
+            numbers = self._node("Cast", self._constant(self._codes), to=ir.DataType.FLOAT)
+        new = self._node("Mul", numbers, self._floats(scale))
+        new.type, new.shape = self._old.type, self._old.shape
+        self._old.replace_all_uses_with(new)
 
-    def _unpacked(self, codes: Codes) -> ir.Value:
+    def _unpacked(self) -> ir.Value:
         """The codes as floats, in steps of the grid."""
-        grid = self._found.grid
+        grid, codes = self._grid, self._codes
         per, packed = 8 // grid.bits, pack(codes, grid)
         shifts = np.arange(per, dtype=np.uint8) * grid.bits
         value = self._node(
@@ -98,7 +99,7 @@ class _Decoder:
             value = self._node("Slice", value, *bounds)
         return self._node("Reshape", value, self._constant(np.array(codes.shape, np.int64)))
 
-    def _scale(self, scale: NDArray[np.float32]) -> ir.Value:
+    def _floats(self, scale: Floats) -> ir.Value:
         """In float16 where that loses nothing."""
         with np.errstate(over="ignore"):
             half = scale.astype(np.float16)
@@ -117,9 +118,21 @@ class _Decoder:
         return f"{self._stem}/decode{self._count}"
 
 
-def _is_worth_packing(found: Stored) -> bool:
-    """Whether the bytes saved outweigh the nodes that unpack."""
-    return found.codes.size * (8 - found.grid.bits) // 8 >= _LEAST_SAVED
+def _past_views(found: Stored) -> tuple[ir.Value, Codes, Floats]:
+    """(the last value that a scale per channel still fits, codes and scale in its shape)."""
+    value, codes, scale = found.node.outputs[0], found.codes, found.scale
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        (reader,) = value.consumers()
+        if reader.op_type not in _VIEWS or reader.inputs[0] is not value:
+            break
+        seen = view(reader, np.broadcast_to(scale, codes.shape))
+        for axis in range(seen.ndim):
+            first = np.take(seen, [0], axis)
+            seen = first if (seen == first).all() else seen
+        if seen.size > scale.size:
+            break
+        value, codes, scale = reader.outputs[0], view(reader, codes), np.ascontiguousarray(seen)
+    return value, codes, scale
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

@@ -46,7 +46,7 @@ _REFINED = 2  # rounds of least squares after it
 _AT_ONCE = 2**18  # weights handled together: stays in the cache
 _TINIEST = 2.0**-100  # the scale of a group of zeros
 _TWN = 0.7  # of mean |w|: below it a ternary weight is 0
-_HALF_BITS, _SCALE_BITS = 11, 16  # significant bits of scales: below 8 bits they fit float16
+_SCALE_BITS = 11  # significant bits of a scale: float16 holds them
 
 
 # --- which weights there are ------------------------------------------------------------------------------------------
@@ -269,11 +269,10 @@ def _parts(matrix: Floats) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 
-def _short(scale: NDArray[Any], grid: Grid) -> Floats:
+def _short(scale: NDArray[Any]) -> Floats:
     """Scales with so few significant bits that codes times them are exact."""
-    bits = _SCALE_BITS if grid.bits == 8 else _HALF_BITS
     mantissa, exponent = np.frexp(np.maximum(scale.astype(np.float64), _TINIEST))
-    return np.asarray(np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits), np.float32)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(mantissa, _SCALE_BITS)), exponent - _SCALE_BITS), np.float32)
 
 
 _Quantized = tuple[Codes, Floats]
@@ -282,18 +281,18 @@ _Used = NDArray[np.bool_] | None
 
 def _uniform(matrix: Floats, grid: Grid, clip: str, used: _Used) -> _Quantized:
     top = np.abs(matrix).max(axis=1) / grid.qmax
-    scale = _short(top, grid)
+    scale = _short(top)
     codes = to_nearest(matrix, scale, grid)
     if clip == "max":
         return codes, scale
     error = _error(matrix, codes, scale, used)
     for tried in _TRIED[1:]:
-        _take_better(matrix, grid, used, (codes, scale, error), _short(top * tried, grid))
+        _take_better(matrix, grid, used, (codes, scale, error), _short(top * tried))
     for _ in range(_REFINED):
         kept = codes if used is None else codes * used
         power = np.einsum("ij,ij->i", kept, kept, dtype=np.float64)
         fitted = np.einsum("ij,ij->i", kept, matrix, dtype=np.float64) / np.maximum(power, 1)
-        _take_better(matrix, grid, used, (codes, scale, error), _short(fitted, grid))
+        _take_better(matrix, grid, used, (codes, scale, error), _short(fitted))
     return codes, scale
 
 
@@ -327,14 +326,14 @@ def _ternary(matrix: Floats, grid: Grid, clip: str, used: _Used) -> _Quantized:
         gain = np.cumsum(ordered, axis=1) ** 2 / np.arange(1, matrix.shape[1] + 1)
         least = np.take_along_axis(ordered, gain.argmax(axis=1)[:, None], axis=1)
         kept = (size >= least) & (size > 0)
-    scale = _short((size * kept).sum(axis=1) / np.maximum(kept.sum(axis=1), 1), grid)
+    scale = _short((size * kept).sum(axis=1) / np.maximum(kept.sum(axis=1), 1))
     return (np.sign(matrix) * kept).astype(np.int8), scale
 
 
 def _binary(matrix: Floats, grid: Grid, clip: str, used: _Used) -> _Quantized:
     del clip  # the mean is the best scale there is
     count = np.full(len(matrix), matrix.shape[1]) if used is None else used.sum(axis=1)
-    scale = _short(np.abs(matrix).sum(axis=1, dtype=np.float64) / count, grid)
+    scale = _short(np.abs(matrix).sum(axis=1, dtype=np.float64) / count)
     return np.where(matrix >= 0, 1, -1).astype(np.int8), scale
 
 
