@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,17 +43,22 @@ GOLDEN = 16
 _INT8_STEPS = 3  # other processors round sums otherwise: a step or two is no error
 _FLOAT_STEPS = 0.25
 _STEPS = 255  # of an 8-bit range: the unit of tolerances, for float outputs too
+_SHIFT = 128  # from uint8 codes to int8 codes
 _NO_GOLDEN = Golden(1, {}, ())
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A network that runs, not yet a bundle: no operating points, golden cases, recipe or report."""
+    """A network that runs, not yet a bundle: no operating points, golden cases, recipe or report.
+
+    orders: of tensors that a part holds with their axes in another order than its stage (see LoweredPart).
+    """
 
     manifest: Manifest
     files: Mapping[str, bytes]
     stages: tuple[Stage, ...]
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -70,6 +75,7 @@ def draft(
 ) -> Draft:
     """Lower the stages and describe them. Raises BadInput where the board's runtime is too old for the model."""
     files: dict[str, bytes] = {}
+    orders: dict[str, tuple[int, ...]] = {}
     described = []
     for stage in stages:
         lowered = LOWERINGS[backend.name](stage, backend)
@@ -78,6 +84,7 @@ def draft(
             number = f"{stage.index}" if len(lowered) == 1 else f"{stage.index}.{index}"
             file = f"stages/{number}.{part.suffix}"
             files[file] = part.content
+            orders.update(part.orders)
             digest = hashlib.sha256(part.content).hexdigest()
             parts.append(Part(part.backend, file, digest, part.inputs, part.outputs))
         described.append(ManifestStage(tuple(parts), work(layers(stage.model))))
@@ -95,7 +102,7 @@ def draft(
         recipe=MEMBER,
         files=bundle.members_of(files),
     )
-    return Draft(manifest, files, tuple(stages))
+    return Draft(manifest, files, tuple(stages), orders)
 
 
 def _exits(stages: Sequence[Stage], described: Sequence[ManifestStage]) -> tuple[Exit, ...]:
@@ -155,6 +162,8 @@ def golden_cases(made: Draft, data: Data, count: int) -> GoldenCases:
         for tensor in stage.outputs:
             want = np.stack([answer[tensor.name] for answer in answers])
             other = np.stack([answer[tensor.name] for answer in plain])
+            if plain is not answers:
+                other = _as_lowered(other, made.orders.get(tensor.name), want.dtype)
             if tensor.name in confidences:  # the largest softmax moves by at most half of what the logits do
                 tolerance = min(1.0, 0.5 * tolerances[confidences[tensor.name]] + 1e-5)
             else:
@@ -198,6 +207,13 @@ def _run_unfused(stages: Sequence[Stage], samples: Sequence[Mapping[str, Array]]
             made = session.run(names, {tensor.name: values[tensor.name] for tensor in stage.inputs})
             values.update(zip(names, made, strict=True))
     return known
+
+
+def _as_lowered(array: Array, order: tuple[int, ...] | None, dtype: np.dtype[Any]) -> Array:
+    """What a stage makes, as its part holds it; the first axis counts samples."""
+    if order is not None:
+        array = array.transpose(0, *(axis + 1 for axis in order))
+    return array.astype(np.int16) - _SHIFT if array.dtype == np.uint8 and dtype == np.int8 else array
 
 
 def _plain(name: str) -> str:

@@ -24,10 +24,18 @@ def lower(stage: Stage, backend: Backend) -> tuple[LoweredPart, ...]:
 
     Raises BadInput naming the nodes that TFLite has no operator for, MissingExtra without ai-edge-litert.
     """
-    content, inputs, outputs, problems = _write(stage)
-    if problems:
-        raise BadInput(refusal(problems))
-    return (LoweredPart(backend.name, "tflite", content, inputs, outputs),)
+    from edgekit.host.lower.tflite.rules import translate
+
+    made = translate(stage.model, stage.handed, [tensor.name for tensor in stage.outputs])
+    if made.problems:
+        raise BadInput(refusal(made.problems))
+    inputs, outputs = (
+        tuple(_as_written(tensor, *made.border(tensor.name)) for tensor in side)
+        for side in (stage.inputs, stage.outputs)
+    )
+    content = made.to_bytes([t.name for t in inputs], [t.name for t in outputs], f"stage{stage.index}")
+    orders = {name: order for name, order in made.orders.items() if order != tuple(sorted(order))}
+    return (LoweredPart(backend.name, "tflite", content, inputs, outputs, orders),)
 
 
 def unsupported(graph: Graph) -> tuple[str, ...]:
@@ -42,18 +50,6 @@ def refusal(problems: tuple[str, ...]) -> str:
     more = len(problems) - _SHOWN
     rest = f"; and {more} more" if more > 0 else ""
     return f"TFLite cannot hold this network: {'; '.join(problems[:_SHOWN])}{rest}"
-
-
-def _write(stage: Stage) -> tuple[bytes, tuple[Tensor, ...], tuple[Tensor, ...], tuple[str, ...]]:
-    from edgekit.host.lower.tflite.rules import translate
-
-    made = translate(stage.model, stage.handed, [tensor.name for tensor in stage.outputs])
-    if made.problems:
-        return b"", (), (), tuple(made.problems)
-    inputs = tuple(_as_written(tensor, *made.border(tensor.name)) for tensor in stage.inputs)
-    outputs = tuple(_as_written(tensor, *made.border(tensor.name)) for tensor in stage.outputs)
-    content = made.to_bytes([t.name for t in inputs], [t.name for t in outputs], f"stage{stage.index}")
-    return content, inputs, outputs, ()
 
 
 def _as_written(tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgekit.host.lower.tflite import movement, pointwise, products
 from edgekit.host.lower.tflite.translate import Translation
-from edgekit.host.lower.tflite.values import Rule, Unsupported, first, last, shape_of
+from edgekit.host.lower.tflite.values import Order, Rule, Unsupported, first, last, shape_of
 from edgekit.host.lower.tflite.writer import TfliteFile
 
 RULES: Mapping[str, Rule] = {**products.RULES, **movement.RULES, **pointwise.RULES}
@@ -22,6 +22,7 @@ class Written:
     problems: tuple[str, ...]
     file: TfliteFile
     tensors: Mapping[str, int]  # at the border, by name
+    orders: Mapping[str, Order]  # of those tensors' axes
 
     def border(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Type and shape of a tensor at the border."""
@@ -45,24 +46,30 @@ def translate(model: ir.Model, handed: Collection[str], outputs: Sequence[str]) 
     t = Translation(clone.graph, clone.opset_imports.get("", 0))
     t.constants()
     tensors: dict[str, int] = {}
+    orders: dict[str, Order] = {}
     for value in clone.graph.inputs:
         name = value.name or ""
         try:
-            rank = len(shape_of(value))
-            tensors[name] = t.handed(value, last(rank)) if name in handed else t.border(value, first(rank))
+            orders[name] = _order(name, len(shape_of(value)), handed)
+            tensors[name] = (t.handed if name in handed else t.border)(value, orders[name])
         except Unsupported as err:
             t.problems.append(f"input {name!r}: {err}")
     t.run(RULES)
     if not t.problems:
         for name in outputs:
-            tensors[name] = _output(t, name, tensors, channels_last=name in handed)
-    return Written(tuple(t.problems), t.values.file, tensors)
+            orders[name] = _order(name, t.values.rank(name), handed)
+            tensors[name] = _output(t, name, tensors, orders[name])
+    return Written(tuple(t.problems), t.values.file, tensors, orders)
 
 
-def _output(t: Translation, name: str, taken: Mapping[str, int], *, channels_last: bool) -> int:
+def _order(name: str, rank: int, handed: Collection[str]) -> Order:
+    """Channels last between stages, ONNX's order where others look."""
+    return last(rank) if name in handed else first(rank)
+
+
+def _output(t: Translation, name: str, taken: Mapping[str, int], order: Order) -> int:
     """The tensor of an output, under its own name."""
-    rank = t.values.rank(name)
-    tensor = t.values.at(name, last(rank) if channels_last else first(rank))
+    tensor = t.values.at(name, order)
     if tensor in taken.values() or t.values.file.maker(tensor) is None:
         return t.values.copied(tensor, name)
     t.values.file.rename(tensor, name)
