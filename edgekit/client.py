@@ -83,6 +83,13 @@ class Client:
             body["expires_s"] = expires_s
         return _table(self._json("POST", "/jobs", body), "job")
 
+    def measure(self, target: str, expires_s: float | None = None) -> dict[str, Any]:
+        """Ask the board that a published round is called after to time it; the job. Raises Conflict: it is busy."""
+        body: dict[str, Any] = {"target": target}
+        if expires_s is not None:
+            body["expires_s"] = expires_s
+        return _table(self._json("POST", "/measure", body), "job")
+
     def repository(self) -> dict[str, Any]:
         """The metadata in force: versions, expiry, targets."""
         return self._json("GET", "/repo")
@@ -90,6 +97,14 @@ class Client:
     def targets_metadata(self) -> bytes:
         """The signed targets metadata in force."""
         return self._request("GET", "/repo/targets", None)
+
+    def measure_metadata(self) -> bytes:
+        """The signed measure metadata in force."""
+        return self._request("GET", "/repo/measure", None)
+
+    def publish_rounds(self, metadata: bytes) -> dict[str, Any]:
+        """Put signed measure metadata in force. Raises Conflict where it is not the next version."""
+        return self._parse(self._request("POST", "/repo/measure", metadata))
 
     def upload_bundle(self, path: Path, sha256: str) -> None:
         """Hand a bundle's file over, to be published next. Raises BadInput where the file is gone."""

@@ -23,7 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from edgekit.core.figure import Figure
 from edgekit.core.histogram import histogram
-from edgekit.core.messages import TO_BOARD, Desired, decode, encode, signed_bytes, topic
+from edgekit.core.messages import TO_BOARD, Desired, OneShot, decode, encode, signed_bytes, topic
 from edgekit.core.record import Record
 from edgekit.fleet.broker import write_conf
 from edgekit.fleet.config import FleetConfig, read_config
@@ -146,6 +146,7 @@ class FakeBoard:
         self.outbox: dict[int, tuple[str, dict[str, Any]]] = {}  # seq -> (kind, payload)
         self.acks: list[int] = []
         self.desired: list[Desired] = []
+        self.shots: list[OneShot] = []  # as they came, the same one more than once
         self.bundle: str | None = None
         self.online = threading.Event()
         self.lock = threading.RLock()
@@ -274,6 +275,17 @@ class FakeBoard:
                         del self.outbox[seq]
         elif message.topic.endswith("/desired"):
             self._obey(payload)
+        elif message.topic.endswith("/job"):
+            assert isinstance(self.key, Ed25519PublicKey)
+            self.key.verify(base64.b64decode(payload["sig"]), signed_bytes(payload))
+            self.shots.append(OneShot.parse(payload))
+
+    def job_event(self, job_id: str, state: str, **more: Any) -> None:
+        """Say how a job goes."""
+        event = {"job_id": job_id, "state": state, "target": None, "time": time.time(), **more}
+        with self.lock:
+            self.outbox[self._draw()] = ("job/event", event)
+        self.send()
 
     def _obey(self, payload: Mapping[str, Any]) -> None:
         assert isinstance(self.key, Ed25519PublicKey)

@@ -53,7 +53,7 @@ JOB_DEVICES: Schema = {
     "type": "object",
     "additionalProperties": table(state=JOB_STATE, reason=TEXT_OR_NULL, detail=TEXT_OR_NULL),
 }
-JOB = table(job_id=TEXT, target=TEXT_OR_NULL, to=TEXT, policy=TEXT_OR_NULL)
+JOB = table(job_id=TEXT, action=TEXT, target=TEXT_OR_NULL, to=TEXT, policy=TEXT_OR_NULL)
 DEVICE = table(
     name=TEXT,
     profile=TEXT_OR_NULL,

@@ -13,6 +13,7 @@ REASONS = {
     "wrong-profile": "the target is not for this board's profile",
     "older": "the target is older than what runs, and is not allowed for rolling back",
     "changed-content": "the target has the running version's number but other content",
+    "other-board": "the target is for another board to measure",
     "wrong-use": "the target is for measuring, and does not enter a slot",
     "measure-not-accepted": "this board's config does not accept measuring",
     "code-not-accepted": "the bundle runs code of its own, and this board's config does not allow it",
@@ -23,7 +24,7 @@ REASONS = {
     "tampered": "the file is not the one that was signed",
     "bad-bundle": "the file is signed but is no bundle this agent reads",
     "bad-signature": "the command is not signed by the enrolled control key",
-    "wrong-board": "the command or target is for another board",
+    "wrong-board": "the command is for another board",
     "replayed": "the command's number is not above the last one",
     "beyond-limits": "the command is outside this board's local limits",
 }
@@ -90,7 +91,7 @@ def decide(target: Target, board: Board, running: Running | None, use: str = "ru
     if target.use == "measure" and not board.accepts_measure:
         return Decision("measure-not-accepted", target.label)
     if target.use == "measure" and board.name not in (None, target.name):
-        return Decision("wrong-board", f"{target.label}; here is {board.name}")
+        return Decision("other-board", f"{target.label}; here is {board.name}")
     if target.executes_code and not board.accepts_code:
         return Decision("code-not-accepted", target.label)
     if running is not None and running.name == target.name:

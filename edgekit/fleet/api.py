@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,8 +33,15 @@ from edgekit.fleet.guard import Guard
 from edgekit.fleet.repository import repository_router
 from edgekit.fleet.store import Store, devices
 from edgekit.repo.add import Conflict
-from edgekit.repo.metadata import Current, entries, read_current, targets_bytes
-from edgekit.repo.publish import publish
+from edgekit.repo.metadata import (
+    Current,
+    entries,
+    measure_bytes,
+    measure_of,
+    read_current,
+    targets_bytes,
+)
+from edgekit.repo.publish import publish, publish_measure
 from edgekit.repo.status import describe, expiry_problems
 
 log = logging.getLogger("edgekit.fleet.api")
@@ -81,6 +88,13 @@ class NewJob(_Body):
     policy: dict[str, Any] | None = None
     interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
     expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
+
+
+class NewMeasure(_Body):
+    """A published round of candidates for the board it is called after."""
+
+    target: str
+    expires_s: float = Field(rollout.MEASURE_LIFE_S, gt=0, le=86400, allow_inf_nan=False)
 
 
 Window = Annotated[
@@ -183,6 +197,17 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
             job_id = rollout.create_job(connection, order, chosen, context.clock())
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
+    @router.post("/measure", status_code=201)
+    def new_measure(new: NewMeasure) -> dict[str, Any]:
+        """Ask a board to time a published round of candidates, once."""
+        current = measure_of(read_current(config.repository), config.repository)
+        targets = [entry.target for entry in entries(current.signed).values()]
+        target = rollout.find_target(targets, new.target, rollout.MEASURE)
+        with store.write() as connection:
+            (device,) = rollout.selected(rollout.known_devices(connection), f"name={target.name}")
+            job_id = rollout.create_measure(connection, target, device, new.expires_s, context.clock())
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
     @router.get("/repo")
     def repository() -> dict[str, Any]:
         """The metadata in force: versions, expiry, targets."""
@@ -193,6 +218,18 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     def targets_metadata() -> Response:
         """The signed targets metadata in force, byte for byte: what the next version is signed on."""
         return Response(targets_bytes(config.repository), media_type="application/json")
+
+    @router.get("/repo/measure")
+    def measure_metadata() -> Response:
+        """The signed measure metadata in force, byte for byte."""
+        return Response(measure_bytes(config.repository), media_type="application/json")
+
+    @router.post("/repo/measure")
+    async def publish_rounds(request: Request) -> dict[str, Any]:
+        """Put signed measure metadata in force: it must be the next version, and its rounds uploaded."""
+        data = await request.body()
+        current = await run_in_threadpool(_publish, config, data, context.now(), publish_measure)
+        return {"v": 1, **describe(current, context.now())}
 
     @router.put("/repo/bundles/{sha256}", status_code=201)
     async def upload(sha256: str, request: Request) -> dict[str, Any]:
@@ -206,18 +243,22 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     async def publish_targets(request: Request) -> dict[str, Any]:
         """Put signed targets metadata in force: it must be the next version, and its bundles uploaded."""
         data = await request.body()
-        current = await run_in_threadpool(_publish, config, data, context.now())
+        current = await run_in_threadpool(_publish, config, data, context.now(), publish)
         return {"v": 1, **describe(current, context.now())}
 
     return router
 
 
-def _publish(config: FleetConfig, data: bytes, now: datetime) -> Current:
+_Publisher = Callable[[Path, bytes, Mapping[str, Path], datetime], Current]
+
+
+def _publish(config: FleetConfig, data: bytes, now: datetime, into: _Publisher) -> Current:
     uploads = {path.stem: path for path in config.incoming.glob("*.edge")}
-    current = publish(config.repository, data, uploads, now)
-    for entry in entries(current.targets.signed).values():
-        if entry.sha256 in uploads:
-            uploads[entry.sha256].unlink(missing_ok=True)
+    current = into(config.repository, data, uploads, now)
+    for metadata in filter(None, (current.targets, current.measure)):
+        for entry in entries(metadata.signed).values():
+            if entry.sha256 in uploads:
+                uploads[entry.sha256].unlink(missing_ok=True)
     return current
 
 

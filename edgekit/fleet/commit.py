@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgekit.core import jobs as job_states
+from edgekit.core.bench import reports_json
 from edgekit.core.messages import Ack, Event, JobEvent, Status
 from edgekit.core.record import Record
 from edgekit.fleet import store as db
@@ -206,6 +207,10 @@ def _insert_entries(
     db.insert_new(connection, db.records, records)
     db.insert_new(connection, db.events, events)
     db.insert_new(connection, db.job_events, job_events)
+    for message in known:
+        for event in message.job_events:
+            if event.reports:
+                _keep_reports(connection, event, ids[message.device])
     for job_id, device in sorted(touched):
         _mirror_job(connection, job_id, device, now)
 
@@ -261,6 +266,15 @@ def _job_event(event: JobEvent, now: float) -> dict[str, Any]:
         "reason": event.reason,
         "detail": event.detail,
     }
+
+
+def _keep_reports(connection: sa.Connection, event: JobEvent, device: int) -> None:
+    """What a board measured, once, and only for a job that had it measure."""
+    asked = sa.select(db.commands.c.job).join(db.jobs, db.jobs.c.id == db.commands.c.job)
+    job = connection.scalar(asked.where(db.jobs.c.job_id == event.job_id, db.commands.c.device == device))
+    if job is not None and event.state == job_states.MEASURED:
+        reports = json.dumps(reports_json(event.reports), separators=(",", ":"))
+        db.insert_new(connection, db.job_reports, [{"job": job, "device": device, "reports": reports}])
 
 
 def _mirror_job(connection: sa.Connection, job_id: str, device: int, now: float) -> None:

@@ -27,8 +27,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edgekit.core import jobs as job_states
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
-from edgekit.core.messages import FROM_BOARD, ROOT, Desired, encode, signed_bytes, topic
+from edgekit.core.messages import FROM_BOARD, ROOT, Desired, OneShot, encode, signed_bytes, topic
 from edgekit.core.policy import PolicySpec
 from edgekit.fleet import store as db
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
@@ -84,7 +85,9 @@ class Ingest:
         self.client: Client | None = None  # a new one for each connection: none sends what another left
         self.connected = threading.Event()
         self.refused: str | None = None
-        self.sent: dict[int, tuple[int, int]] = {}  # number of a publication -> (device, rev)
+        self.sent: dict[
+            int, tuple[str, int, int]
+        ] = {}  # number of a publication -> its topic, device and rev or n
         self.births: set[str] = set()  # boards that came online and were not told yet what they should run
         self.delay_s = FIRST_DELAY_S
         self.next_attempt = 0.0
@@ -115,8 +118,11 @@ class Ingest:
         if self.connected.is_set():
             self._confirm()
             self._publish_desired(db.desired.c.pending)
+            self._publish_one_shots(db.commands.c.pending)
             if self.births:
-                self._publish_desired(db.devices.c.name.in_(self.births))
+                born = db.devices.c.name.in_(self.births)
+                self._publish_desired(born)
+                self._publish_one_shots(born)
                 self.births.clear()
         if time.monotonic() >= self.next_sweep:
             self.next_sweep = time.monotonic() + SWEEP_S
@@ -322,11 +328,34 @@ class Ingest:
             ).all()
         under_way = set(self.sent.values())
         for row in rows:
-            if (row.device, row.rev) in under_way and row.pending:
+            if ("desired", row.device, row.rev) in under_way and row.pending:
                 continue
             mid = self._publish(row.name, "desired", self._signed(row), retain=True)
             if mid is not None:
-                self.sent[mid] = (row.device, row.rev)
+                self.sent[mid] = ("desired", row.device, row.rev)
+
+    def _publish_one_shots(self, which: sa.ColumnElement[bool]) -> None:
+        """Sign and publish what boards should do once and have not ended, of the commands that a condition picks."""
+        commands, states = db.commands, db.job_devices
+        same = (states.c.job == commands.c.job) & (states.c.device == commands.c.device)
+        with self.store.read() as connection:
+            rows = connection.execute(
+                sa.select(commands, db.devices.c.name, db.jobs.c.job_id, db.jobs.c.target, db.jobs.c.expires)
+                .join(db.devices, db.devices.c.id == commands.c.device)
+                .join(db.jobs, db.jobs.c.id == commands.c.job)
+                .join(states, same)
+                .where(which, states.c.state.not_in(job_states.FINAL), db.jobs.c.expires > self.clock())
+                .order_by(commands.c.n)
+            ).all()
+        under_way = set(self.sent.values())
+        for row in rows:
+            if ("job", row.device, row.n) in under_way and row.pending:
+                continue
+            to = f"{self.config.fleet}/{row.name}"
+            shot = OneShot(to, row.n, row.job_id, row.action, row.target, row.expires)
+            mid = self._publish(row.name, "job", self._sealed(shot.to_json()))
+            if mid is not None:
+                self.sent[mid] = ("job", row.device, row.n)
 
     def _signed(self, row: sa.Row[Any]) -> dict[str, Any]:
         desired = Desired(
@@ -339,7 +368,10 @@ class Ingest:
             interval_s=row.interval_s,
             expires=row.expires,
         )
-        payload = desired.to_json()
+        return self._sealed(desired.to_json())
+
+    def _sealed(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """A command with the control key's signature."""
         signature = self.control_key.sign(signed_bytes(payload))
         return payload | {"sig": base64.b64encode(signature).decode("ascii")}
 
@@ -353,9 +385,11 @@ class Ingest:
         if not done:
             return
         with self.store.write() as connection:
-            for device, rev in done:
-                wanted = (db.desired.c.device == device) & (db.desired.c.rev == rev)
-                connection.execute(sa.update(db.desired).where(wanted).values(pending=False))
+            for kind, device, number in done:
+                table = db.desired if kind == "desired" else db.commands
+                own = table.c.rev if kind == "desired" else table.c.n
+                wanted = (table.c.device == device) & (own == number)
+                connection.execute(sa.update(table).where(wanted).values(pending=False))
 
     def _tell(self) -> None:
         """Keep in the store how this process is doing. Without a broker nobody knows who is online: nobody is, then."""

@@ -12,7 +12,7 @@ from edgekit.core.target import USES
 from edgekit.fleet.config import FleetConfig
 from edgekit.repo.metadata import metadata_folder, target_file
 
-_METADATA = re.compile(r"(?:[1-9]\d{0,9}\.)?(?:root|targets|snapshot|timestamp)\.json")
+_METADATA = re.compile(r"(?:[1-9]\d{0,9}\.)?(?:root|targets|measure|snapshot|timestamp)\.json")
 _TARGET = re.compile(rf"(?:{'|'.join(USES)})/{NAME.pattern}/[1-9]\d{{0,9}}\.edge")
 
 

@@ -20,10 +20,12 @@ from edgekit.core.policy import PolicySpec
 from edgekit.core.target import Target, parse_label, target_path
 from edgekit.core.trust import REASONS, Board, Running, decide
 from edgekit.fleet import store as db
+from edgekit.repo.add import Conflict
 
 KEYS = ("tag", "profile", "name")
 PENDING = "pending"
 DEFAULT_LIFE_S = 86_400.0
+MEASURE, MEASURE_LIFE_S = "measure", 900.0
 _MAX_REV = 2**31  # a board that claims more does not push its number out of range
 
 
@@ -94,10 +96,10 @@ def selected(devices: Iterable[Device], text: str) -> list[Device]:
     return found
 
 
-def find_target(targets: Iterable[Target], label: str) -> Target:
+def find_target(targets: Iterable[Target], label: str, use: str = "run") -> Target:
     """The published target called `name/version`. Raises BadInput that lists the newest of what there is."""
     name, version = parse_label(label, "target")
-    path = target_path(name, version)
+    path = target_path(name, version, use)
     targets = list(targets)
     for target in targets:
         if target.path == path:
@@ -135,10 +137,51 @@ def create_job(connection: sa.Connection, order: Order, devices: Sequence[Device
     return job_id
 
 
-def preview(target: Target, device: Device) -> dict[str, str] | None:
+def create_measure(
+    connection: sa.Connection, target: Target, device: Device, life_s: float, now: float
+) -> str:
+    """Store a one-shot job that has one board time a round of candidates, and return the job's id.
+
+    Raises Conflict where the board has such a job that has not ended: it would measure the one through the other.
+    """
+    _refuse_second(connection, device)
+    job_id = secrets.token_hex(6)
+    row = {
+        "job_id": job_id,
+        "created": now,
+        "expires": now + life_s,
+        "target": target.label,
+        "selector": f"name={device.name}",
+    }
+    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
+    decision = preview(target, device, MEASURE)
+    state = decision or {"state": PENDING}
+    connection.execute(sa.insert(db.job_devices).values(job=job, device=device.id, updated=now, **state))
+    n = _next_n(connection, device, now)
+    command = {"job": job, "device": device.id, "action": MEASURE, "n": n, "pending": decision is None}
+    connection.execute(sa.insert(db.commands).values(command))
+    return job_id
+
+
+def _refuse_second(connection: sa.Connection, device: Device) -> None:
+    commands, states, jobs = db.commands, db.job_devices, db.jobs
+    same = (states.c.job == commands.c.job) & (states.c.device == commands.c.device)
+    query = (
+        sa.select(jobs.c.job_id)
+        .join(commands, commands.c.job == jobs.c.id)
+        .join(states, same)
+        .where(commands.c.device == device.id, states.c.state.not_in(job_states.FINAL))
+    )
+    found = connection.scalar(query)
+    if found is not None:
+        raise Conflict(f"{device.name} measures already (job {found}): wait until that has ended or expired")
+
+
+def preview(target: Target, device: Device, use: str = "run") -> dict[str, str] | None:
     """Why the board would refuse the target, None where it may accept: what only the board knows counts as accepted."""
     profile = target.profiles[0] if device.profile is None else device.profile
-    decision = decide(target, Board(profile, accepts_measure=True, accepts_code=True), device.running)
+    board = Board(profile, accepts_measure=True, accepts_code=True, name=device.name)
+    decision = decide(target, board, device.running if use == "run" else None, use)
     if decision.reason is None:
         return None
     detail = f"{REASONS[decision.reason]} ({decision.detail}); the server did not ask the board"
@@ -146,23 +189,35 @@ def preview(target: Target, device: Device) -> dict[str, str] | None:
 
 
 def _end_unfinished(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
-    states = db.job_devices
+    """One-shots are no desired states, and go on."""
+    states, shots = db.job_devices, sa.select(db.commands.c.job)
     connection.execute(
         sa.update(states)
         .where(states.c.device == device.id, states.c.state.not_in(job_states.FINAL))
+        .where(states.c.job.not_in(shots))
         .values(state="failed", reason="superseded", detail=f"job {job_id} took its place", updated=now)
     )
 
 
 def _set_desired(connection: sa.Connection, device: Device, job: Mapping[str, Any], now: float) -> None:
-    """The board's next revision. `n` follows the clock, so that it grows even where the database was restored."""
+    """The board's next revision."""
     table = db.devices
-    last = connection.execute(sa.select(table.c.rev, table.c.n).where(table.c.id == device.id)).one()
-    rev, n = max(last.rev, device.reported_rev) + 1, max(last.n + 1, int(now * 1000))
-    connection.execute(sa.update(table).where(table.c.id == device.id).values(rev=rev, n=n))
+    n = _next_n(connection, device, now)
+    last = connection.scalar(sa.select(table.c.rev).where(table.c.id == device.id)) or 0
+    rev = max(last, device.reported_rev) + 1
+    connection.execute(sa.update(table).where(table.c.id == device.id).values(rev=rev))
     values = {key: job[key] for key in ("job_id", "target", "policy", "interval_s", "expires")}
     connection.execute(sa.delete(db.desired).where(db.desired.c.device == device.id))
     connection.execute(sa.insert(db.desired).values(device=device.id, rev=rev, n=n, pending=True, **values))
+
+
+def _next_n(connection: sa.Connection, device: Device, now: float) -> int:
+    """The board's next number. It follows the clock, so that it grows even where the database was restored."""
+    table = db.devices
+    last = connection.scalar(sa.select(table.c.n).where(table.c.id == device.id)) or 0
+    n = max(last + 1, int(now * 1000))
+    connection.execute(sa.update(table).where(table.c.id == device.id).values(n=n))
+    return n
 
 
 def _device(row: Any) -> Device:

@@ -170,6 +170,25 @@ job_devices = Table(
     Index("job_devices_by_device", "device", "job"),
 )
 
+commands = Table(  # one-shots: a job's command to one board, published until the board has ended the job
+    "commands",
+    metadata,
+    Column("job", ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    Column("device", ForeignKey("devices.id"), primary_key=True, autoincrement=False),
+    Column("action", String(16), nullable=False),  # core.messages.ACTIONS
+    Column("n", BigInteger, nullable=False),
+    Column("pending", Boolean, nullable=False),  # the broker has not confirmed it
+    Index("commands_pending", "pending"),
+)
+
+job_reports = Table(
+    "job_reports",
+    metadata,
+    Column("job", ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    Column("device", ForeignKey("devices.id"), primary_key=True, autoincrement=False),
+    Column("reports", Text, nullable=False),  # JSON: core.bench
+)
+
 desired = Table(
     "desired",
     metadata,

@@ -31,7 +31,7 @@ JOB_CELL = """<q-td :props="props"><a :href="'/job/' + props.row.id">{{ props.ro
 STATE_CELL = """<q-td :props="props"><span :class="'ek-' + props.row.color">{{ props.value }}</span></q-td>"""
 
 
-_STATE_COLORS = {"active": "good", "failed": "bad", "refused": "bad", "expired": "bad"}
+_STATE_COLORS = {"active": "good", "done": "good", "failed": "bad", "refused": "bad", "expired": "bad"}
 
 
 def board_row(row: dict[str, Any], now: float) -> dict[str, Any]:

@@ -103,26 +103,41 @@ def job_rows(connection: sa.Connection) -> list[dict[str, Any]]:
     counts: dict[int, dict[str, int]] = {}
     for job, state, number in connection.execute(counted.where(states.c.job.in_([j.id for j in newest]))):
         counts.setdefault(job, {})[state] = number
-    return [_job(job) | {"states": dict(sorted(counts.get(job.id, {}).items()))} for job in newest]
+    actions = _actions(connection, [job.id for job in newest])
+    return [_job(job, actions) | {"states": dict(sorted(counts.get(job.id, {}).items()))} for job in newest]
 
 
 def job_detail(connection: sa.Connection, job_id: str) -> dict[str, Any]:
-    """A job and its state on each board. Raises Unknown."""
-    states, jobs, devices = db.job_devices, db.jobs, db.devices
+    """A job and its state on each board, with what was measured there. Raises Unknown."""
+    states, jobs, devices, reports = db.job_devices, db.jobs, db.devices, db.job_reports
     job = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
     if job is None:
         raise Unknown(f"there is no job {job_id!r}")
     rows = connection.execute(
-        sa.select(devices.c.name, states.c.state, states.c.reason, states.c.detail, states.c.updated)
+        sa.select(
+            devices.c.name,
+            states.c.state,
+            states.c.reason,
+            states.c.detail,
+            states.c.updated,
+            reports.c.reports,
+        )
         .join(devices, devices.c.id == states.c.device)
+        .outerjoin(reports, (reports.c.job == states.c.job) & (reports.c.device == states.c.device))
         .where(states.c.job == job.id)
         .order_by(devices.c.name)
     )
     devices_by_name = {
-        row.name: {"state": row.state, "reason": row.reason, "detail": row.detail, "updated": row.updated}
+        row.name: {
+            "state": row.state,
+            "reason": row.reason,
+            "detail": row.detail,
+            "updated": row.updated,
+            "reports": json.loads(row.reports or "[]"),
+        }
         for row in rows
     }
-    return _job(job) | {"devices": devices_by_name}
+    return _job(job, _actions(connection, [job.id])) | {"devices": devices_by_name}
 
 
 def summary(records: Sequence[Any]) -> dict[str, Any]:
@@ -273,9 +288,17 @@ def _policy_text(value: Mapping[str, Any] | None) -> str | None:
     return None if value is None else str(PolicySpec.parse(value))
 
 
-def _job(job: sa.Row[Any]) -> dict[str, Any]:
+def _actions(connection: sa.Connection, jobs: Sequence[int]) -> dict[int, str]:
+    """What one-shot jobs do; every other makes a bundle run."""
+    table = db.commands
+    query = sa.select(table.c.job, table.c.action).where(table.c.job.in_(jobs))
+    return {row.job: row.action for row in connection.execute(query)}
+
+
+def _job(job: sa.Row[Any], actions: Mapping[int, str]) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
+        "action": actions.get(job.id, "run"),
         "target": job.target,
         "to": job.selector,
         "policy": _policy_text(json.loads(job.policy or "null")),
@@ -301,7 +324,10 @@ def _device_jobs(connection: sa.Connection, device: int) -> list[dict[str, Any]]
         .order_by(jobs.c.id.desc())
         .limit(_JOBS_SHOWN)
     )
+    rows = connection.execute(query).all()
+    actions = _actions(connection, [row.id for row in rows])
     return [
-        _job(row) | {"state": row.state, "reason": row.reason, "detail": row.detail, "updated": row.updated}
-        for row in connection.execute(query)
+        _job(row, actions)
+        | {"state": row.state, "reason": row.reason, "detail": row.detail, "updated": row.updated}
+        for row in rows
     ]

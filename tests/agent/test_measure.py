@@ -136,7 +136,7 @@ def test_a_board_measures_only_where_its_config_says_so(site: Site, tmp_path: Pa
 def test_a_round_for_another_board_or_profile_is_refused(willing: Site, tmp_path: Path) -> None:
     site = started(willing)
     other = measured(site, site.repository.add_round(tmp_path, [FAST], board="pi4"))
-    assert (other["state"], other["reason"]) == ("refused", "wrong-board")
+    assert (other["state"], other["reason"]) == ("refused", "other-board")
     foreign = null_bundle(profiles=("jetson-nano",))
     end = measured(site, site.repository.add_round(tmp_path, [foreign]))
     assert (end["state"], end["reason"]) == ("refused", "wrong-profile")

@@ -52,7 +52,7 @@ def test_measuring_needs_the_boards_consent() -> None:
 
 def test_what_is_to_be_measured_is_for_the_one_board_it_is_called_after() -> None:
     target = replace(TARGET, use="measure", name="pi5-a")
-    for name, reason in (("pi5-a", None), ("pi5-b", "wrong-board")):
+    for name, reason in (("pi5-a", None), ("pi5-b", "other-board")):
         board = Board("raspberrypi5", accepts_measure=True, name=name)
         assert decide(target, board, None, "measure").reason == reason
         assert decide(TARGET, board, None).accepted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from agents import until
 from paho.mqtt.client import Client
 from servers import FLEET, Broker, FakeBoard, write_config
 
+from edgekit.core.bench import BenchReport
 from edgekit.core.errors import WorldFailed
 from edgekit.core.policy import policy_from_options
 from edgekit.core.target import Target
@@ -433,3 +435,63 @@ def test_attempts_get_rarer_and_are_spread(site: Site, monkeypatch: pytest.Monke
     assert max(waits[:2]) <= 0.75
     assert 7.5 <= waits[-1] <= 22.5
     assert len({wait / 15 for wait in waits[-4:]}) == 4
+
+
+# --- one-shots ---
+
+REPORT = BenchReport("c" * 64, turns_ms=(1.0, 1.1), provenance="simulated", device="a")
+
+
+def ask(site: Site, life_s: float = 600.0) -> str:
+    """Have the only board measure."""
+    with site.store.write() as connection:
+        (device,) = rollout.known_devices(connection)
+        target = Target("a", 2, ("host",), "measure", "current", "b" * 64)
+        return rollout.create_measure(connection, target, device, life_s, time.time())
+
+
+def give_birth(board: FakeBoard) -> None:
+    board.say("status", {"online": True, "boot_id": board.boot}, retain=True)
+
+
+def test_a_one_shot_is_sent_signed_and_after_every_birth_until_the_board_has_ended_it(site: Site) -> None:
+    site.start()
+    board = site.board("a")
+    job_id = ask(site)
+    until(lambda: board.shots, "the command")
+    first = board.shots[0]
+    assert (first.to, first.job_id, first.action, first.target) == (f"{FLEET}/a", job_id, "measure", "a/2")
+    give_birth(board)
+    until(lambda: len(board.shots) > 1, "the command again")
+    assert board.shots[1] == first
+    board.job_event(job_id, "done", reports=[REPORT.to_json()])
+    until(lambda: site.job(job_id)["a"]["state"] == "done", "the end")
+    assert site.job(job_id)["a"]["reports"] == [REPORT.to_json()]
+    sent = len(board.shots)
+    site.push(time.time())
+    until(lambda: board.desired, "a desired state")
+    count = len(board.desired)
+    give_birth(board)
+    until(lambda: len(board.desired) > count, "what is sent at the birth")
+    site.push(time.time())
+    until(lambda: board.desired[-1].rev == 2, "what is sent after that")
+    assert len(board.shots) == sent
+
+
+def test_a_one_shot_that_has_expired_is_sent_to_nobody(site: Site) -> None:
+    site.start()
+    board = site.board("a")
+    ask(site, life_s=-1.0)
+    site.push(time.time())
+    until(lambda: board.desired, "a later command")
+    assert board.shots == []
+
+
+def test_reports_that_cannot_be_read_hold_up_nothing(site: Site) -> None:
+    site.start()
+    board = site.board("a")
+    job_id = ask(site)
+    board.job_event(job_id, "done", reports=[{"content_id": "?"}])
+    board.job_event(job_id, "failed", reason="crash")
+    until(lambda: site.job(job_id)["a"]["state"] == "failed", "the event after it")
+    until(lambda: not board.outbox, "the acks of both")
