@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekit.core.errors import BadInput
-from edgekit.host.graph import static_shape
+from edgekit.host.graph import static_shape, values
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
@@ -271,7 +271,7 @@ def folded(model: ir.Model) -> ir.Model:
 
     The floats are computed when somebody reads them. What integer kernels take as codes stays.
     """
-    copy = model.clone()
+    copy, source = model.clone(), values(model)
     made: dict[str, ir.Value] = {}
     for node in copy.graph:
         if node.op_type in (*_VIEWS, "Cast", "DequantizeLinear") or multiplies_blocks(node):
@@ -282,7 +282,9 @@ def folded(model: ir.Model) -> ir.Model:
                 continue
             name = f"{value.name}/float"
             if name not in made:
-                tensor = ir.LazyTensor(_reader(value), ir.DataType.FLOAT, ir.Shape(shape), name=name)
+                tensor = ir.LazyTensor(
+                    _reader(source[value.name or ""]), ir.DataType.FLOAT, ir.Shape(shape), name=name
+                )
                 made[name] = ir.Value(name=name, const_value=tensor)
                 made[name].dtype, made[name].shape = ir.DataType.FLOAT, ir.Shape(shape)
                 copy.graph.register_initializer(made[name])
