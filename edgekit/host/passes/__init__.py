@@ -22,6 +22,7 @@ from edgekit.host.passes import (
     prune_magnitude,
     quantize_static,
     quantize_weights,
+    recover,
 )
 from edgekit.host.passes.base import Context, Pass, Step
 
@@ -36,6 +37,7 @@ PASSES: Mapping[str, Pass] = {
         equalize.PASS,
         prune_channels.PASS,
         prune_magnitude.PASS,
+        recover.PASS,
         adaround.PASS,
         quantize_static.PASS,
         quantize_weights.PASS,

@@ -166,7 +166,7 @@ def fit(
     steps = epochs * per_epoch
     state = _State(0, dict.fromkeys(losses, 0.0), [])
     stopped = False
-    with _reproducible(seed, threads), watch(what, steps) as tick:
+    with reproducible(seed, threads), watch(what, steps) as tick:
         if checkpoint is not None and checkpoint.path.exists():
             state = _resume(checkpoint, models, update, hooks)
             tick(state.step)
@@ -216,7 +216,7 @@ def _random(seed: int, step: int) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def _reproducible(seed: int, threads: int) -> Iterator[None]:
+def reproducible(seed: int, threads: int) -> Iterator[None]:
     """Fixed threads, PyTorch's generator from the seed, no kernel whose result hangs on timing; then all as before."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)

@@ -13,32 +13,40 @@ from edgekit.host.train.fit import Hook, Models, Moment
 
 
 class Masks(Hook):
-    """Magnitude pruning: the smallest weights of each tensor are zero after every step (Zhu, Gupta 2017, 1710.01878).
+    """Pruned weights are zero after every step, whatever momentum says. What is zero at the start stays zero.
 
-    The share comes from the schedule `sparsity`. Every `every` steps all weights are ranked anew, so that one may come
-    back, until the schedule has reached `final`; then the masks stay. What was zero at the start counts as pruned.
+    final: the share of each tensor that shall be zero in the end. The schedule `sparsity` says how much of it already
+    is; every `every` steps all weights are ranked anew by magnitude, so that one may come back, until `final` is
+    reached; then the masks stay (Zhu, Gupta 2017, arXiv 1710.01878).
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], final: float, every: int = 20) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], final: float = 0.0, every: int = 20) -> None:
         self._weights, self._final, self._every = dict(weights), final, max(1, every)
-        self.masks: dict[str, Tensor] = {}
-        self._frozen = False
+        self.masks = {name: (weight.detach() != 0).to(weight.dtype) for name, weight in weights.items()}
+        self.finished = not final
 
     def after_step(self, moment: Moment) -> None:
-        share = moment.values["sparsity"]
-        due = moment.step % self._every == 0 or not self.masks or moment.step == moment.steps
-        if due and not self._frozen:
-            self.masks = {name: keep_largest(weight, share) for name, weight in self._weights.items()}
-            self._frozen = math.isclose(share, self._final, abs_tol=1e-9)
+        if not self.finished and (moment.step % self._every == 0 or moment.step == moment.steps):
+            share = self._final if moment.step == moment.steps else moment.values["sparsity"]
+            self.prune(share)
+            self.finished = math.isclose(share, self._final, abs_tol=1e-9)
+        self.apply()
+
+    def prune(self, share: float) -> None:
+        """Masks of the largest weights as they are now."""
+        self.masks = {name: keep_largest(weight, share) for name, weight in self._weights.items()}
+
+    def apply(self) -> None:
+        """What is masked becomes zero."""
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.mul_(self.masks[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"masks": dict(self.masks), "frozen": self._frozen}
+        return {"masks": dict(self.masks), "finished": self.finished}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.masks, self._frozen = dict(state["masks"]), bool(state["frozen"])
+        self.masks, self.finished = dict(state["masks"]), bool(state["finished"])
 
 
 def keep_largest(weight: Tensor, share: float) -> Tensor:
@@ -51,21 +59,27 @@ def keep_largest(weight: Tensor, share: float) -> Tensor:
 
 
 class KeepBest(Hook):
-    """Evaluates after each epoch and keeps the weights of the best. patience: epochs without gain that end it, 0: none.
+    """Evaluates after each epoch and keeps the weights of the best.
 
-    evaluate: no argument -> a figure to be small. not_before: the first epoch that counts, for what must finish first.
+    evaluate: no argument -> a figure to be small. patience: epochs without gain that end the training, 0: none. ready:
+    whether an epoch counts already, for what must finish first.
     """
 
     def __init__(
-        self, models: Models, evaluate: Callable[[], float], *, patience: int = 0, not_before: int = 0
+        self,
+        models: Models,
+        evaluate: Callable[[], float],
+        *,
+        patience: int = 0,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._models, self._evaluate = models, evaluate
-        self._patience, self._not_before = patience, not_before
+        self._patience, self._ready = patience, ready
         self.best, self.best_epoch = math.inf, -1
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     def after_epoch(self, moment: Moment) -> bool:
-        if moment.epoch < self._not_before:
+        if not self._ready():
             return False
         figure = self._evaluate()
         if figure < self.best:
