@@ -24,6 +24,7 @@ LARGEST = 65504.0
 _LEAST_DB = 50.0  # a weight that float16 rounds worse than this has too many numbers below its normal range
 _HEADROOM = 4  # between what calibration saw and the end of the range
 _HALF_TYPE = "tensor(float16)"
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _PRODUCTS = (
     "Conv",
     "ConvTranspose",
@@ -151,7 +152,7 @@ _SCALED = ("QuantizeLinear", "DequantizeLinear")
 
 
 def _slots(node: ir.Node, opset: int) -> tuple[set[int], set[int]] | None:
-    """(inputs, outputs) that are float32 and may be float16; None where the operator has no float16."""
+    """(inputs, outputs) that may be float16, some of which already are; None where the operator has no float16."""
     if node.domain not in ("", "ai.onnx") or any(
         attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for attribute in node.attributes.values()
@@ -168,7 +169,7 @@ def _slots(node: ir.Node, opset: int) -> tuple[set[int], set[int]] | None:
     reads = {
         index
         for index, value in enumerate(node.inputs)
-        if value is not None and value.dtype == ir.DataType.FLOAT and kinds[index] in halves
+        if value is not None and value.dtype in _FLOATS and kinds[index] in halves
     }
     bound = {kinds[index] for index in reads}
     makes = set()
@@ -267,4 +268,4 @@ def _cast(model: ir.Model, value: ir.Value, dtype: ir.DataType, name: str) -> ir
     return made
 
 
-PASS = Pass("float16", apply, min_sqnr_db=45.0, options=Float16, rounds=True)
+PASS = Pass("float16", apply, min_sqnr_db=40.0, options=Float16, rounds=True)
