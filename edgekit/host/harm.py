@@ -1,7 +1,7 @@
 """What each layer's own quantization costs: its error alone, with exact inputs, and what that does to the answers.
 
 Unlike sqnr.layer_sqnr, which sees all errors so far add up, this tells layers apart: a search leaves those in float
-that cost most. One graph holds the float network and beside each layer its quantized twin, which reads the same tensors.
+that cost most. One graph holds the float network and beside each layer its quantized twin, reading the same tensors.
 """
 
 from __future__ import annotations

@@ -152,6 +152,19 @@ def test_grouped_dilated_and_transposed_products_of_any_rank(tmp_path: Path, dat
         np.testing.assert_array_equal(snap(product.array, product.axes, GRIDS["int4"]), product.array)
 
 
+def test_channels_that_are_always_zero_do_no_harm(tmp_path: Path) -> None:
+    b = Builder()
+    w = b.random.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    bias = np.zeros(8, np.float32)
+    w[2], bias[2:4] = 0, (-1, -1000)  # two channels that the ReLU cuts off
+    x = b.op("Conv", ["x", b.constant("w", w), b.constant("b", bias)], "c1", kernel_shape=[3, 3])
+    x = b.conv(b.op("Relu", [x], "r1"), "deep", (8, 8), group=8)
+    b.head(b.conv(x, "last", (8, 8)), "y", 8)
+    graph, data = opened(tmp_path, b.model([("y", (1, CLASSES))]))
+    rounded = adaround.apply(graph, QUICK, Context(data))
+    assert answers_sqnr(graph, rounded, data, 64) > best_of_nearest(graph, data, "int4")
+
+
 def test_progress_counts_every_layer(tmp_path: Path) -> None:
 
     graph, data = opened(tmp_path, three_exits())

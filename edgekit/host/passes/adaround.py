@@ -281,7 +281,8 @@ def _target(plain: Array, layer: _Layer) -> Array:
         return plain
     count = plain.shape[-1]
     mean = np.trace(layer.moments, axis1=1, axis2=2)[:, None, None] / count
-    ridged = layer.moments + (_RIDGE * mean).astype(plain.dtype) * np.eye(count, dtype=plain.dtype)
+    ridge = _RIDGE * np.where(mean > 0, mean, 1.0)  # a channel may be dead
+    ridged = layer.moments + ridge.astype(plain.dtype) * np.eye(count, dtype=plain.dtype)
     shift = np.swapaxes(np.linalg.solve(ridged, np.swapaxes(plain @ layer.missing, 1, 2)), 1, 2)
     return np.asarray(plain + shift, plain.dtype)
 
