@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,23 @@ from rich.table import Table
 
 from edgekit.cli.options import check_targets, json_option
 from edgekit.cli.output import console, number, percent, print_json, progress
+from edgekit.cli.server import client_of, maybe_server_options
 from edgekit.core.checks import NAME
 from edgekit.core.errors import BadInput
 from edgekit.core.files import write_atomic
 from edgekit.core.report import Report
+from edgekit.host.effort import DEFAULT, EFFORTS, QUICK
 from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limits
 from edgekit.host.report_html import Page, render, verdict
 from edgekit.host.watch import Tick
 from edgekit.runtime.detect import find_profile
 
 if TYPE_CHECKING:
+    from edgekit.host.bench import Bench
     from edgekit.host.convert import Conversion
 
 LIMIT_MISSED = 1
+_DROPPED_SHOWN = 6
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _EXAMPLE = (
     "Example:  edgekit convert model.onnx --profile raspberrypi4b --calib images/ --eval test.npz -o model.edge "
@@ -62,6 +67,38 @@ _limit = click.FloatRange(min=0)
 )
 @click.option("--recipe", type=_path, help="Make it exactly as this recipe says (recipe.toml of a bundle).")
 @click.option(
+    "--effort",
+    type=click.Choice(tuple(EFFORTS)),
+    default=DEFAULT.name,
+    show_default=True,
+    help="How much to try.",
+)
+@click.option(
+    "--prune", type=click.FloatRange(0, 0.95), help="Remove channels until this share of the MACs is gone."
+)
+@click.option(
+    "--recover",
+    type=click.IntRange(min=1),
+    help="Train what --prune left for so many epochs on the --calib inputs, towards the original's answers "
+    "(needs PyTorch: pip install 'edgekit[train]').",
+)
+@click.option("--backend", help="The runtime to convert for; the first that the profile lists if not given.")
+@click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Keep long work in $EDGEKIT_CACHE (~/.cache/edgekit), so that an interrupted conversion goes on.",
+)
+@click.option(
+    "--on",
+    "board",
+    metavar="DEVICE",
+    help="Time what is tried on this enrolled board of that profile, beside what it serves; its agent must accept "
+    "that (accepts_measure). Wants --server and --key.",
+)
+@maybe_server_options
+@click.option("--key", type=_path, help="Your private key for measuring (keys/measure.pem), with --on.")
+@click.option(
     "--max-drop",
     type=_limit,
     help="Points of accuracy (without labels: of agreement) that may be lost; a step that costs more is taken back. "
@@ -84,6 +121,15 @@ def command(
     input_spec: Path | None,
     shapes: tuple[str, ...],
     recipe: Path | None,
+    effort: str,
+    prune: float | None,
+    recover: int | None,
+    backend: str | None,
+    cache: bool,
+    board: str | None,
+    server: str | None,
+    token_file: Path | None,
+    key: Path | None,
     max_drop: float | None,
     max_latency_ms: float | None,
     max_energy_mj: float | None,
@@ -92,14 +138,20 @@ def command(
     report_path: Path | None,
     as_json: bool,
 ) -> int:
-    """Fit MODEL (ONNX) to a board: int8 where it does no harm, a stage per exit, thresholds, measured, packed.
+    """Fit MODEL (ONNX) to a board: layers in the format that is fastest and does no harm, a stage per exit, packed.
 
     Exit code 1: the bundle is written, but a limit you set is not met.
     """
+    from edgekit.host.cache import Cache, default_cache
     from edgekit.host.convert import Request, check_recipe, convert  # onnx and onnxruntime: not for --help
     from edgekit.host.load import InputSpec, parse_shapes, read_input_spec
     from edgekit.host.recipe import read_recipe
+    from edgekit.host.search import pruning_steps
 
+    if recover is not None and not prune:
+        raise BadInput("--recover trains what --prune left: give --prune as well")
+    if recipe is not None and prune:
+        raise BadInput("--recipe says all that is done: --prune cannot be given with it")
     request = Request(
         model=model,
         profile=find_profile(profile),
@@ -112,7 +164,13 @@ def command(
         input_spec=read_input_spec(input_spec) if input_spec else InputSpec(),
         recipe=read_recipe(recipe) if recipe else None,
         limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
+        effort=EFFORTS[effort],
+        base=pruning_steps(prune, recover) if prune else (),
+        backend=backend,
+        cache=default_cache() if cache and effort != QUICK.name else Cache(),
     )
+    if board is not None:
+        request = replace(request, bench=_on(board, request.profile.name, server, token_file, key))
     check_targets(
         {"-o": output, "--report": report_path}, (model, calib, val, evaluation, input_spec, recipe)
     )
@@ -127,6 +185,15 @@ def command(
     else:
         _print(made, output)
     return LIMIT_MISSED if made.report.limits_missed else 0
+
+
+def _on(board: str, profile: str, server: str | None, token_file: Path | None, key: Path | None) -> Bench:
+    """The board as a bench. Raises BadInput, WorldFailed."""
+    from edgekit.cli.remote_bench import remote_bench
+
+    if server is None or key is None:
+        raise BadInput("--on DEVICE wants --server URL and --key FILE (keys/measure.pem of its repository)")
+    return remote_bench(client_of(server, token_file), board, profile, key)
 
 
 def _bundle_name(given: str | None, model: Path) -> str:
@@ -161,6 +228,7 @@ def _json(made: Conversion, output: Path) -> dict[str, object]:
         "limits": report["limits"],
         "dropped": report["dropped"],
         "policies": report["policies"],
+        "tried": report["tried"],
         "data": report["data"],
         "label": made.report.bundle,
         "content_id": made.finished.content_id,
@@ -214,10 +282,13 @@ def _print(made: Conversion, output: Path) -> None:
         console.print(
             f"policy {policy.policy}: {percent(policy.accuracy)}, exits {mix}", markup=False, soft_wrap=True
         )
-    for dropped in report.dropped:
+    for dropped in report.dropped[:_DROPPED_SHOWN]:
         console.print(
             f"taken back: {dropped.step} for {dropped.layer}: {dropped.why}", markup=False, soft_wrap=True
         )
+    if len(report.dropped) > _DROPPED_SHOWN:
+        more = len(report.dropped) - _DROPPED_SHOWN
+        console.print(f"taken back: {more} more, see --report or --json", markup=False, soft_wrap=True)
     for line in report.limits_missed:
         console.print(f"limit missed: {line}", markup=False, soft_wrap=True)
     for use in report.data:

@@ -79,11 +79,24 @@ OUTPUTS: Mapping[str, Schema] = {
         exits=rows(table(name=TEXT, accuracy=FRACTION, cost_share=FRACTION)),
         limits=table(met=FLAG, missed=rows(TEXT)),
         dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
+        tried=rows(
+            table(
+                label=TEXT,
+                metric={"enum": list(METRICS)},
+                lost=NUMBER,
+                sqnr_db=NUMBER,
+                size_bytes=COUNT,
+                latency_ms=NUMBER,
+                provenance=PROVENANCE,
+                chosen=FLAG,
+                why=TEXT,
+            )
+        ),
     ),
     "inspect": output(
         model=TEXT,
         size_bytes=COUNT,
-        opset=COUNT,
+        opset={"type": ["integer", "null"], "minimum": 0},  # null: a .tflite file
         inputs=rows(table(name=TEXT, dtype=TEXT, shape=rows(COUNT), layout=TEXT)),
         exits=rows(table(name=TEXT, output=TEXT)),
         parameters=COUNT,

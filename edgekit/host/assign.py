@@ -32,11 +32,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Link:
-    """A tensor from one node to another, and the ms of converting it where they differ. None: the network's border."""
+    """A tensor from one node to another, and the ms of converting it where they differ. None: the network's border.
+
+    harm: of rounding the tensor, which happens also where only its maker is int8.
+    """
 
     maker: str | None
     reader: str | None
     convert_ms: float
+    harm: float = 0.0
 
 
 def assign(choices: Sequence[Choice], links: Sequence[Link], weight: float = 0.0) -> frozenset[str]:
@@ -57,7 +61,7 @@ def assign(choices: Sequence[Choice], links: Sequence[Link], weight: float = 0.0
     for link in links:
         ends = [end if end in known else _SINK for end in (link.maker, link.reader)]
         if ends[0] != ends[1]:
-            add(ends[0], ends[1], link.convert_ms)
+            add(ends[0], ends[1], link.convert_ms + weight * link.harm)
             add(ends[1], ends[0], link.convert_ms)
     _saturate(capacity)
     return frozenset(_reached(capacity)) & known

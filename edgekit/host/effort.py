@@ -25,7 +25,7 @@ class Effort:
     shares: tuple[float, ...]
 
 
-QUICK = Effort("quick", ("minmax",), 256, 5, 0, (), 2, ())
+QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 3, ())
 DEFAULT = Effort(
     "default",
     ("minmax", "percentile", "mse"),

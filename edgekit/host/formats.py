@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from edgekit.core.cost import Work, predict
 from edgekit.core.profile import Profile
-from edgekit.host.assign import Choice, Link, assign, links_of
+from edgekit.host.assign import Choice, assign, links_of
 from edgekit.host.graph import Graph
 from edgekit.host.node_times import node_times, rounding_ms
 from edgekit.host.passes.quantize_static import OPS, float_nodes
@@ -85,7 +85,12 @@ def fastest(
         choices.append(Choice(members[0], float_ms, int8_ms if able & set(members) else None, harmed))
     leader = {name: members[0] for members in groups for name in members}
     links = [
-        Link(leader.get(link.maker or ""), leader.get(link.reader or ""), link.convert_ms)
+        replace(
+            link,
+            maker=leader.get(link.maker or ""),
+            reader=leader.get(link.reader or ""),
+            harm=(harm or {}).get(link.reader or "", 0.0),
+        )
         for link in links_of(plain, costs.convert_ms)
     ]
     chosen = assign(choices, links, weight)

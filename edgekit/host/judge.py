@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgekit.core.cost import Work, predict
 from edgekit.core.errors import BadInput
-from edgekit.core.figure import Figure, unknown
+from edgekit.core.figure import Figure, Provenance, unknown
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.core.profile import Profile
-from edgekit.core.report import Change, Dropped, ExitReport, Latency, LayerReport, PolicyReport, Report
-from edgekit.host.bench import interleaved
+from edgekit.core.report import (
+    Attempt,
+    Change,
+    Dropped,
+    ExitReport,
+    Latency,
+    LayerReport,
+    PolicyReport,
+    Report,
+)
+from edgekit.host.bench import Bench, interleaved
 from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
+from edgekit.host.node_times import node_times
 from edgekit.host.pack import Draft, Finished
 from edgekit.host.sqnr import layer_sqnr
+from edgekit.host.stored import stored_weights
 from edgekit.host.watch import Watch
-from edgekit.host.work import layers
+from edgekit.host.work import layers, work
 from edgekit.runtime.command import runner
 from edgekit.runtime.data import Data
 from edgekit.runtime.energy import with_energy
+from edgekit.runtime.interleave import ROUNDS
 from edgekit.runtime.measure import (
     ExitTable,
     exit_table,
@@ -60,13 +75,17 @@ class Judged:
     data: Datasets
     dropped: tuple[Dropped, ...]
     limits: Limits
+    tried: tuple[Attempt, ...] = ()
+    why: Mapping[str, str] = field(default_factory=dict)
+    rounds: int = ROUNDS
+    bench: Bench | None = None  # the board that was asked for; None: this machine, or nobody
 
 
 def judge(subject: Judged, watch: Watch) -> Report:
     """Run both networks over the evaluation data through the Session, and say what came of it.
 
-    Accuracy is always measured here. Times are the target's only where it is this machine; else the cost model's
-    estimate for the profile, or unknown.
+    Accuracy is always measured here. Times are the target's where it is this machine, or a board that is asked; else
+    the cost model's estimate for the profile, or unknown.
     """
     data, manifest = subject.data.evaluation, subject.finished.manifest
     whole, session = subject.whole.open(), subject.finished.open()
@@ -75,9 +94,12 @@ def judge(subject: Judged, watch: Watch) -> Report:
     metric, judged = _judged_data(data, before)
     with watch("judge the bundle", data.count) as tick:
         after = exit_table(session, judged, tick)
-    if subject.on_this_machine:
+    if subject.bench is not None:
+        policies = tuple(replay(spec, manifest, after, judged) for spec in _specs(manifest))
+        times = _Times.there(subject, subject.bench)
+    elif subject.on_this_machine:
         policies = _policies(session, judged, watch)
-        times = _Times.measured(whole, session, data)
+        times = _Times.measured(whole, session, data, subject.rounds)
     else:
         policies = tuple(replay(spec, manifest, after, judged) for spec in _specs(manifest))
         times = _Times.estimated(subject)
@@ -104,6 +126,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         dropped=subject.dropped,
         limits_missed=subject.limits.missed(accuracy, times.after.mean, energy, size.after),
         data=subject.data.uses(),
+        tried=subject.tried,
     )
 
 
@@ -156,18 +179,29 @@ def replay(spec: PolicySpec, manifest: Manifest, table: ExitTable, judged: Data)
 
 @dataclass(frozen=True)
 class _Times:
-    """Latencies before and after, to each exit after, and where they come from."""
+    """Latencies before and after, to each exit after, and where they come from. energy_mj: where a board said it."""
 
     before: Latency
     after: Latency
     exits_ms: tuple[float | None, ...]
     provenance: str | None
     on: str | None
+    energy_mj: float | None = None
 
     @classmethod
-    def measured(cls, whole: Session, session: Session, data: Data) -> _Times:
+    def there(cls, subject: Judged, bench: Bench) -> _Times:
+        """On the board, side by side. Raises BadInput where the bundle cannot be used there."""
+        before, after = bench((subject.whole, subject.finished), subject.data.validation)
+        if after.problems:
+            raise BadInput(f"the bundle cannot be used on {after.device}: {'; '.join(after.problems)}")
+        exits = tuple(latency.mean for latency in after.exits)
+        on = f"{after.device}, {after.on}"
+        return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj)
+
+    @classmethod
+    def measured(cls, whole: Session, session: Session, data: Data, rounds: int) -> _Times:
         """Interleaved on this machine."""
-        before, after = interleaved((whole, session), data)
+        before, after = interleaved((whole, session), data, rounds)
         exits = tuple(after.mean(axis=0).tolist())
         return cls(latency_of(before[:, -1]), latency_of(after[:, -1]), exits, "measured", machine_name())
 
@@ -199,6 +233,10 @@ def _energy(subject: Judged, session: Session, times: _Times) -> Figure:
     mean = times.after.mean
     if subject.limits.max_energy_mj is None or mean is None:
         return unknown("mJ")
+    if subject.bench is not None:
+        provenance = cast("Provenance | None", times.provenance)
+        energy = times.energy_mj
+        return unknown("mJ") if energy is None else Figure(energy, "mJ", provenance, None, times.on)
     if not subject.on_this_machine:
         watts = subject.profile.power.busy_w.value
         return unknown("mJ") if watts is None else Figure(watts * mean, "mJ", "estimated", None, times.on)
@@ -224,8 +262,39 @@ def _exit_reports(
 
 def _layer_reports(subject: Judged) -> tuple[LayerReport, ...]:
     sqnr = layer_sqnr(subject.plain, subject.graph, subject.data.calibration)
+    times, provenance = _layer_times(subject)
     return tuple(
-        LayerReport(layer.name, layer.op, layer.format, stage.index, layer.macs, sqnr.get(layer.output))
+        LayerReport(
+            layer.name,
+            layer.op,
+            layer.format,
+            stage.index,
+            layer.macs,
+            sqnr.get(layer.output),
+            weights.get(layer.name),
+            times.get(layer.name),
+            provenance if layer.name in times else None,
+            subject.why.get(layer.name),
+        )
         for stage in subject.made.stages
+        for weights in [_weights(stage.model)]
         for layer in layers(stage.model)
     )
+
+
+def _weights(model: ir.Model) -> Mapping[str, str | None]:
+    """Node -> what its weights are stored in, where that is no float32."""
+    return {node.name or node.op_type: stored_weights(node) for node in model.graph}
+
+
+def _layer_times(subject: Judged) -> tuple[Mapping[str, float], str | None]:
+    """ms of each layer: by this machine's profiler where it is the target, else by the profile's cost model."""
+    if subject.on_this_machine:
+        return node_times(subject.graph, subject.data.validation), "measured"
+    found: dict[str, float] = {}
+    for stage in subject.made.stages:
+        for layer in layers(stage.model):
+            ms = predict(subject.profile, work([layer])).value
+            if ms is not None:
+                found[layer.name] = ms
+    return found, "estimated"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -44,6 +45,7 @@ class Setting:
     limits: Limits
     effort: Effort
     bench: Bench | None
+    here: bool  # this machine is the target: its own profiler may speak
     name: str
     version: int
     _memo: dict[str, Answers] = field(default_factory=dict, repr=False, compare=False)
@@ -59,7 +61,8 @@ class Setting:
 class Tried:
     """A list of steps, what they made of the network, and what that is worth.
 
-    lost: points of `metric` against the float network, None where its answers are no classes. ratio: of its latency to
+    lost: points of `metric` against the float network, None where its answers are no classes; lost_error: the standard
+    error of that figure, from the answers that differ. ratio: of its latency to
     the float network's, timed side by side or estimated; None: unknown. why: node -> the reason for its format.
     """
 
@@ -70,6 +73,7 @@ class Tried:
     validated: ExitTable
     metric: str
     lost: float | None
+    lost_error: float
     sqnr_db: float
     latency_ms: float | None = None
     ratio: float | None = None
@@ -109,19 +113,24 @@ def try_steps(
     with setting.context.watch(f"try {label}", setting.samples.count) as tick:
         validated = exit_table(made.open(), setting.samples, tick)
     metric = "agreement" if validated.correct is None else "top1"
-    lost = _lost((stayed.validated if stayed else validated), validated)
+    lost, error = _lost((stayed.validated if stayed else validated), validated)
     close = sqnr_of(setting.float_answers(), answers_of(graph, setting.samples, _CLOSENESS_SAMPLES))
-    return Tried(label, tuple(steps), graph, made, validated, metric, lost, close, why=why or {})
+    return Tried(label, tuple(steps), graph, made, validated, metric, lost, error, close, why=why or {})
 
 
-def _lost(stayed: ExitTable, tried: ExitTable) -> float | None:
-    """Points of accuracy, without labels of agreement, lost at the last exit; None where answers are no classes."""
+def _lost(stayed: ExitTable, tried: ExitTable) -> tuple[float | None, float]:
+    """Points of accuracy, without labels of agreement, lost at the last exit, and their standard error.
+
+    None where answers are no classes. The error is that of the mean of paired differences.
+    """
     before, after = stayed.predicted[:, -1], tried.predicted[:, -1]
     if (before < 0).any():
-        return None
+        return None, 0.0
     if stayed.correct is not None and tried.correct is not None:
-        return 100 * float(stayed.correct[:, -1].mean() - tried.correct[:, -1].mean())
-    return 100 * float((before != after).mean())
+        worse = stayed.correct[:, -1].astype(np.float64) - tried.correct[:, -1]
+    else:
+        worse = (before != after).astype(np.float64)
+    return 100 * float(worse.mean()), 100 * float(worse.std()) / math.sqrt(len(worse))
 
 
 def harm_of(setting: Setting, tried: Tried) -> str | None:
@@ -131,7 +140,10 @@ def harm_of(setting: Setting, tried: Tried) -> str | None:
             return f"its answers are off by {tried.sqnr_db:.1f} dB on the validation data, {MIN_SQNR_DB:g} are wanted"
         return None
     limit = allowed(setting, tried.metric)
-    if tried.lost > limit + 1e-9:
+    margin = (
+        1e-9 if setting.limits.max_drop is not None else tried.lost_error
+    )  # a limit nobody set may be due to chance
+    if tried.lost > limit + margin:
         what = "accuracy" if tried.metric == "top1" else "agreement"
         return f"it costs {tried.lost:.2f} points of {what} on the validation data, more than {limit:g}"
     return None

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Backend, Profile
+from edgekit.host.graph import Graph
 from edgekit.host.lower import litert, onnxruntime
 from edgekit.host.lower.base import LoweredPart
 from edgekit.host.split import Stage
 
-__all__ = ["LOWERINGS", "LoweredPart", "backend_for"]
+__all__ = ["LOWERINGS", "LoweredPart", "backend_for", "check_holds", "problems"]
 
 # (stage, the profile's limits) -> the parts to run in order
 Lower = Callable[[Stage, Backend], tuple[LoweredPart, ...]]
@@ -19,6 +20,27 @@ LOWERINGS: Mapping[str, Lower] = {
     "litert": litert.lower,
     "tflite-runtime": litert.lower,
 }
+_UNSUPPORTED: Mapping[str, Callable[[Graph], tuple[str, ...]]] = {
+    "litert": litert.unsupported,
+    "tflite-runtime": litert.unsupported,
+}
+
+
+def problems(graph: Graph, backend: Backend) -> tuple[str, ...]:
+    """What keeps the graph from being lowered to a backend: a line for each node. Lowers nothing."""
+    return _UNSUPPORTED.get(backend.name, _nothing)(graph)
+
+
+def check_holds(graph: Graph, backend: Backend) -> None:
+    """Raises BadInput naming the nodes that a backend has no operator for, before any long work."""
+    found = problems(graph, backend)
+    if found:
+        raise BadInput(litert.refusal(found))
+
+
+def _nothing(graph: Graph) -> tuple[str, ...]:
+    del graph
+    return ()
 
 
 def backend_for(profile: Profile, name: str | None = None) -> Backend:
