@@ -19,6 +19,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.registry import pick
 from edgekit.host.graph import Graph, dtype_name, model_bytes, static_shape, values
 from edgekit.host.ort import OpenModel, open_model
+from edgekit.host.stored import constant_nodes, folded
 from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
 
@@ -314,17 +315,18 @@ def _derived(graph: Graph, names: Collection[str]) -> dict[str, tuple[str, bool]
 
 
 def float_activations(graph: Graph) -> tuple[str, ...]:
-    """Names of the float tensors that nodes of the main graph make."""
+    """Names of the float tensors that nodes of the main graph make, but for those that are the same for every input."""
+    once = constant_nodes(graph.model)
     return tuple(
         name
         for name, value in values(graph.model).items()
-        if value.producer() is not None and dtype_name(value) == "float32"
+        if (node := value.producer()) is not None and node not in once and dtype_name(value) == "float32"
     )
 
 
 def expose(graph: Graph, names: Iterable[str], *, optimize: bool = True) -> OpenModel:
     """A session over the graph that also gives these tensors."""
-    model = graph.copy()
+    model = folded(graph.model)
     found = values(model)
     present = {value.name for value in model.graph.outputs}
     model.graph.outputs.extend(found[name] for name in names if name not in present)

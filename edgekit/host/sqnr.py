@@ -9,6 +9,7 @@ import numpy as np
 from edgekit.host.calibrate import expose, float_activations
 from edgekit.host.graph import Graph, model_bytes, values
 from edgekit.host.ort import open_model
+from edgekit.host.stored import folded
 from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
 
@@ -43,7 +44,7 @@ Answers = list[list[Array]]  # per sample every output of every exit
 def answers_of(graph: Graph, data: Data, samples: int) -> Answers:
     """What the exits answer to at most `samples` samples, spread over `data`."""
     outputs = [name for entry in graph.exits for name in entry.outputs]
-    session = open_model(model_bytes(graph.model))
+    session = open_model(model_bytes(folded(graph.model)))
     return [session.run(outputs, data.inputs(index)) for index in spread(data.count, samples)]
 
 

@@ -14,6 +14,7 @@ from networks import Builder, save, three_exits
 from onnx import numpy_helper
 
 from edgekit.core.profile import Backend
+from edgekit.host.calibrate import expose, float_activations
 from edgekit.host.graph import Graph, model_bytes, tensor_of
 from edgekit.host.load import load
 from edgekit.host.lower.base import LoweredPart
@@ -244,3 +245,15 @@ def test_folded_is_the_float_network_again(tmp_path: Path) -> None:
         got = open_model(model_bytes(plain), optimize=False).run(names, feed)
         for want, mine in zip(unoptimized(made, feed), got, strict=True):
             np.testing.assert_array_equal(mine, want)
+
+
+def test_calibration_does_not_take_weights_for_activations(tmp_path: Path) -> None:
+    graph = graph_of(three_exits(), tmp_path)
+    made = stored_in(graph, "int4", block=7, min_size=1)
+    assert float_activations(made) == float_activations(graph)
+    session = expose(made, ["a2"])
+    (want,), (got,) = (
+        open_model(model_bytes(folded(made.model))).run(["exit1"], feed_of(graph)),
+        session.run(["exit1"], feed_of(graph)),
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
