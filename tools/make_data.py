@@ -311,8 +311,9 @@ def add_note(sound: Array, random: Random) -> None:
     """One note of a random pitch, timbre, beginning and length: up to twelve harmonics, struck and dying away."""
     pitch = 440 * 2 ** ((int(random.integers(33, 89)) - 69 + random.normal(0, 0.05)) / 12)
     begin, lasts = random.uniform(-0.2, 1.8), random.uniform(0.15, 1.5)
-    span = slice(max(0, int(begin * NOTE_RATE)), min(NOTE_SAMPLES, int((begin + lasts) * NOTE_RATE)))
-    since = np.arange(span.start, span.stop) / NOTE_RATE - begin
+    start, stop = (int(np.clip(at * NOTE_RATE, 0, NOTE_SAMPLES)) for at in (begin, begin + lasts))
+    span = slice(start, stop)
+    since = np.arange(start, stop) / NOTE_RATE - begin
     count = int(min(12, NOTE_RATE / 2 / pitch))
     strength = random.uniform(0.3, 1, count) / np.arange(1, count + 1) ** random.uniform(0.5, 2.5)
     parts = strength * np.exp(2j * np.pi * random.uniform(0, 1, count))

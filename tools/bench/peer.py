@@ -92,10 +92,9 @@ def nncf(model: Path, calibration: Path, output: Path) -> None:
 def litert(model: Path, calibration: Path, output: Path) -> None:
     """litert-quantizer's recipe static_wi8_ai8 on a float .tflite: int8 activations and weights, per channel."""
     recipe = importlib.import_module("litert_quantizer.recipe")
-    tool = importlib.import_module("litert_quantizer.quantizer").Quantizer(
-        str(model), recipe.static_wi8_ai8()
-    )
-    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(str(model))
+    content = with_signature(model.read_bytes())
+    tool = importlib.import_module("litert_quantizer.quantizer").Quantizer(content, recipe.static_wi8_ai8())
+    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_content=content)
     signatures = interpreter.get_signature_list()
     signature = next(iter(signatures))
     names = signatures[signature]["inputs"]
@@ -107,6 +106,32 @@ def litert(model: Path, calibration: Path, output: Path) -> None:
     found = tool.calibrate({signature: data}, num_threads=1)
     output.unlink(missing_ok=True)  # it writes over nothing
     tool.quantize(found).export_model(str(output))
+
+
+def with_signature(content: bytes) -> bytes:
+    """The same .tflite with a signature over all its inputs and outputs where it has none: calibration goes by it."""
+    schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
+    flatbuffers: Any = importlib.import_module("flatbuffers")
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    if model.signatureDefs:
+        return content
+
+    def mapped(prefix: str, tensors: Any) -> list[Any]:
+        made = []
+        for position, tensor in enumerate(tensors):
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = f"{prefix}{position}", int(tensor)
+            made.append(entry)
+        return made
+
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+    signature.inputs = mapped("input_", model.subgraphs[0].inputs)
+    signature.outputs = mapped("output_", model.subgraphs[0].outputs)
+    model.signatureDefs = [signature]
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def fitted(value: Any, shape: tuple[int, ...]) -> Any:
