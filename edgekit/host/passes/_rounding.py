@@ -22,7 +22,7 @@ _BETA = (20.0, 2.0)
 _WARM_UP = 0.2  # of the iterations without the regulariser
 _REGULARISER = 0.3
 _LEARNING_RATE = 0.05
-_WORK = 2e11  # multiply-accumulates that soft rounding may take for one product
+_WORK = 2e10  # multiply-accumulates that soft rounding may take for one product
 _SWEEPS, _FEWEST_SWEEPS, _SWEEP_WORK = 20, 2, 4e10  # of coordinate descent, and what all may take
 
 

@@ -33,6 +33,7 @@ _MOST_INPUTS = 4608  # of one output; more are rounded in parts
 _EXACT_INPUTS = 1024  # up to which H is kept in float64
 _RIDGE = 0.01  # of the mean of H's diagonal, where a target is fitted
 _REDUCED = 64  # the largest code of weights in 7 bits
+_POSITIONS_AT_ONCE = 256
 _HELD = 2**28  # bytes of moments held at once
 
 
@@ -66,6 +67,38 @@ class _Layer:
     uses: list[Product]
     moments: Array = field(default_factory=lambda: np.zeros(0))
     missing: Array | None = None
+    held: list[tuple[Array, Array | None]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, x: Array, d: Array | None) -> None:
+        """Take in some positions: the inputs, (groups, positions, inputs), and what they miss."""
+        self.held.append((x, d))
+        self.count += x.shape[1]
+        if sum(each.shape[1] for each, _ in self.held) >= _POSITIONS_AT_ONCE:
+            self.sum_up()
+
+    def sum_up(self) -> None:
+        """Add what is held to the moments: products of large matrices are the quick ones."""
+        if not self.held:
+            return
+        x = np.concatenate([each for each, _ in self.held], axis=1)
+        missing = [each for _, each in self.held if each is not None]
+        self.held = []
+        if not self.moments.size:
+            groups, _, inputs = x.shape
+            dtype = np.float64 if inputs <= _EXACT_INPUTS else np.float32
+            self.moments = np.zeros((groups, inputs, inputs), dtype)
+            self.missing = np.zeros_like(self.moments) if missing else None
+        self.moments += np.swapaxes(x, 1, 2) @ x
+        if self.missing is not None and any(each.any() for each in missing):
+            self.missing += np.swapaxes(np.concatenate(missing, axis=1), 1, 2) @ x
+
+    def finish(self) -> None:
+        """From sums to means."""
+        self.sum_up()
+        self.moments /= max(1, self.count)
+        if self.missing is not None:
+            self.missing /= max(1, self.count)
 
     @property
     def source(self) -> str:
@@ -159,7 +192,6 @@ def _gather(
     wanted = _Inputs(plain, names)
     came = _Inputs(rounded, names) if options.asymmetric else wanted
     plans = [_Plan.of(use, options, data.count) for _, use in uses]
-    counts = dict.fromkeys((id(layer) for layer in batch), 0)
     random = np.random.default_rng(seed)
     for index in sorted({index for plan in plans for index in plan.indices}):
         sample = data.inputs(index)
@@ -172,23 +204,9 @@ def _gather(
             chosen = random.permutation(plan.positions)[: plan.each]
             x = columns(use.node, got[name], shape, chosen)
             d = columns(use.node, want[name], shape, chosen) - x if options.asymmetric else None
-            _add(layer, x, d)
-            counts[id(layer)] += len(chosen)
+            layer.add(x, d)
     for layer in batch:
-        layer.moments /= max(1, counts[id(layer)])
-        if layer.missing is not None:
-            layer.missing /= max(1, counts[id(layer)])
-
-
-def _add(layer: _Layer, x: Array, d: Array | None) -> None:
-    groups, _, inputs = x.shape
-    if not layer.moments.size:
-        dtype = np.float64 if inputs <= _EXACT_INPUTS else np.float32
-        layer.moments = np.zeros((groups, inputs, inputs), dtype)
-        layer.missing = None if d is None else np.zeros_like(layer.moments)
-    layer.moments += np.swapaxes(x, 1, 2) @ x
-    if d is not None and layer.missing is not None and d.any():
-        layer.missing += np.swapaxes(d, 1, 2) @ x
+        layer.finish()
 
 
 @dataclass(frozen=True)

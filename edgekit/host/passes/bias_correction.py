@@ -34,7 +34,7 @@ _INT32 = 2**31 - 1
 class Options:
     """samples: of the calibration data at most. least: share of a layer's output power that its shift must make up."""
 
-    samples: int = option(96, min=1)
+    samples: int = option(64, min=1)
     least: float = option(1e-6, min=0.0, max=1.0)
 
 
