@@ -11,7 +11,8 @@ from rich.table import Table
 from edgekit.cli.options import json_option
 from edgekit.cli.output import console, number, percent, print_json
 from edgekit.core.bundle import Bundle, open_bundle
-from edgekit.core.errors import BadInput
+from edgekit.core.cost import predict
+from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.profile import Profile
 from edgekit.core.report import Report
 from edgekit.host.report_html import verdict
@@ -20,6 +21,7 @@ from edgekit.runtime.detect import find_profile
 if TYPE_CHECKING:
     from edgekit.host.inspect import Inspection
     from edgekit.host.load import Loaded
+    from edgekit.host.tflite_model import BorderTensor, TfliteModel
 
 _path = click.Path(path_type=Path)
 _ZIP = b"PK\x03\x04"
@@ -38,11 +40,14 @@ _ZIP = b"PK\x03\x04"
 def command(
     model: Path, profile: str | None, input_spec: Path | None, shapes: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show MODEL (an ONNX file or a bundle): layers, multiply-accumulates, bytes; what the board can run of it."""
+    """Show MODEL (ONNX, .tflite or a bundle): layers, multiply-accumulates, bytes; what the board can run of it."""
     board = None if profile is None else find_profile(profile)
     if _is_bundle(model):
         opened = open_bundle(model)
         print_json(_bundle_json(opened)) if as_json else _print_bundle(opened)
+        return
+    if model.suffix == ".tflite":
+        _show_tflite(model, board, as_json=as_json)
         return
     from edgekit.host.inspect import inspect  # onnx and onnxruntime: not for --help, not for bundles
     from edgekit.host.load import InputSpec, load, parse_shapes, read_input_spec
@@ -137,6 +142,96 @@ def _print_model(path: Path, loaded: Loaded, found: Inspection, board: Profile |
             markup=False,
             soft_wrap=True,
         )
+
+
+# --- a .tflite file --------------------------------------------------------------------------------------------------
+
+
+def _show_tflite(path: Path, board: Profile | None, *, as_json: bool) -> None:
+    from edgekit.host.pack_tflite import tflite_backend
+    from edgekit.host.tflite_model import check_runs, read_tflite
+
+    model = read_tflite(path)
+    backend, problems = None, []
+    try:
+        check_runs(model, str(path))
+        backend = None if board is None else tflite_backend(board).name
+    except MissingExtra:
+        raise
+    except BadInput as err:
+        problems.append(str(err))
+    print_json(_tflite_json(path, model, board, backend, problems)) if as_json else _print_tflite(
+        path, model, board, backend, problems
+    )
+
+
+def _tflite_json(
+    path: Path, model: TfliteModel, board: Profile | None, backend: str | None, problems: list[str]
+) -> dict[str, object]:
+    works = [row.work for row in model.operators]
+    return {
+        "model": str(path),
+        "size_bytes": len(model.content),
+        "opset": None,
+        "inputs": [{**e.tensor.to_json(), "scale": e.scale, "zero_point": e.zero} for e in model.inputs],
+        "outputs": [{**e.tensor.to_json(), "scale": e.scale, "zero_point": e.zero} for e in model.outputs],
+        "exits": [],
+        "labels": None,
+        "parameters": model.parameters,
+        "macs": sum(work.macs for work in works),
+        "bytes": sum(work.bytes for work in works),
+        "layers": [
+            {
+                "name": row.output,
+                "op": row.code,
+                "stage": 0,
+                "macs": row.work.macs,
+                "bytes": row.work.bytes,
+                "format": row.work.format,
+                "estimated_ms": None if board is None else predict(board, [row.work]).value,
+                "slow": None,
+            }
+            for row in model.operators
+        ],
+        "profile": None
+        if board is None
+        else {
+            "name": board.name,
+            "backend": backend,
+            "can_run": backend is not None,
+            "problems": problems,
+            "estimated_ms": predict(board, works).value,
+        },
+    }
+
+
+def _print_tflite(
+    path: Path, model: TfliteModel, board: Profile | None, backend: str | None, problems: list[str]
+) -> None:
+    table = Table(
+        "layer", "operator", "version", "MMAC", "kB", "format", title=str(path), title_justify="left"
+    )
+    for row in model.operators:
+        macs, moved = f"{row.work.macs / 1e6:.3f}", f"{row.work.bytes / 1e3:.1f}"
+        table.add_row(row.output, row.code, str(row.version), macs, moved, row.work.format)
+    console.print(table)
+    border = [", ".join(map(_tensor_text, side)) for side in (model.inputs, model.outputs)]
+    total = sum(row.work.macs for row in model.operators)
+    lines = [
+        f"inputs {border[0]}; outputs {border[1]}",
+        f"{model.parameters:,} parameters, {len(model.content) / 1e3:,.1f} kB, {total / 1e6:,.2f} million MACs",
+        *(f"problem: {problem}" for problem in problems),
+    ]
+    if board is not None and backend is not None:
+        estimate = number(predict(board, [row.work for row in model.operators]).value, 4, " ms")
+        lines.append(f"{board.name} runs it with {backend}; estimated {estimate}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _tensor_text(entry: BorderTensor) -> str:
+    codes = "" if entry.scale is None else f", {entry.scale:.6g} x (code - {entry.zero})"
+    return f"{entry.tensor.name} {entry.tensor.dtype} {list(entry.tensor.shape)}{codes}"
 
 
 # --- a bundle --------------------------------------------------------------------------------------------------------

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.core.manifest import Input
 from edgekit.core.report import DataUse
-from edgekit.host.graph import Graph
 from edgekit.runtime.data import Data, load_data
 
 VALIDATION_FRACTION = 0.2
 NOT_SEPARATE = "evaluation (the validation data: no --eval was given)"
+
+
+class Described(Protocol):
+    """A model, as far as data must fit it: a Graph is one."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]: ...
+    @property
+    def labels(self) -> tuple[str, ...] | None: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Datasets:
 
 
 def read_datasets(
-    graph: Graph, calib: Path, val: Path | None, evaluation: Path | None, fraction: float, seed: int
+    graph: Described, calib: Path, val: Path | None, evaluation: Path | None, fraction: float, seed: int
 ) -> Datasets:
     """Open the data and set validation aside: a seeded `fraction` of the calibration data where none is given.
 

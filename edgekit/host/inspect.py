@@ -9,7 +9,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.profile import Backend, Profile
 from edgekit.host.graph import Graph
-from edgekit.host.lower import backend_for
+from edgekit.host.lower import backend_for, problems
 from edgekit.host.passes.quantize_static import OPS, float_nodes, is_quantized
 from edgekit.host.split import split
 from edgekit.host.work import Layer, layers
@@ -85,7 +85,8 @@ def _slow(work: Work, whole: Figure, profile: Profile, *, int8: bool) -> str | N
 
 
 def _problems(graph: Graph, backend: Backend) -> tuple[str, ...]:
+    found = problems(graph, backend)
     if backend.max_opset is None or graph.opset <= backend.max_opset:
-        return ()
+        return found
     loads = f"{backend.name} there loads {backend.max_opset} at most"
-    return (f"the model uses opset {graph.opset}, {loads}: convert tries to lower it",)
+    return (f"the model uses opset {graph.opset}, {loads}: convert tries to lower it", *found)

@@ -148,7 +148,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 def _read(path: Path) -> tuple[onnx.ModelProto, int]:
     """The protobuf with external data taken in, and all its bytes on disk."""
     if path.suffix == ".tflite":
-        raise BadInput(f"{path}: convert takes ONNX models; packing a .tflite file is not supported yet")
+        raise BadInput(f"{path}: must be an ONNX model here, got a .tflite file")
     try:
         size = path.stat().st_size
         if path.is_dir():
@@ -355,11 +355,11 @@ def _fix_input(value: ir.Value, table: Mapping[str, Any], shape: tuple[int, ...]
     if dtype is None:
         raise BadInput(f"{where} must be one of {', '.join(DTYPES)}, got {value.dtype}")
     tensor = Tensor(value.name or "", dtype, shape)
-    described = {"layout": _layout(shape), **table, **tensor.to_json()}
+    described = {"layout": usual_layout(shape), **table, **tensor.to_json()}
     return Input.parse(described, where)
 
 
-def _layout(shape: tuple[int, ...]) -> str:
+def usual_layout(shape: tuple[int, ...]) -> str:
     """The layout of an input that nobody described."""
     if len(shape) == _IMAGE_RANK and shape[1] in _IMAGE_CHANNELS:
         return "NCHW"

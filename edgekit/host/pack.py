@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,7 @@ GOLDEN = 16
 _INT8_STEPS = 3  # other processors round sums otherwise: a step or two is no error
 _FLOAT_STEPS = 0.25
 _STEPS = 255  # of an 8-bit range: the unit of tolerances, for float outputs too
+_SAME = {"tflite-runtime": "litert"}  # the older wants a numpy below 2, which converting does not
 _SHIFT = 128  # from uint8 codes to int8 codes
 _NO_GOLDEN = Golden(1, {}, ())
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -67,7 +68,16 @@ class Draft:
 
     def open(self) -> Session:
         """The Session that boards run, over the files in memory, on one thread."""
-        return open_session(self.manifest, self.files.__getitem__)
+        return open_session(here(self.manifest), self.files.__getitem__)
+
+
+def here(manifest: Manifest) -> Manifest:
+    """The manifest with runtimes that this machine has in place of those only some boards have, for the same files."""
+    stages = tuple(
+        replace(stage, parts=tuple(replace(p, backend=_SAME.get(p.backend, p.backend)) for p in stage.parts))
+        for stage in manifest.stages
+    )
+    return replace(manifest, stages=stages)
 
 
 def draft(
@@ -135,12 +145,21 @@ class GoldenCases:
     files: Mapping[str, bytes]
 
 
-def golden_cases(made: Draft, data: Data, count: int) -> GoldenCases:
+Answers = list[dict[str, Array]]  # per sample every tensor that the stages make, by name
+
+
+def golden_cases(
+    made: Draft,
+    data: Data,
+    count: int,
+    rounded_otherwise: Callable[[Sequence[Mapping[str, Array]]], Answers] | None = None,
+) -> GoldenCases:
     """Inputs spread over `data`, with what every stage makes of them here, and how far a board may be off.
 
     The unit of a tolerance is the tensor's quantization step: 1 for codes, 1/255 of what these cases span for floats.
     An int8 tensor may be off by three steps, or by twice what the same graph differs when its codes are computed in
-    float: other processors round elsewhere. Samples repeat where `data` has fewer than `count`.
+    float: other processors round elsewhere (rounded_otherwise: how else to find that out). Samples repeat where `data`
+    has fewer than `count`.
     """
     picked = spread(data.count, count)
     chosen = [picked[index % len(picked)] for index in range(count)]
@@ -148,7 +167,9 @@ def golden_cases(made: Draft, data: Data, count: int) -> GoldenCases:
     session = made.open()
     answers = [session.run_all(sample) for sample in samples]
     quantized = any(entry.format == "int8" for stage in made.manifest.stages for entry in stage.work)
-    plain = _run_unfused(made.stages, samples) if quantized else answers
+    plain = answers
+    if quantized:
+        plain = _as_parts(made, samples) if rounded_otherwise is None else rounded_otherwise(samples)
     files: dict[str, bytes] = {}
     inputs = {}
     for entry in made.manifest.inputs:
@@ -158,20 +179,18 @@ def golden_cases(made: Draft, data: Data, count: int) -> GoldenCases:
     outputs = []
     confidences = {e.confidence: e.output for e in made.manifest.exits if e.confidence is not None}
     tolerances: dict[str, float] = {}
-    for stage in made.stages:
-        for tensor in stage.outputs:
+    for index, stage in enumerate(made.manifest.stages):
+        for tensor in (tensor for part in stage.parts for tensor in part.outputs):
             want = np.stack([answer[tensor.name] for answer in answers])
             other = np.stack([answer[tensor.name] for answer in plain])
-            if plain is not answers:
-                other = _as_lowered(other, made.orders.get(tensor.name), want.dtype)
             if tensor.name in confidences:  # the largest softmax moves by at most half of what the logits do
                 tolerance = min(1.0, 0.5 * tolerances[confidences[tensor.name]] + 1e-5)
             else:
                 tolerance = _tolerance(want, other, quantized=quantized)
             tolerances[tensor.name] = tolerance
-            file = _member(files, f"golden/{stage.index}.{_plain(tensor.name)}")
+            file = _member(files, f"golden/{index}.{_plain(tensor.name)}")
             files[file] = _npy(_compact(want, tolerance))
-            outputs.append(GoldenOutput(tensor.name, stage.index, file, tolerance))
+            outputs.append(GoldenOutput(tensor.name, index, file, tolerance))
     return GoldenCases(Golden(count, inputs, tuple(outputs)), files)
 
 
@@ -197,7 +216,21 @@ def _compact(want: Array, tolerance: float) -> Array:
     return half if off < tolerance / 16 else want
 
 
-def _run_unfused(stages: Sequence[Stage], samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+def _as_parts(made: Draft, samples: Sequence[Mapping[str, Array]]) -> Answers:
+    """What the stages make without any rewriting, laid out as their parts hold it."""
+    parts = (part for stage in made.manifest.stages for part in stage.parts)
+    dtypes = {tensor.name: np.dtype(tensor.dtype) for part in parts for tensor in part.outputs}
+    return [
+        {
+            name: _as_lowered(array, made.orders.get(name), dtypes[name])
+            for name, array in answer.items()
+            if name in dtypes
+        }
+        for answer in _run_unfused(made.stages, samples)
+    ]
+
+
+def _run_unfused(stages: Sequence[Stage], samples: Sequence[Mapping[str, Array]]) -> Answers:
     """The stages without any rewriting: codes are dequantized, computed in float and rounded again."""
     known = [dict(sample) for sample in samples]
     for stage in stages:
@@ -210,9 +243,9 @@ def _run_unfused(stages: Sequence[Stage], samples: Sequence[Mapping[str, Array]]
 
 
 def _as_lowered(array: Array, order: tuple[int, ...] | None, dtype: np.dtype[Any]) -> Array:
-    """What a stage makes, as its part holds it; the first axis counts samples."""
+    """What a stage makes, as its part holds it."""
     if order is not None:
-        array = array.transpose(0, *(axis + 1 for axis in order))
+        array = array.transpose(order)
     return array.astype(np.int16) - _SHIFT if array.dtype == np.uint8 and dtype == np.int8 else array
 
 
@@ -249,7 +282,7 @@ class Finished:
 
     def open(self) -> Session:
         """The Session that boards run."""
-        return open_session(self.manifest, self.files.__getitem__)
+        return open_session(here(self.manifest), self.files.__getitem__)
 
     def pack(self, report: Report) -> bytes:
         """The `.edge` file."""

@@ -63,6 +63,8 @@ def preprocess(image: Image.Image | NDArray[np.uint8], spec: Input) -> NDArray[A
     if dtype != np.uint8:
         mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
         pixels = (pixels.astype(np.float32) * np.float32(how.scale) - mean) / std
+    if dtype.kind == "i":  # codes: to the nearest, never beyond the type
+        pixels = np.clip(np.rint(pixels), np.iinfo(dtype).min, np.iinfo(dtype).max)
     array = pixels.transpose(2, 0, 1) if spec.layout == "NCHW" else pixels
     if array[None].shape != spec.tensor.shape:
         raise BadInput(

@@ -72,7 +72,7 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     assert "no such file" in complaint(tmp_path / "nothing.onnx")
     assert "got a folder" in complaint(tmp_path)
     (tmp_path / "a.tflite").write_bytes(b"x")
-    assert "not supported yet" in complaint(tmp_path / "a.tflite")
+    assert "must be an ONNX model here" in complaint(tmp_path / "a.tflite")
 
 
 def test_a_model_above_2_gb_is_refused_before_it_is_read(tmp_path: Path) -> None:

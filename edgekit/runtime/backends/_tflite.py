@@ -7,9 +7,12 @@ is alive the interpreter refuses to run.
 from __future__ import annotations
 
 import base64
-import functools
+import contextlib
+import os
+import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ TINY = (
     "K1F/RrNwm8e903/pzwacVzAjdvfiD+7P9+y5zz+u6eaLr16T+zXzH15EGQU="
 )
 
+_STDERR = 2
 Interpreter = Callable[..., Any]  # the class of either package
 View = Callable[[], Array]
 
@@ -61,7 +65,6 @@ class TfliteRunner:
 def open_tflite(
     interpreter: Interpreter,
     provider: str,
-    remedy: str,
     data: bytes,
     part: Part,
     inputs: Mapping[str, Array],
@@ -70,33 +73,52 @@ def open_tflite(
 ) -> TfliteRunner:
     """Open a TFLite part on `options.threads` threads, with the delegates the runtime uses by default (XNNPACK).
 
-    Raises BadBundle when the runtime refuses the part, MissingExtra with `remedy` when it refuses any model.
+    Raises BadBundle when the runtime refuses the part.
     """
     try:
         opened = interpreter(model_content=data, num_threads=options.threads)
         opened.allocate_tensors()
-    except (
-        Exception
-    ) as err:  # the runtimes raise ValueError, RuntimeError and, with a numpy they do not know, others
-        broken = why_broken(interpreter)
-        if broken is not None:
-            raise MissingExtra(f"{remedy} (it is installed, but: {broken})") from err
+    except (RuntimeError, ValueError) as err:
         raise BadBundle(f"{part.file}: {provider} refuses it: {one_line(err)[:300]}") from err
     reads = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
     writes = _bound(opened, part, part.outputs, opened.get_output_details(), outputs)
     return TfliteRunner(opened, provider, part.file, reads, writes)
 
 
-@functools.cache
+def check_works(interpreter: Interpreter, remedy: str) -> None:
+    """Build an interpreter over a model that any runtime takes. Raises MissingExtra with `remedy` where that fails.
+
+    The first interpreter of a process announces its delegate on the standard error stream: that is kept away from it.
+    """
+    with _nothing_on_stderr():
+        broken = why_broken(interpreter)
+    if broken is not None:
+        raise MissingExtra(f"{remedy} (it is installed, but: {broken})")
+
+
 def why_broken(interpreter: Interpreter) -> str | None:
     """What this runtime says of a model that any runtime takes; None where it runs it."""
     try:
-        opened = interpreter(model_content=tiny_model())
+        opened = interpreter(model_content=tiny_model(), num_threads=1)
         opened.allocate_tensors()
         opened.invoke()
-    except Exception as err:  # noqa: BLE001  (see open_tflite)
+    except Exception as err:  # noqa: BLE001  (with a numpy they do not know the runtimes raise anything)
         return one_line(err)[:200]
     return None
+
+
+@contextlib.contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """Keep C code from writing there."""
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    try:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
 
 
 def tiny_model() -> bytes:

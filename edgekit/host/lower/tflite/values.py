@@ -207,7 +207,7 @@ class Values:
     def _reordered(self, name: str, entry: Known, source: Order, tensor: int, order: Order) -> int:
         shape = [entry.shape[axis] for axis in order]
         if squeezed(source, entry.shape) == squeezed(order, entry.shape):
-            return self.reshaped(tensor, shape, name)
+            return self.reshaped(tensor, shape, f"{name}/turned")
         if len(order) > _FEW_AXES:  # the kernels know few axes: those of size 1 are left out
             axes, wanted = squeezed(source, entry.shape), squeezed(order, entry.shape)
             tensor = self.reshaped(tensor, [entry.shape[axis] for axis in axes])
@@ -216,8 +216,8 @@ class Values:
                 "", [entry.shape[axis] for axis in wanted], self.file.dtype(tensor), self.file.quant(tensor)
             )
             self._transpose(tensor, turned, place)
-            return self.reshaped(turned, shape, name)
-        made = self.file.tensor(name, shape, self.file.dtype(tensor), self.file.quant(tensor))
+            return self.reshaped(turned, shape, f"{name}/turned")
+        made = self.file.tensor(f"{name}/turned", shape, self.file.dtype(tensor), self.file.quant(tensor))
         self._transpose(tensor, made, [source.index(axis) for axis in order])
         return made
 

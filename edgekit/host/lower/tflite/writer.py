@@ -20,6 +20,8 @@ try:
 except ImportError as err:
     raise MissingExtra("writing .tflite files needs ai-edge-litert: pip install 'edgekit[litert]'") from err
 
+__all__ = ["DTYPES", "Array", "Quant", "TfliteFile", "options", "schema"]
+
 Array = NDArray[Any]
 VERSION, IDENTIFIER = 3, b"TFL3"
 _OLD_CODES = 127  # codes above it stand in a field of their own, which older readers do not know
