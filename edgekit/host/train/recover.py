@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from edgekit.core.errors import BadInput
+from edgekit.host.cache import key_of
 from edgekit.host.graph import Graph
+from edgekit.host.options import write_options
 from edgekit.host.passes._grid import GRIDS, products, snap
 from edgekit.host.passes.base import Context
 from edgekit.host.passes.prune_channels import PruneChannels
 from edgekit.host.passes.prune_channels import apply as prune_channels
 from edgekit.host.passes.recover import Recover
 from edgekit.host.train.distil import distillation, lessons, variances
-from edgekit.host.train.fit import Batch, Gradient, Loss, fit, reproducible
+from edgekit.host.train.fit import Batch, Checkpoint, Gradient, Loss, fit, reproducible
 from edgekit.host.train.from_onnx import Network, from_onnx, write_back
 from edgekit.host.train.hooks import KeepBest, Masks
 from edgekit.host.train.samples import Augment, Inputs, Taught
@@ -28,6 +30,7 @@ _NAME = "recover"
 _STUDENT = "student"
 _CLIP = 5.0  # a first batch after harsh pruning must not throw the weights far away
 _EVALUATED_AT_ONCE = 256
+_STEPS_KEPT = 100  # between two checkpoints
 _MASK_UPDATES = 100  # in the part of the training in which sparsity rises, at most
 
 
@@ -107,8 +110,8 @@ def _taught(
     """One training of one structure."""
     network = from_onnx(graph)
     lesson = Taught(train, school.teach, changing=school.augment.any)
-    exam = _batches(Taught(held_out, school.teach, changing=False))
-    scales = variances(exam, len(school.lessons))
+    exam = Taught(held_out, school.teach, changing=False)
+    scales = variances(_part(exam, 0), len(school.lessons))
     loss = distillation(school.lessons, _STUDENT, scales, options.temperature)
     if options.quantize_aware:
         network.seen_as = on_grid(graph, options.quantize_aware, options.block)
@@ -131,6 +134,7 @@ def _taught(
         batch=options.batch,
         seed=context.seed,
         threads=options.threads,
+        checkpoint=_checkpoint(graph, options, context),
         watch=context.watch,
         what=_NAME,
     )
@@ -143,22 +147,35 @@ def _taught(
     return Recovered(write_back(graph, network), before, best.best)
 
 
-def _batches(taught: Taught) -> Batch:
-    """All held-out samples at once."""
-    return taught.take(torch.arange(taught.count), torch.Generator())
+def _checkpoint(graph: Graph, options: Recover, context: Context) -> Checkpoint | None:
+    """Where an interrupted training is resumed from: beside the cache's entries, under all that goes into it."""
+    folder, reference = context.cache.folder, context.reference
+    if folder is None or reference is None:
+        return None
+    known = (graph.fingerprint(), reference.fingerprint(), write_options(options), context.data_key)
+    key = key_of("training", *known, str(context.seed), str(torch.__version__))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return Checkpoint(folder / key, key, every=_STEPS_KEPT)
 
 
-def _evaluation(network: Network, loss: Loss, exam: Batch) -> Callable[[], float]:
-    """The loss on held-out inputs, as they are."""
-    count = len(next(iter(exam.values())))
+def _part(exam: Taught, start: int) -> Batch:
+    """Some of the held-out samples, as they are."""
+    return exam.take(torch.arange(start, min(exam.count, start + _EVALUATED_AT_ONCE)), torch.Generator())
+
+
+def _evaluation(network: Network, loss: Loss, exam: Taught) -> Callable[[], float]:
+    """The mean loss on held-out inputs."""
 
     def evaluate() -> float:
         total = 0.0
         with torch.no_grad():
-            for places in torch.arange(count).split(_EVALUATED_AT_ONCE):
-                part = {name: value[places] for name, value in exam.items()}
-                total += float(loss({_STUDENT: network}, part)) * len(places)
-        return total / count
+            for start in range(0, exam.count, _EVALUATED_AT_ONCE):
+                size = min(_EVALUATED_AT_ONCE, exam.count - start)
+                total += size * float(loss({_STUDENT: network}, _part(exam, start)))
+        return total / exam.count
 
     return evaluate
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from networks import NETWORKS, SIDE, Builder, probabilities_and_maps, save
 
 from edgekit.core.errors import BadInput
+from edgekit.host.cache import Cache
 from edgekit.host.graph import Graph, initializers
 from edgekit.host.load import load
 from edgekit.host.passes import PASSES, Context
@@ -110,6 +112,32 @@ def test_what_is_missing_is_said(made: Callable[..., tuple[Graph, Data]]) -> Non
         apply(graph, QUICK, Context(None, graph))
     with pytest.raises(BadInput, match="needs the network as it was"):
         apply(graph, QUICK, Context(data))
+
+
+def test_an_interrupted_recovery_goes_on_and_ends_in_the_same_graph(
+    made: Callable[..., tuple[Graph, Data]], tmp_path: Path
+) -> None:
+    graph, data = made(NETWORKS["perceptron"](0), count=2000)
+    bad, options = damaged(graph), replace(QUICK, epochs=2, batch=16)
+    done: list[int] = []
+
+    @contextmanager
+    def watch(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        def tick(count: int) -> None:
+            done.append(count)
+            if len(done) == 190:
+                raise KeyboardInterrupt
+
+        yield tick
+
+    cached = Context(data, graph, cache=Cache(tmp_path / "cache"), data_key="d", watch=watch)
+    with pytest.raises(KeyboardInterrupt):
+        apply(bad, options, cached)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    resumed = apply(bad, options, cached)
+    assert done[190] == 100  # what the checkpoint holds
+    assert resumed.fingerprint() == apply(bad, options, Context(data, graph)).fingerprint()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_an_operator_that_cannot_be_trained_is_named(made: Callable[..., tuple[Graph, Data]]) -> None:
