@@ -18,12 +18,21 @@ TOKEN = "EDGEKIT_TOKEN"  # noqa: S105  (a variable's name)
 
 def server_options(function: F) -> F:
     """--server and --token-file."""
+    return _options(function, required=True)
+
+
+def maybe_server_options(function: F) -> F:
+    """The same for a verb that can do without a server."""
+    return _options(function, required=False)
+
+
+def _options(function: F, *, required: bool) -> F:
     options = (
         click.option(
             "--server",
             envvar="EDGEKIT_SERVER",
             metavar="URL",
-            required=True,
+            required=required,
             show_envvar=True,
             help="The fleet server.",
         ),

@@ -71,15 +71,18 @@ def _golden(session: Session, manifest: Manifest, files: Mapping[str, bytes]) ->
     return check_golden(session, manifest, files.__getitem__) if manifest.golden.outputs else ()
 
 
-def as_bundle(candidate: Candidate, data: Data) -> bytes:
-    """The `.edge` file of a candidate: a draft gets golden cases out of `data`, as boards want them, and no recipe."""
+def as_bundle(candidate: Candidate, data: Data, profile: str) -> bytes:
+    """The `.edge` file of a candidate for a board of `profile`.
+
+    A draft gets golden cases out of `data`, as boards want them, and no recipe.
+    """
     made = candidate
     if isinstance(made, Draft):
         golden = golden_cases(made, data, GOLDEN)
         files = {**made.files, **golden.files, made.manifest.recipe: _UNTOLD.encode()}
         manifest = replace(made.manifest, golden=golden.golden, files=bundle.members_of(files))
         made = Finished(Manifest.parse(manifest.to_json()), files)
-    return bundle.pack(made.manifest, made.files, {"v": 1})
+    return bundle.pack(replace(made.manifest, profiles=(profile,)), made.files, {"v": 1})
 
 
 def interleaved(

@@ -60,8 +60,9 @@ def test_a_draft_becomes_a_bundle_that_a_board_can_check_and_time(
 ) -> None:
     drafts, data = candidates
     for made in drafts:
-        (tmp_path / "one.edge").write_bytes(as_bundle(made, data))
+        (tmp_path / "one.edge").write_bytes(as_bundle(made, data, "raspberrypi5"))
         bundle = open_bundle(tmp_path / "one.edge")
         session = open_session(bundle.manifest, bundle.read)
         assert check_golden(session, bundle.manifest, bundle.read) == ()
         assert bundle.manifest.golden.outputs
+        assert bundle.manifest.profiles == ("raspberrypi5",)
