@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgekit.host.dependency import Dependency, Layout, Product
+from edgekit.host.dependency import Dependency, Group, Layout, Product, Units
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.ort import open_model
 from edgekit.host.passes._meet import Rows, meetings
@@ -19,6 +20,8 @@ from edgekit.host.sqnr import spread
 Costs = NDArray[np.float64]
 POINTS = 16  # positions of one sample that are looked at
 _NAME = "prune_channels"
+_RIDGE = 1e-3  # against the mean variance of a channel
+_ROUNDS = 64  # a large group loses several units at once
 
 
 def by_weights(graph: Graph, known: Dependency, power: int) -> Costs:
@@ -63,17 +66,66 @@ def by_contribution(
     The sum over its readers. centred: without the unit's mean, which its readers' biases can take over.
     """
     costs = np.zeros(known.units)
-    nodes, products = readers(graph, known)
-    sums: dict[str, _Moments] = {}
-    for met in meetings(graph, nodes, context, samples, POINTS, _NAME):
-        for node in nodes:
-            name = node.name or ""
-            if name not in sums:
-                sums[name] = _Moments(matrix_of(node, _weight_of(node)))
-            sums[name].add(met[name], products[name])
-    for name, found in sums.items():
-        _add(costs, _layout(products[name]), found.shares(products[name], centred=centred))
+    for product, found in _moments(graph, known, context, samples):
+        _add(costs, _source(product), found.shares(centred=centred))
     return costs
+
+
+def by_residue(graph: Graph, known: Dependency, context: Context, samples: int) -> Costs:
+    """The same for what the other units cannot tell: a group's units go one by one, the others take over their part.
+
+    Optimal Brain Surgeon (Hassibi, Stork 1993) in the space of channels: with M the inverse of the channels' covariance
+    (over positions and taps), losing channel c costs its energy times 1 / (C_cc M_cc), and the other channels' weights
+    change by w_c M_c / M_cc. What a unit costs when its turn comes is its cost, rising within a group.
+    """
+    costs = np.zeros(known.units)
+    found = [
+        (_source(product).units, each.elimination())
+        for product, each in _moments(graph, known, context, samples)
+    ]
+    with context.watch("rank channels", len(known.groups)) as tick:
+        for group in known.groups:
+            readers_of = [(units, each.copy()) for units, each in found if np.isin(units, group.units).any()]
+            _eliminate(group, readers_of, costs)
+            tick(1)
+    return costs
+
+
+def _eliminate(group: Group, readers_of: Sequence[tuple[Units, _Elimination]], costs: Costs) -> None:
+    """Fill in the costs of a group's units, cheapest first."""
+    left = np.array(group.units)
+    largest = 0.0
+    at_once = max(1, len(left) // _ROUNDS)
+    while left.size:
+        now = np.zeros(len(costs))
+        for units, each in readers_of:
+            live = units >= 0
+            np.add.at(now, units[live], each.costs()[live])
+        order = left[np.argsort(now[left], kind="stable")][:at_once]
+        for unit in order.tolist():
+            largest = max(largest, float(now[unit]))
+            costs[unit] = largest
+            for units, each in readers_of:
+                for position in np.flatnonzero(units == unit).tolist():
+                    each.remove(position)
+        left = np.setdiff1d(left, order)
+
+
+def _moments(
+    graph: Graph, known: Dependency, context: Context, samples: int
+) -> list[tuple[Product, _Moments]]:
+    """What the products that read units met."""
+    nodes, products = readers(graph, known)
+    sums = {
+        node.name or "": _Moments(
+            matrix_of(node, _weight_of(node)), _source(products[node.name or ""]).units.size
+        )
+        for node in nodes
+    }
+    for met in meetings(graph, nodes, context, samples, POINTS, _NAME):
+        for name, columns in met.items():
+            sums[name].add(columns)
+    return [(products[name], found) for name, found in sums.items()]
 
 
 def readers(graph: Graph, known: Dependency) -> tuple[list[ir.Node], Mapping[str, Product]]:
@@ -83,42 +135,109 @@ def readers(graph: Graph, known: Dependency) -> tuple[list[ir.Node], Mapping[str
 
 
 class _Moments:
-    """Sums over columns that one product met."""
+    """Sums over the columns that one product met. positions: on its weight's input axis, each with some taps."""
 
-    def __init__(self, matrix: Rows) -> None:
+    def __init__(self, matrix: Rows, positions: int) -> None:
         self.matrix = matrix.astype(np.float32)
+        groups, _, inputs = matrix.shape
+        taps = inputs // positions
         self.rows = 0
-        self.total = np.zeros(0)
-        self.squares = np.zeros(0)
+        self.total = np.zeros((groups, positions, taps))
+        self.taps = np.zeros((groups, positions, taps, taps))  # within a position
+        self.positions = np.zeros((groups, positions, positions))  # within a tap, over all taps
         self.out_sum = np.zeros(matrix.shape[:2])
         self.out_squares = np.zeros(matrix.shape[:2])
 
-    def add(self, columns: Rows, product: Product) -> None:
+    def add(self, columns: Rows) -> None:
         """columns: (groups, rows, inputs)."""
-        split = columns.reshape(*columns.shape[:2], _layout(product).units.size, -1)
-        if not self.rows:
-            self.total = np.zeros((split.shape[0], *split.shape[2:]))
-            self.squares = np.zeros((*self.total.shape, split.shape[-1]))
-        self.rows += columns.shape[1]
+        groups, rows, _ = columns.shape
+        _, positions, taps = self.total.shape
+        split = columns.reshape(groups, rows, positions, taps)
+        self.rows += rows
         self.total += split.sum(axis=1)
-        turned = np.moveaxis(split, 1, -1)  # (groups, positions, kernel, rows)
-        self.squares += turned @ np.swapaxes(turned, -1, -2)
+        within = np.moveaxis(split, 1, -1)  # (groups, positions, taps, rows)
+        self.taps += within @ np.swapaxes(within, -1, -2)
+        across = np.swapaxes(split, 1, 2).reshape(groups, positions, rows * taps)
+        self.positions += across @ np.swapaxes(across, 1, 2)
         made = columns @ np.swapaxes(self.matrix, 1, 2)
         self.out_sum += made.sum(axis=1)
         self.out_squares += np.square(made).sum(axis=1)
 
-    def shares(self, product: Product, *, centred: bool) -> Costs:
-        """Per position on the weight's input axis, its energy in the output over the output's variance."""
-        mean = self.total / self.rows
-        moments = self.squares / self.rows
+    def variance(self) -> float:
+        """Of the product's outputs, added up."""
+        each = self.out_squares / self.rows - np.square(self.out_sum / self.rows)
+        return max(float(each.sum()), 1e-30)
+
+    def covariance(self, *, centred: bool) -> Costs:
+        """(groups, positions, taps, taps)."""
+        moments = self.taps / self.rows
         if centred:
+            mean = self.total / self.rows
             moments = moments - mean[..., :, None] * mean[..., None, :]
-        size = _layout(product).units.size
-        weights = self.matrix.reshape(*self.matrix.shape[:2], size, -1).astype(np.float64)
-        grams = np.einsum("goik,goil->gikl", weights, weights, optimize=True)
-        energy = (grams * moments).sum(axis=(0, 2, 3))
-        variance = (self.out_squares / self.rows - np.square(self.out_sum / self.rows)).sum()
-        return np.asarray(np.maximum(energy, 0.0) / max(float(variance), 1e-30), np.float64)
+        return np.asarray(moments, np.float64)
+
+    def weights(self) -> Costs:
+        """(groups, outputs, positions, taps)."""
+        return self.matrix.reshape(*self.matrix.shape[:2], *self.total.shape[1:]).astype(np.float64)
+
+    def shares(self, *, centred: bool) -> Costs:
+        """Per position its energy in the output over the output's variance."""
+        energy = _energy(self.weights(), self.covariance(centred=centred))
+        return np.asarray(np.maximum(energy, 0.0) / self.variance(), np.float64)
+
+    def elimination(self) -> _Elimination:
+        """What it takes to remove positions one by one."""
+        groups, positions, taps = self.total.shape
+        mean = self.total / self.rows
+        across = self.positions / (self.rows * taps) - mean @ np.swapaxes(mean, 1, 2) / taps
+        inverse = np.zeros_like(across)
+        for g in range(groups):
+            ridge = _RIDGE * max(float(np.trace(across[g])) / positions, 1e-30)
+            inverse[g] = np.linalg.inv(across[g] + ridge * np.eye(positions))
+        return _Elimination(self.weights(), self.covariance(centred=True), across, inverse, self.variance())
+
+
+@dataclass
+class _Elimination:
+    """A product's weights while positions go. weights: (groups, outputs, positions, taps)."""
+
+    weights: Costs
+    taps: Costs
+    across: Costs
+    inverse: Costs
+    variance: float
+
+    def copy(self) -> _Elimination:
+        return replace(self, weights=self.weights.copy(), inverse=self.inverse.copy())
+
+    def costs(self) -> Costs:
+        """Per position what its loss costs now, over the output's variance."""
+        variances = np.diagonal(self.across, axis1=1, axis2=2)
+        alone = np.diagonal(self.inverse, axis1=1, axis2=2)
+        unknown = np.clip(1 / np.maximum(variances * alone, 1e-30), 0.0, 1.0)
+        energy = _energies(self.weights, self.taps) * unknown
+        return np.asarray(np.maximum(energy, 0.0).sum(axis=0) / self.variance, np.float64)
+
+    def remove(self, position: int) -> None:
+        """The others take over what they can."""
+        for g in range(self.weights.shape[0]):
+            line, own = self.inverse[g, position].copy(), float(self.inverse[g, position, position])
+            if own <= 0:
+                continue
+            self.weights[g] -= self.weights[g][:, position][:, None, :] * (line / own)[None, :, None]
+            self.inverse[g] -= np.outer(line, line) / own
+            self.weights[g][:, position] = 0
+            self.inverse[g, position, :] = self.inverse[g, :, position] = 0
+
+
+def _energies(weights: Costs, taps: Costs) -> Costs:
+    """(groups, positions): the mean square of what each position adds to all outputs."""
+    grams = np.einsum("goik,goil->gikl", weights, weights, optimize=True)
+    return np.asarray((grams * taps).sum(axis=(2, 3)), np.float64)
+
+
+def _energy(weights: Costs, taps: Costs) -> Costs:
+    return np.asarray(_energies(weights, taps).sum(axis=0), np.float64)
 
 
 def by_answers(
@@ -181,7 +300,7 @@ def _add(costs: Costs, layout: Layout, amounts: Costs) -> None:
     np.add.at(costs, layout.units[live], amounts[live])
 
 
-def _layout(product: Product) -> Layout:
+def _source(product: Product) -> Layout:
     if product.source is None:
         raise AssertionError(product.node)
     return product.source

@@ -21,6 +21,7 @@ _NAME = "prune_channels"
 _MOST_INPUTS = 4608  # of one output: the matrix to solve has this side
 _RIDGE = 1e-3  # against the mean square of an input
 _POINTS = 16
+_HELD_BYTES = 192 * 2**20  # of outputs that refitted products are to have again
 Matrix = NDArray[np.float64]
 
 
@@ -52,31 +53,42 @@ def compensate(
 
 
 def reconstruct(
-    graph: Graph, known: Dependency, removed: Flags, small: Graph, context: Context, samples: int
+    graph: Graph,
+    known: Dependency,
+    removed: Flags,
+    small: Graph,
+    context: Context,
+    samples: int,
+    *,
+    nearest: bool = False,
 ) -> Graph:
     """`small` with the weights of each product refitted, first to last, to the outputs the product had in `graph`.
 
     Each is fitted on what it meets now, after all before it were fitted (He, Zhang, Sun 2017, arXiv 1707.06168,
-    section 3.2), ridge regression towards its old weights. Products with other inputs than before only.
+    section 3.2), ridge regression towards its old weights. All that meet other inputs than before; nearest: only those
+    that lost some. Where one has too many inputs, its bias alone is fitted.
     """
     nodes, products = readers(graph, known)
-    wanted: dict[str, list[Rows]] = {node.name or "": [] for node in nodes}
+    changed = _changed(graph, known, removed)
+    if nearest:
+        lost = {name for name, product in products.items() if _lost(product, removed)}
+        changed = {node for node in changed if node.name in lost}
+    nodes = [node for node in nodes if node in changed]
     matrices = {node.name or "": matrix_of(node, _weight(node)).astype(np.float32) for node in nodes}
-    for met in meetings(graph, nodes, context, samples, _POINTS, _NAME):
+    numbers = samples * sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
+    points = int(np.clip(_HELD_BYTES // (4 * max(1, numbers)), 1, _POINTS))
+    wanted: dict[str, list[Rows]] = {name: [] for name in matrices}
+    for met in meetings(graph, nodes, context, samples, points, _NAME):
         for name, columns in met.items():
             wanted[name].append(columns @ np.swapaxes(matrices[name], 1, 2))
-    changed = _changed(graph, known, removed)
     now = small
     with context.watch("refit channels", len(nodes)) as tick:
         for place, node in enumerate(nodes):
             name = node.name or ""
-            outputs = wanted.pop(name)
-            if node in changed:
-                after = next(each for each in now.model.graph if each.name == name)
-                if matrix_of(after, _weight(after)).shape[2] <= _MOST_INPUTS:
-                    met_now = at_one(now, after, place, context, samples, _POINTS, _NAME)
-                    made = (_kept_outputs(products[name], removed, each, axis=2) for each in outputs)
-                    now = _fitted(now, name, zip(met_now, made, strict=True))
+            after = next(each for each in now.model.graph if each.name == name)
+            met_now = at_one(now, after, place, context, samples, points, _NAME)
+            made = (_kept_outputs(products[name], removed, each, axis=2) for each in wanted.pop(name))
+            now = _fitted(now, name, zip(met_now, made, strict=True))
             tick(1)
     return now
 
@@ -88,28 +100,30 @@ def _fitted(graph: Graph, name: str, pairs: Iterable[tuple[Rows, Rows]]) -> Grap
     weight = _weight(node)
     matrix = matrix_of(node, weight).astype(np.float64)
     groups, outputs, inputs = matrix.shape
-    xx, xy = np.zeros((groups, inputs, inputs)), np.zeros((groups, inputs, outputs))
+    solves = inputs <= _MOST_INPUTS
+    xx = np.zeros((groups, inputs, inputs) if solves else 0)
+    xy = np.zeros((groups, inputs, outputs) if solves else 0)
     x_sum, y_sum, rows = np.zeros((groups, inputs)), np.zeros((groups, outputs)), 0
     for x32, y32 in pairs:
-        x, y = (
-            x32.astype(np.float64),
-            y32.reshape(x32.shape[1], groups, outputs).swapaxes(0, 1).astype(np.float64),
-        )
-        xx += np.swapaxes(x, 1, 2) @ x
-        xy += np.swapaxes(x, 1, 2) @ y
+        x = x32.astype(np.float64)
+        y = y32.reshape(x32.shape[1], groups, outputs).swapaxes(0, 1).astype(np.float64)
+        if solves:
+            xx += np.swapaxes(x, 1, 2) @ x
+            xy += np.swapaxes(x, 1, 2) @ y
         x_sum += x.sum(axis=1)
         y_sum += y.sum(axis=1)
         rows += x.shape[1]
     x_mean, y_mean = x_sum / rows, y_sum / rows
     if not can_add_bias(node):
         x_mean, y_mean = np.zeros_like(x_mean), np.zeros_like(y_mean)
-    for g in range(groups):
+    for g in range(groups if solves else 0):
         square = xx[g] / rows - np.outer(x_mean[g], x_mean[g])
         cross = xy[g] / rows - np.outer(x_mean[g], y_mean[g])
         ridge = _RIDGE * max(float(np.trace(square)) / inputs, 1e-12)
         left = cross - square @ matrix[g].T  # what the old weights do not tell
         matrix[g] += np.linalg.solve(square + ridge * np.eye(inputs), left).T
-    set_weight(model, node, 1, weight_of(node, matrix, weight.shape).astype(weight.dtype))
+    if solves:
+        set_weight(model, node, 1, weight_of(node, matrix, weight.shape).astype(weight.dtype))
     if can_add_bias(node):
         add_bias(model, node, (y_mean - np.einsum("goi,gi->go", matrix, x_mean)).reshape(-1))
     return graph.with_model(model)

@@ -112,6 +112,11 @@ def cheapest(
                 saved = tally.left - tally.left_after(first.units)
                 rates[name] = first.cost / saved if saved > 0 else math.inf
         name = min(queues, key=lambda each: rates[each])
+        if (
+            tally.left_after(queues[name][0].units) <= target
+        ):  # the last step: of those that get there, the cheapest
+            able = [each for each in queues if tally.left_after(queues[each][0].units) <= target]
+            name = min(able, key=lambda each: queues[each][0].cost)
         first = queues[name].pop(0)
         before = tally.left
         if tally.possible(first.units):

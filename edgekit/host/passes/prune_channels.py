@@ -15,11 +15,12 @@ from edgekit.core.errors import BadInput
 from edgekit.host.dependency import Dependency, Flags, Group, dependency
 from edgekit.host.graph import Graph
 from edgekit.host.options import option
-from edgekit.host.passes._importance import by_answers, by_contribution, by_weights
+from edgekit.host.passes._importance import by_answers, by_contribution, by_residue, by_weights
 from edgekit.host.passes._refit import compensate, reconstruct
 from edgekit.host.passes._removal import Costs, cheapest, granules
 from edgekit.host.passes._shrink import shrink
 from edgekit.host.passes.base import Context, Pass
+from edgekit.host.watch import unwatched
 
 CRITERIA = ("answers", "activation", "l1", "l2")
 _TRIED = 4  # degrees of pruning at which a group's effect on the answers is measured
@@ -104,16 +105,25 @@ def _costs(graph: Graph, known: Dependency, options: PruneChannels, context: Con
     if options.criterion in ("l1", "l2"):
         return by_weights(graph, known, 1 if options.criterion == "l1" else 2)
     centred = options.compensate or options.reconstruct
-    costs = by_contribution(graph, known, context, options.samples, centred=centred)
+    if options.reconstruct:
+        costs = by_residue(graph, known, context, options.samples)
+    else:
+        costs = by_contribution(graph, known, context, options.samples, centred=centred)
     if options.criterion == "activation":
         return costs
     stops = {group.name: stop for group in known.groups if (stop := _stops(group, costs, options))}
+
+    quiet = replace(context, watch=unwatched)
 
     def without(units: NDArray[np.int64]) -> Graph:
         removed = known.none_removed()
         removed[units] = True
         small = shrink(graph, known, removed)
-        return compensate(graph, known, removed, small, context, _TRIAL_SAMPLES) if centred else small
+        if options.reconstruct:
+            return reconstruct(graph, known, removed, small, quiet, _TRIAL_SAMPLES, nearest=True)
+        return (
+            compensate(graph, known, removed, small, quiet, _TRIAL_SAMPLES) if options.compensate else small
+        )
 
     return by_answers(graph, known, costs, stops, without, context, _TRIAL_SAMPLES)
 
