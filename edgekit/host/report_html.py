@@ -10,7 +10,9 @@ from edgekit.core.manifest import METRICS, Manifest
 from edgekit.core.report import Change, Latency, Report
 from edgekit.host.report_plot import plot
 from edgekit.host.report_style import STYLE
+from edgekit.host.report_tried import letter, picture
 
+_EXACT_DB = 199.0
 _METRIC_NAMES = dict(zip(METRICS, ("top-1 accuracy", "agreement with the model that came in"), strict=True))
 _PROVENANCE = {
     "measured": "measured on",
@@ -18,6 +20,13 @@ _PROVENANCE = {
     "simulated": "simulated on",
     "published": "published for",
 }
+
+
+_RECIPE_NOTE = (
+    "Save as recipe.toml and give it to --recipe: the same bundle comes out. To decide for yourself, change it: put a "
+    "layer's name into keep_float to keep it in float32, take one out to quantize it, change a step's options, or "
+    "remove a step."
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,12 @@ def render(page: Page) -> str:
         ),
         _section("Before and after", _before_after(page)),
         _section("Operating points", _points(page), _points_note(report)),
-        _section("Layers", _layers(report), _layers_note()),
+        _section("What was tried", _tried(report), _tried_note(report)),
+        _section("Layers", _layers(report), _layers_note(report)),
         _section("Taken back", _dropped(report)),
         _section("Limits", _limits(report)),
         _section("Data", _data(report)),
-        _section(
-            "Recipe", f"<pre>{escape(page.recipe)}</pre>", "Save as recipe.toml and give it to --recipe."
-        ),
+        _section("Recipe", f"<pre>{escape(page.recipe)}</pre>", _RECIPE_NOTE),
         _footer(page),
     )
     title = escape(f"{report.bundle} for {report.profile}")
@@ -231,32 +239,69 @@ def _points_note(report: Report) -> str:
     )
 
 
+def _tried(report: Report) -> str:
+    if not report.tried:
+        return "<p>Nothing: the recipe said what to do.</p>"
+    rows = [
+        (
+            letter(index),
+            f"{entry.label} ✓" if entry.chosen else entry.label,
+            "unknown" if entry.lost is None else f"{0.0 - entry.lost:+.2f}",
+            "unknown" if entry.sqnr_db is None else _decibels(entry.sqnr_db),
+            _ms(entry.latency_ms),
+            _kb(entry.size_bytes),
+            entry.why,
+        )
+        for index, entry in enumerate(report.tried)
+    ]
+    return picture(report.tried) + _table(
+        ("", "candidate", "points", "SQNR, dB", "latency", "size", "why"), rows
+    )
+
+
+def _tried_note(report: Report) -> str:
+    metric = report.tried[0].metric if report.tried else report.metric
+    what = "accuracy" if metric == METRICS[0] else "agreement with the float network"
+    return (
+        f"Compared on the validation data. Points: of {what}, against the float network. ✓ is in the bundle."
+    )
+
+
 def _layers(report: Report) -> str:
     total = sum(layer.macs for layer in report.layers) or 1.0
+    spent = sum(layer.ms or 0.0 for layer in report.layers)
     rows = [
         (
             layer.name,
             layer.op,
             layer.format,
+            "" if layer.weights in (None, layer.format) else layer.weights or "",
             str(layer.stage),
-            f"{layer.macs:,.0f}",
             f"{100 * layer.macs / total:.1f}",
-            "unknown"
-            if layer.sqnr_db is None
-            else "exact"
-            if layer.sqnr_db >= 199
-            else f"{layer.sqnr_db:.1f}",
+            "" if layer.ms is None or not spent else f"{100 * layer.ms / spent:.1f}",
+            "unknown" if layer.sqnr_db is None else _decibels(layer.sqnr_db),
+            (layer.why or "").removeprefix(f"{layer.format}: "),
         )
         for layer in report.layers
         if layer.macs or layer.sqnr_db is not None
     ]
-    return _table(("layer", "operator", "format", "stage", "MACs", "%", "SQNR, dB"), rows)
+    head = ("layer", "operator", "format", "weights", "stage", "MACs, %", "time, %", "SQNR, dB", "why")
+    return _table(head, rows, "wide")
 
 
-def _layers_note() -> str:
+def _decibels(value: float) -> str:
+    return "exact" if value >= _EXACT_DB else f"{value:.1f}"
+
+
+def _layers_note(report: Report) -> str:
+    provenance = next((layer.ms_provenance for layer in report.layers if layer.ms_provenance), None)
+    times = {
+        "measured": " Time: share of one request, by this machine's profiler.",
+        "estimated": f" Time: share of one request, estimated from profile {report.profile}.",
+    }.get(provenance or "", "")
     return (
         "SQNR: signal to quantization noise against the float network, on calibration data. It falls along the "
-        "network: a sharp fall names the layer that hurts."
+        f"network: a sharp fall names the layer that hurts.{times}"
     )
 
 
@@ -290,8 +335,8 @@ def _footer(page: Page) -> str:
 # --- small things -------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells that begin with a digit or a sign stand to the right."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plain") -> str:
+    """A table; numbers are not broken over lines."""
 
     def cell(text: str) -> str:
         kind = ' class="n"' if text[:1].isdigit() or text == "unknown" else ""
@@ -299,7 +344,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(cell(text) for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _percent(value: float | None, digits: int = 2) -> str:

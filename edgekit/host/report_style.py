@@ -10,7 +10,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
 h1 { font-size: 1.6rem; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
 h1 small { color: var(--soft); font-weight: 400; font-size: 1.05rem; }
 h2 { font-size: 1.05rem; margin: 0 0 .4rem; }
@@ -33,6 +33,8 @@ th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowra
 tbody tr:last-child td { border-bottom: 0; }
 td.n { white-space: nowrap; }
 td { overflow-wrap: anywhere; }
+.wide td { white-space: nowrap; } .wide td:first-child { white-space: normal; min-width: 9rem; }
+.wide td:last-child { white-space: normal; min-width: 12rem; }
 pre { margin: 0; padding: .7rem .9rem; background: var(--ground); border: 1px solid var(--line); border-radius: .4rem;
   overflow-x: auto; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 section p, ul { margin: 0; } ul { padding-left: 1.2rem; }
@@ -44,6 +46,8 @@ svg .name { fill: var(--ink); }
 .points { fill: none; stroke: var(--points); stroke-width: 2; } .point { fill: var(--points); }
 .exit { fill: var(--card); stroke: var(--exits); stroke-width: 2.5; }
 .policy { fill: var(--policies); stroke: var(--card); }
+.tried { fill: var(--soft); fill-opacity: .25; stroke: var(--soft); stroke-width: 1.5; }
+.tried.chosen { fill: var(--points); fill-opacity: .35; stroke: var(--points); stroke-width: 2.5; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --ground: #fff; --card: #fff; --points: #1f6feb;
   --exits: #bf5b04; --policies: #1a7f5a; --bad: #b42318; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } section, .tiles div { break-inside: avoid; }

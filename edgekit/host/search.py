@@ -202,7 +202,9 @@ def _fastest(
     best = min(measured, key=lambda entry: math.inf if entry.ratio is None else entry.ratio)
     needed = FASTER if best.provenance != "estimated" else 1.0
     for entry in measured:
-        if entry.ratio is not None and entry.ratio > needed:
+        if entry.problem is not None:
+            log.against[entry.label] = _slower(entry, first)
+        elif entry.ratio is not None and entry.ratio > needed:
             log.against[entry.label] = (
                 f"{_slower(entry, first)}: int8 must gain at least {100 * (1 - needed):.0f} %"
             )
@@ -214,7 +216,9 @@ def _fastest(
 
 
 def _slower(entry: Tried, first: Tried) -> str:
-    """Its time against the float network's."""
+    """Its time against the float network's, or that the target cannot use it."""
+    if entry.problem is not None:
+        return f"of no use on the target: {entry.problem}"
     word = "slower" if (entry.ratio or 0.0) > 1 else "hardly faster"
     times = f"{entry.latency_ms:.4g} ms against {first.latency_ms:.4g} ms in float32"
     return f"{word} on the target: {times} ({entry.provenance})"
@@ -278,7 +282,10 @@ def _closer(setting: Setting, stayed: Tried, start: Tried, best: Tried, log: _Lo
             log.against[best.label] = "the same with a correction is closer"
             best = found
         else:
-            log.against[label] = f"brings nothing: {found.sqnr_db:.1f} dB against {best.sqnr_db:.1f}"
+            worse = (
+                "" if found.lost is None or best.lost is None else f", {best.lost - found.lost:+.2f} points"
+            )
+            log.against[label] = f"brings nothing: {found.sqnr_db:.1f} dB against {best.sqnr_db:.1f}{worse}"
     return best
 
 
@@ -290,7 +297,7 @@ def _around(names: Sequence[str], formats: Sequence[Step]) -> Iterator[Step]:
 
 
 def _is_closer(one: Tried, other: Tried) -> bool:
-    if one.lost is not None and other.lost is not None and one.lost > other.lost + one.lost_error:
+    if one.lost is not None and other.lost is not None and one.lost > other.lost + 2 * one.lost_error:
         return False
     return one.sqnr_db > other.sqnr_db + _CLOSER_DB
 
@@ -434,7 +441,10 @@ def _with_storage(
             and before.ratio is not None
             and found.ratio > NO_SLOWER * max(before.ratio, 1e-9)
         ):
-            against = f"{found.latency_ms:.4g} ms against {before.latency_ms:.4g} ms with float weights"
+            times = (
+                f"{found.latency_ms or 0:.4g} ms against {before.latency_ms or 0:.4g} ms with float weights"
+            )
+            against = _slower(found, before) if found.problem else times
     elif against is None:
         found = replace(found, latency_ms=best.latency_ms, ratio=best.ratio, provenance=best.provenance)
     log.add(found, against)

@@ -11,6 +11,7 @@ from bundles import null_files, null_manifest
 
 from edgekit.core.manifest import Manifest
 from edgekit.core.report import (
+    Attempt,
     Change,
     DataUse,
     Dropped,
@@ -141,3 +142,47 @@ def test_a_report_without_any_accuracy_still_has_a_page(manifest: Manifest, repo
         operating_points=(),
     )
     assert "Nothing to draw" in page(manifest, bare)
+
+
+def tried(
+    label: str, ms: float | None, lost: float | None, size: int = 1000, *, chosen: bool = False
+) -> Attempt:
+    return Attempt(
+        label, "top1", lost, 30.0, size, ms, None if ms is None else "measured", chosen, f"why {label}"
+    )
+
+
+def test_what_was_tried_is_a_picture_and_a_table_with_the_same_letters(
+    manifest: Manifest, report: Report
+) -> None:
+    attempts = (
+        tried("float32", 2.0, 0.0, 4000),
+        tried("int8", 1.0, 0.25, chosen=True),
+        tried("untimed", None, 0.1),
+        tried(EVIL, 1.01, 0.26),
+    )
+    page = render(Page(manifest, replace(report, tried=attempts), "", "0" * 64))
+    assert EVIL not in page
+    svg = next(part for part in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "What was tried" in part)
+    root = ET.fromstring(svg)
+    marks = [node for node in root.iter() if node.tag.endswith("circle")]
+    assert len(marks) == 3  # what nobody timed has no place
+    assert [mark.get("class") for mark in marks].count("tried chosen") == 1
+    radius = {mark[0].text.split(":")[0]: float(mark.get("r", 0)) for mark in marks}  # type: ignore[union-attr]
+    assert radius["A float32"] > radius["B int8"]
+    assert "B D" in {node.text for node in root.iter() if node.tag.endswith("text")}  # they lie on each other
+    assert "<td>int8 ✓</td>" in page
+    assert "-0.25" in page
+    assert "why untimed" in page
+
+
+def test_a_layers_weights_time_and_reason_are_told(manifest: Manifest, report: Report) -> None:
+    layer = LayerReport(
+        "conv1", "Conv", "float32", 0, 1e6, 33.3, "int4", 0.5, "estimated", "float32: slow in int8"
+    )
+    page = render(Page(manifest, replace(report, layers=(layer,)), "", "0" * 64))
+    row = re.search(r"<tr><td>conv1</td>.*?</tr>", page)
+    assert row is not None
+    assert "int4" in row[0]
+    assert "slow in int8" in row[0]
+    assert "estimated from profile raspberrypi5" in page
