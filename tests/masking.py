@@ -57,8 +57,10 @@ class Masked:
         """Depthwise convolutions are none here: marks pass through them channel by channel."""
         if node.op_type not in PRODUCTS:
             return False
+        if not any(name in self.weights for name in node.input[:2]):
+            return False  # two activations multiplied
         group = next((a.i for a in node.attribute if a.name == "group"), 1)
-        weight = self.weights[node.input[1]] if node.input[1] in self.weights else self.weights[node.input[0]]
+        weight = next(self.weights[name] for name in node.input[1::-1] if name in self.weights)
         if node.op_type == "ConvTranspose":
             return not (group > 1 and weight.shape[:2] == (group, 1))
         return not (group > 1 and weight.shape[1] == 1)

@@ -86,8 +86,9 @@ class _Cut:
     def put(self, node: ir.Node, index: int, name: str, content: list[int] | _Int64s) -> None:
         """The numbers as an input of the node where it has that, else as the attribute."""
         if given(node, index):
-            fresh = new_weight(self.model, f"{node.name}/{name}", np.asarray(content, np.int64))
-            node.replace_input_with(index, fresh)
+            old = constant(node, index)  # the inputs of a Slice must be of one type
+            array = np.asarray(content, np.int64 if old is None else old.dtype)
+            node.replace_input_with(index, new_weight(self.model, f"{node.name}/{name}", array))
         else:
             node.attributes[name] = ir.AttrInt64s(name, [int(number) for number in content])
 
