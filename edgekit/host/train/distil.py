@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from edgekit.host.train.from_onnx import PRODUCTS
 from edgekit.host.train.samples import inputs_of
 
 _VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
-_TINY = 1e-12
+_TINY, _STEADY = 1e-12, 1e-3
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ def _classes(lesson: Lesson, wanted: Tensor, made: Tensor, scale: float, tempera
 _KINDS = {"softmax": _softmax, "sigmoid": _sigmoid, "numbers": _numbers, "classes": _classes}
 
 
-def variances(answers: Mapping[str, Tensor], count: int) -> list[float]:
-    """The variance of each of the teacher's answers over a batch of Taught: the unit of squared errors."""
-    return [max(_TINY, float(answers[f"want:{place}"].double().var(correction=0))) for place in range(count)]
+def units(answers: Batch, count: int) -> list[float]:
+    """The unit of squared errors for each of the teacher's answers: its variance over a batch of Taught.
+
+    A share of the mean square is added: what hardly varies must not count for more than all others.
+    """
+    found = (answers[f"want:{place}"].double() for place in range(count))
+    return [float(each.var(correction=0) + _STEADY * each.square().mean()) + _TINY for each in found]

@@ -18,7 +18,7 @@ from edgekit.host.passes.base import Context
 from edgekit.host.passes.prune_channels import PruneChannels
 from edgekit.host.passes.prune_channels import apply as prune_channels
 from edgekit.host.passes.recover import Recover
-from edgekit.host.train.distil import distillation, lessons, variances
+from edgekit.host.train.distil import distillation, lessons, units
 from edgekit.host.train.fit import Batch, Checkpoint, Gradient, Loss, fit, reproducible
 from edgekit.host.train.from_onnx import Network, from_onnx, write_back
 from edgekit.host.train.hooks import KeepBest, Masks
@@ -111,7 +111,7 @@ def _taught(
     network = from_onnx(graph)
     lesson = Taught(train, school.teach, changing=school.augment.any)
     exam = Taught(held_out, school.teach, changing=False)
-    scales = variances(_part(exam, 0), len(school.lessons))
+    scales = units(_part(exam, 0), len(school.lessons))
     loss = distillation(school.lessons, _STUDENT, scales, options.temperature)
     if options.quantize_aware:
         network.seen_as = on_grid(graph, options.quantize_aware, options.block)
