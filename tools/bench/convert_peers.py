@@ -773,13 +773,12 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 def network_page(result: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    judged = f"{result['inputs']} inputs, judged by: {result['judged_by']}"
+    where = f"{result['rounds']} rounds, {result['machine']}, {result['date']}; {versions}"
     lines = [
         f"## {result['network']}",
         "",
-        (
-            f"{result['inputs']} inputs, judged by: {result['judged_by']}. {result['rounds']} rounds, {result['machine']}, "
-            f"{result['date']}; {versions}."
-        ),
+        f"{judged}. {where}.",
         "",
         "| | runtime | score, % | ms | over float32 | kB | made by |",
         "|---|---|---|---|---|---|---|",

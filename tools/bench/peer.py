@@ -109,7 +109,7 @@ def litert(model: Path, calibration: Path, output: Path) -> None:
 
 
 def with_signature(content: bytes) -> bytes:
-    """The same .tflite with a signature over all its inputs and outputs where it has none: calibration goes by it."""
+    """The same .tflite with what the quantizer goes by: a signature where it has none, a name for every tensor."""
     schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
     flatbuffers: Any = importlib.import_module("flatbuffers")
     model = schema.ModelT.InitFromPackedBuf(content, 0)
@@ -124,6 +124,11 @@ def with_signature(content: bytes) -> bytes:
             made.append(entry)
         return made
 
+    seen: set[Any] = {None, b"", ""}
+    for position, tensor in enumerate(model.subgraphs[0].tensors):
+        if tensor.name in seen:
+            tensor.name = f"tensor_{position}".encode()
+        seen.add(tensor.name)
     signature = schema.SignatureDefT()
     signature.signatureKey, signature.subgraphIndex = "serving_default", 0
     signature.inputs = mapped("input_", model.subgraphs[0].inputs)
