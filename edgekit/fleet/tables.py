@@ -78,7 +78,7 @@ def job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
     """A job in a table."""
     return {
         "id": job["job_id"],
-        "target": job["target"],
+        "target": job["target"] if job["action"] == "run" else f"{job['action']} {job['target']}",
         "to": job["to"],
         "policy": job["policy"] or "as configured",
         "created": job["created"],

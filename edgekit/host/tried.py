@@ -62,8 +62,9 @@ class Tried:
     """A list of steps, what they made of the network, and what that is worth.
 
     lost: points of `metric` against the float network, None where its answers are no classes; lost_error: the standard
-    error of that figure, from the answers that differ. ratio: of its latency to
-    the float network's, timed side by side or estimated; None: unknown. why: node -> the reason for its format.
+    error of that figure, from the answers that differ. ratio: of its latency to the float network's, timed side by side
+    or estimated; None: unknown; infinite where the target cannot use it, and then problem says why.
+    why: node -> the reason for its format.
     """
 
     label: str
@@ -79,6 +80,7 @@ class Tried:
     ratio: float | None = None
     provenance: str | None = None
     why: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
 
     def attempt(self, *, chosen: bool, why: str) -> Attempt:
         """For the report."""
@@ -167,8 +169,14 @@ def timed(setting: Setting, candidates: Sequence[Tried]) -> list[Tried]:
         turns = np.array(report.turns_ms)
         count = min(len(turns), len(first))
         ratio = float(np.median(turns[:count] / first[:count])) if count else None
-        found.append(replace(tried, latency_ms=report.latency.p50, ratio=ratio, provenance=report.provenance))
+        said = replace(tried, latency_ms=report.latency.p50, ratio=ratio, provenance=report.provenance)
+        found.append(_unusable(tried, report.problems) if report.problems else said)
     return found
+
+
+def _unusable(tried: Tried, problems: Sequence[str]) -> Tried:
+    """Its runtime refuses it on the target, or its golden cases do not hold there."""
+    return replace(tried, ratio=math.inf, provenance=None, problem="; ".join(problems))
 
 
 def _estimated(profile: Profile, tried: Tried, first: Tried) -> Tried:

@@ -46,10 +46,14 @@ def clock(int8: float) -> Bench:
             work = work_of(candidate.manifest)
             ms = 1e-4 * sum((entry.macs + 1) * (int8 if entry.format == "int8" else 1.0) for entry in work)
             latency = Latency(ms, ms, ms, ms)
-            reports.append(BenchReport("0" * 64, exits=(latency,), turns_ms=(ms, ms, ms)))
+            reports.append(BenchReport("0" * 64, exits=_each(latency, candidate), turns_ms=(ms, ms, ms)))
         return tuple(reports)
 
     return bench
+
+
+def _each(latency: Latency, candidate: Candidate) -> tuple[Latency, ...]:
+    return (latency,) * len(candidate.manifest.exits)
 
 
 def request(files: Files, **changes: object) -> Request:
@@ -99,7 +103,8 @@ def test_stored_weights_that_slow_the_network_down_are_taken_back(files: Files) 
         found = []
         for candidate in candidates:
             ms = 1e6 / sum(map(len, candidate.files.values()))
-            found.append(BenchReport("0" * 64, exits=(Latency(ms, ms, ms, ms),), turns_ms=(ms,)))
+            exits = _each(Latency(ms, ms, ms, ms), candidate)
+            found.append(BenchReport("0" * 64, exits=exits, turns_ms=(ms,)))
         return tuple(found)
 
     report = convert(request(files, bench=slow_when_small)).report
@@ -126,7 +131,8 @@ def test_only_the_layers_that_gain_are_int8(files: Files, monkeypatch: pytest.Mo
             share = sum(entry.format == "int8" for entry in work)
             mixed = share and any(e.op.startswith("Conv") and e.format == "float32" and e.macs for e in work)
             ms = 0.5 if mixed else 2.0 if share else 1.0
-            found.append(BenchReport("0" * 64, exits=(Latency(ms, ms, ms, ms),), turns_ms=(ms,)))
+            exits = _each(Latency(ms, ms, ms, ms), candidate)
+            found.append(BenchReport("0" * 64, exits=exits, turns_ms=(ms,)))
         return tuple(found)
 
     report = convert(request(files, bench=bench)).report
@@ -158,12 +164,6 @@ def test_a_layer_that_int8_ruins_goes_back_to_float_and_the_others_stay(tmp_path
     np.savez(data, x=tinted.astype(np.float32))
     wanted = Request(model, BOARD, data, limits=Limits(max_drop=6.0), effort=DEFAULT, bench=clock(0.3))
     report = convert(wanted).report
-    for a in report.tried:
-        print(a)
-    for a in report.dropped:
-        print(a)
-    for a in report.layers:
-        print(a)
     by_name = {layer.name: layer for layer in report.layers}
     whole = next(attempt for attempt in report.tried if attempt.label == "int8")
     assert whole.lost is not None
@@ -229,17 +229,23 @@ def test_without_a_bench_the_profiles_estimate_decides_and_is_called_so(files: F
     assert {layer.ms_provenance for layer in report.layers} <= {"estimated", None}
 
 
-def test_a_rerun_by_its_recipe_makes_the_same_content_and_times_nothing(files: Files, tmp_path: Path) -> None:
+def test_a_rerun_by_its_recipe_makes_the_same_content_and_times_only_the_result(
+    files: Files, tmp_path: Path
+) -> None:
     first = convert(request(files, effort=DEFAULT))
 
-    def never(candidates: object, data: object) -> tuple[BenchReport, ...]:
-        raise AssertionError("a recipe is followed, not searched")
+    rounds: list[int] = []
+
+    def counted(candidates: Sequence[Candidate], data: Data) -> tuple[BenchReport, ...]:
+        rounds.append(len(candidates))
+        return clock(0.3)(candidates, data)
 
     (tmp_path / "recipe.toml").write_bytes(first.finished.files[MEMBER])
     recipe = read_recipe(tmp_path / "recipe.toml")
     assert (
-        convert(request(files, recipe=recipe, bench=never)).finished.content_id == first.finished.content_id
+        convert(request(files, recipe=recipe, bench=counted)).finished.content_id == first.finished.content_id
     )
+    assert rounds == [2], "what came in against what went out, for the report"
 
 
 def test_interrupted_work_goes_on_where_it_was(
@@ -291,3 +297,23 @@ def test_a_limit_that_cannot_be_met_is_missed_by_the_best_found(files: Files) ->
     report = convert(request(files, limits=Limits(max_drop=100.0, max_size_kb=0.001))).report
     (missed,) = report.limits_missed
     assert missed.startswith("max-size-kb: wanted at most 0.001 kB, got ")
+
+
+def test_what_the_target_cannot_use_is_taken_back_with_its_reason(files: Files) -> None:
+    """A board that refuses int8, or on which its golden cases fail, gives no time for it."""
+
+    def no_int8(candidates: Sequence[Candidate], data: Data) -> tuple[BenchReport, ...]:
+        return tuple(
+            replace(report, exits=(), turns_ms=(), problems=("exit1 is off by 0.5",)) if refused else report
+            for report, refused in zip(
+                clock(0.3)(candidates, data),
+                [any(entry.format == "int8" for entry in work_of(made.manifest)) for made in candidates],
+                strict=True,
+            )
+        )
+
+    report = convert(request(files, bench=no_int8)).report
+    assert formats(report) == {"float32"}
+    assert "of no use on the target: exit1 is off by 0.5" in report.dropped[0].why
+    refused = next(attempt for attempt in report.tried if attempt.label == "int8")
+    assert (refused.latency_ms, refused.chosen) == (None, False)

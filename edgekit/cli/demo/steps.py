@@ -206,7 +206,7 @@ def write_agent_config(path: Path, board: SimulatedBoard, images: Path) -> None:
         + f'\n\n[telemetry]\ninterval_s = {INTERVAL_S}\nack = "server"\n'
         + '\n[sensors]\npower = "auto"\nsysroot = "sysroot"\nsimulated = true\nsample_s = 0.2\n'
         + f'\n[policy]\nkind = "budget"\nbudget = "{BUDGET}"\n'
-        + f"\n[limits]\nthrottled_factor = {THROTTLED_FACTOR}\nmin_interval_s = 0.5\n"
+        + f"\n[limits]\nthrottled_factor = {THROTTLED_FACTOR}\nmin_interval_s = 0.5\naccepts_measure = true\n"
         + f'\n[source]\nkind = "folder"\npath = "{images}"\nrate_hz = {RATE_HZ}\n'
     )
 

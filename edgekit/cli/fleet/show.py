@@ -93,7 +93,7 @@ def devices(name: str | None, server: str, token_file: Path | None, hours: float
     for job in reversed(device["jobs"][:10]):
         why = ": ".join(part for part in (job["reason"], job["detail"]) if part)
         console.print(
-            Text(f"{_clock(job['updated'])}  job {job['job_id']}  {job['target']}  {job['state']}  {why}"),
+            Text(f"{_clock(job['updated'])}  job {job['job_id']}  {_what(job)}  {job['state']}  {why}"),
             soft_wrap=True,
         )
 
@@ -174,10 +174,16 @@ def _jobs(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             *(
                 Text(cell)
-                for cell in (row["job_id"], row["target"], row["to"], policy, states, _clock(row["created"]))
+                for cell in (row["job_id"], _what(row), row["to"], policy, states, _clock(row["created"]))
             )
         )
     return table
+
+
+def _what(job: Mapping[str, Any]) -> str:
+    """What a job is about: a bundle to run, or what else is done with a target."""
+    target: str = job["target"]
+    return target if job["action"] == "run" else f"{job['action']} {target}"
 
 
 def _table(*columns: str) -> Table:
@@ -204,7 +210,7 @@ def _energy(value: Mapping[str, Any]) -> str:
 
 
 def _state(state: str) -> Text:
-    color = "green" if state == job_states.DONE else "red" if state in job_states.FINAL else "yellow"
+    color = "green" if state in job_states.GOOD else "red" if state in job_states.FINAL else "yellow"
     return Text(state, color)
 
 
