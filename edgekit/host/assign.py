@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -65,6 +66,16 @@ def assign(choices: Sequence[Choice], links: Sequence[Link], weight: float = 0.0
             add(ends[1], ends[0], link.convert_ms)
     _saturate(capacity)
     return frozenset(_reached(capacity)) & known
+
+
+def cost_ms(chosen: AbstractSet[str], choices: Sequence[Choice], links: Sequence[Link]) -> float:
+    """What an assignment takes: all nodes in their formats, and the conversions between them."""
+    nodes = sum(
+        choice.int8_ms if choice.name in chosen and choice.int8_ms is not None else choice.float_ms
+        for choice in choices
+    )
+    crossing = (link for link in links if (link.maker in chosen) != (link.reader in chosen))
+    return nodes + sum(link.convert_ms for link in crossing)
 
 
 def links_of(graph: Graph, convert_ms: Callable[[int], float]) -> tuple[Link, ...]:

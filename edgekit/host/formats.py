@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from edgekit.core.cost import Work, predict
 from edgekit.core.profile import Profile
-from edgekit.host.assign import Choice, assign, links_of
-from edgekit.host.graph import Graph
+from edgekit.host.assign import Choice, Link, assign, cost_ms, links_of
+from edgekit.host.graph import Graph, initializers
 from edgekit.host.node_times import node_times, rounding_ms
 from edgekit.host.passes.quantize_static import OPS, float_nodes
 from edgekit.host.work import MACS, layers, work
@@ -72,6 +72,25 @@ def fastest(
     weight: float = 0.0,
 ) -> frozenset[str]:
     """The nodes to run in int8: least time, plus `weight` ms for each unit of harm (node -> harm of its int8 form)."""
+    groups, choices, links = _problem(plain, quantized, costs, harm or {})
+    chosen = assign(choices, links, weight)
+    members = frozenset(name for group in groups if group[0] in chosen for name in group)
+    return members & int8_nodes(quantized)
+
+
+def gain(plain: Graph, quantized: Graph, costs: NodeCosts, chosen: frozenset[str]) -> float:
+    """How much less the chosen nodes in int8 should take than all of them in int8, as a share of the latter."""
+    groups, choices, links = _problem(plain, quantized, costs, {})
+    whole = {group[0] for group in groups if set(group) & int8_nodes(quantized)}
+    mixed = {group[0] for group in groups if set(group) & chosen}
+    every, mine = (cost_ms(each, choices, links) for each in (whole, mixed))
+    return 1 - mine / every if every else 0.0
+
+
+def _problem(
+    plain: Graph, quantized: Graph, costs: NodeCosts, harm: Mapping[str, float]
+) -> tuple[list[list[str]], list[Choice], list[Link]]:
+    """What one kernel computes is one choice, by its first node's name; and what passes between them."""
     groups = _groups(plain, costs)
     able = int8_nodes(quantized)
     choices = []
@@ -81,7 +100,7 @@ def fastest(
             costs.in_int8.get(name, 0.0 if name in able else costs.in_float.get(name, 0.0))
             for name in members
         )
-        harmed = sum((harm or {}).get(name, 0.0) for name in members)
+        harmed = sum(harm.get(name, 0.0) for name in members)
         choices.append(Choice(members[0], float_ms, int8_ms if able & set(members) else None, harmed))
     leader = {name: members[0] for members in groups for name in members}
     links = [
@@ -89,12 +108,11 @@ def fastest(
             link,
             maker=leader.get(link.maker or ""),
             reader=leader.get(link.reader or ""),
-            harm=(harm or {}).get(link.reader or "", 0.0),
+            harm=harm.get(link.reader or "", 0.0),
         )
         for link in links_of(plain, costs.convert_ms)
     ]
-    chosen = assign(choices, links, weight)
-    return frozenset(name for members in groups if members[0] in chosen for name in members) & able
+    return groups, choices, links
 
 
 def keep_float(plain: Graph, chosen: frozenset[str]) -> tuple[str, ...]:
@@ -182,7 +200,9 @@ def _makers(node: ir.Node) -> Iterator[ir.Node]:
             yield maker
 
 
-def ordered(plain: Graph, names: Sequence[str]) -> tuple[str, ...]:
-    """The names in the order of the graph."""
-    wanted = set(names)
-    return tuple(node.name or "" for node in plain.model.graph if node.name in wanted)
+def float_weight_bytes(graph: Graph) -> int:
+    """Of weights that are still 32-bit floats."""
+    tensors = (value.const_value for value in initializers(graph.model))
+    return sum(
+        int(t.nbytes) for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT and t.size > 1
+    )

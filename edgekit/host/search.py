@@ -17,6 +17,8 @@ from edgekit.host.formats import (
     NodeCosts,
     estimated_costs,
     fastest,
+    float_weight_bytes,
+    gain,
     int8_nodes,
     keep_float,
     measured_costs,
@@ -35,6 +37,7 @@ NO_SLOWER = 1.02  # what counts as the same time
 _VNNI = ("avx512vnni", "avxvnni", "amx_int8")
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _METHOD_SAMPLES = 128  # on which calibration methods are compared
+_WORTH_MIXING = 0.05  # of the time: below it, a mix's own overhead eats what it should gain
 _WORTH_STORING = 0.95  # of the size: below it, codes instead of floats pay
 _SPREAD = 3.0  # decades of the weight on harm that are searched, on either side
 _HARMS = "in int8 it harms most for what it gains"
@@ -187,7 +190,7 @@ def _fastest(
         if costs is None:
             break
         chosen = fastest(start.graph, whole.graph, costs)
-        if chosen in seen or not chosen:
+        if chosen in seen or not chosen or gain(start.graph, whole.graph, costs, chosen) < _WORTH_MIXING:
             break
         seen.add(chosen)
         mixed = _mix(setting, stayed, start, whole, taken, chosen, costs, log)
@@ -424,6 +427,8 @@ def _with_storage(
     setting: Setting, stayed: Tried, best: Tried, formats: tuple[str, ...], log: _Log, *extra: Step
 ) -> Tried | None:
     """The candidate with its float weights stored in the first of these formats; None where it does not pay."""
+    if float_weight_bytes(best.graph) < (1 - _WORTH_STORING) * best.made.size_bytes:
+        return None
     options = {"format": formats[0]}
     label = f"{best.label}, weights in {formats[0]}{' (adaround)' if extra else ''}"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import struct
 import zipfile
@@ -22,6 +23,7 @@ Array = NDArray[Any]
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+_HELD_BYTES = 256 * 2**20
 _IDX_UINT8 = 0x800  # the magic number of unsigned bytes; the rank is added
 
 
@@ -56,6 +58,15 @@ class Data:
         chosen = [self.indices[index] for index in indices]
         labels = None if self.labels is None else self.labels[np.asarray(indices, np.int64)]
         return replace(self, indices=chosen, labels=labels)
+
+    def held(self, most_bytes: int = _HELD_BYTES) -> Data:
+        """The same, every sample read and prepared at most once: for data that is run again and again.
+
+        As it is where all samples together would take more than `most_bytes`.
+        """
+        if not self.count or self.count * sum(array.nbytes for array in self.inputs(0).values()) > most_bytes:
+            return self
+        return replace(self, sample=functools.lru_cache(maxsize=None)(self.sample))
 
     def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
         """(the rest, a seeded `fraction` of the samples), both in their old order. Raises BadInput below 2 samples."""

@@ -23,14 +23,16 @@ class NoOptions:
 class Context:
     """What a pass may know. data: calibration inputs. reference: the float network that errors are corrected against.
 
-    cache, data_key: where long work is kept, and what the data is there. A context remembers what it has measured and
-    made: passes that ask for the same calibration get the same one, and a step is not taken twice.
+    hurried: no more is measured than a step asks for, though a later one may ask for more. cache, data_key: where long
+    work is kept, and what the data is there. A context remembers what it has measured and made: passes that ask for
+    the same calibration get the same one, and a step is not taken twice.
     """
 
     data: Data | None = None
     reference: Graph | None = None
     seed: int = 1
     watch: Watch = unwatched
+    hurried: bool = False
     cache: Cache = field(default_factory=Cache)
     data_key: str = ""
     _seen: dict[str, Calibration] = field(default_factory=dict, repr=False, compare=False)
@@ -42,13 +44,17 @@ class Context:
             raise BadInput(f"{wanted_by} needs calibration data: give --calib")
         return self.data
 
-    def calibration(self, graph: Graph, wanted_by: str = "calibration") -> Calibration:
-        """What the graph's activations look like on the data, seen once. Raises BadInput without data."""
+    def calibration(self, graph: Graph, wanted_by: str = "calibration", method: str = "") -> Calibration:
+        """What the graph's activations look like on the data, seen once. Raises BadInput without data.
+
+        method: the only one whose ranges will be asked for, "" for any: minmax alone is quicker.
+        """
         data = self.samples(wanted_by)
         key = graph.fingerprint()
-        if key not in self._seen:
+        if key not in self._seen or (self._seen[key].methods and method not in self._seen[key].methods):
+            alone = ("minmax",) if method == "minmax" and self.hurried else ()
             with self.watch("calibrate", data.count) as tick:
-                self._seen[key] = calibrate(graph, data, tick)
+                self._seen[key] = calibrate(graph, data, tick, alone)
         return self._seen[key]
 
     def made(self, graph: Graph, name: str, options: str, make: Callable[[], Graph], *, keep: bool) -> Graph:

@@ -87,7 +87,7 @@ def apply(graph: Graph, options: Int8, context: Context) -> Graph:
     unknown = kept - {node.name for node in graph.model.graph}
     if unknown:
         raise BadInput(f"keep_float names no node of the model: {', '.join(sorted(map(str, unknown)))}")
-    ranges = context.calibration(graph, "quantize_static").ranges(options.method)
+    ranges = context.calibration(graph, "quantize_static", options.method).ranges(options.method)
     answers = [name for entry in graph.exits for name in entry.outputs]
     source = graph.copy()
     kept |= set(_own_biases(source))
