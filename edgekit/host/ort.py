@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.runtime.backends import Array
-from edgekit.runtime.quiet_ort import onnxruntime
+from edgekit.runtime.quiet_ort import LEFT_OUT, onnxruntime
 
 _FATAL_ONLY = 4
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -28,7 +28,7 @@ def open_model(content: bytes, *, optimize: bool = True) -> OpenModel:
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session: OpenModel = onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
+        session: OpenModel = _session(content, options)
     except Exception as err:  # onnxruntime's errors share no root but Exception
         raise refused(err) from err
     return session
@@ -59,7 +59,7 @@ def profiled_session(content: bytes, folder: Path) -> Profiled:
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     try:
-        return Profiled(onnxruntime.InferenceSession(content, options, providers=_PROVIDERS))
+        return Profiled(_session(content, options))
     except Exception as err:  # onnxruntime's errors share no root but Exception
         raise refused(err) from err
 
@@ -73,7 +73,7 @@ def optimize_offline(content: bytes, target: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     try:
-        onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
+        _session(content, options)
     except Exception as err:  # onnxruntime's errors share no root but Exception
         open_model(content)  # whose fault it was
         raise WorldFailed(f"{target}: could not be written: {one_line(err)[:200]}") from err
@@ -82,6 +82,12 @@ def optimize_offline(content: bytes, target: Path) -> None:
 def refused(err: Exception) -> BadInput:
     """onnxruntime's complaint as one line of ours."""
     return BadInput(f"onnxruntime {onnxruntime.__version__} refuses the model: {one_line(err)[:300]}")
+
+
+def _session(content: bytes, options: Any) -> Any:
+    return onnxruntime.InferenceSession(
+        content, options, providers=_PROVIDERS, disabled_optimizers=[*LEFT_OUT]
+    )
 
 
 def _options() -> Any:

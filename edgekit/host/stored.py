@@ -183,9 +183,18 @@ def stored(node: ir.Node) -> Stored | None:
 
 
 def computes_on_codes(node: ir.Node) -> bool:
-    """Whether a node reads dequantized codes on both sides: then integer kernels do it."""
+    """Whether integer kernels may do a node: it reads dequantized codes on both sides, and can give what is read.
+
+    A convolution on integers gives codes, a dense layer floats as well; there is none that transposes.
+    """
     makers = [value.producer() for value in node.inputs[:2] if value is not None]
-    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+    if not all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
+        return False
+    if node.op_type != "Conv":
+        return node.op_type != "ConvTranspose"
+    readers = list(node.outputs[0].consumers())
+    readers += [after for reader in readers for value in reader.outputs for after in value.consumers()]
+    return any(reader.op_type == "QuantizeLinear" for reader in readers)
 
 
 def multiplies_blocks(node: ir.Node) -> bool:

@@ -20,11 +20,13 @@ from edgekit.host.load import load
 from edgekit.host.lower.base import LoweredPart
 from edgekit.host.lower.onnxruntime import lower
 from edgekit.host.ort import open_model
+from edgekit.host.pack import draft
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.passes._grid import GRIDS, packed_bytes, products
 from edgekit.host.split import Stage, split
 from edgekit.host.stored import folded
-from edgekit.runtime.quiet_ort import onnxruntime
+from edgekit.host.work import layers, work
+from edgekit.runtime.quiet_ort import LEFT_OUT, onnxruntime
 
 OLD = Backend("onnxruntime", max_opset=17, max_ir=8)
 FORMATS = tuple(GRIDS)
@@ -60,7 +62,9 @@ def left_at_run_time(content: bytes, tmp_path: Path) -> list[str]:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
-    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[*LEFT_OUT]
+    )
     proto = onnx.load_model(tmp_path / "optimized.onnx")
     return sorted(node.op_type for node in proto.graph.node)
 
@@ -176,6 +180,54 @@ def test_codes_that_came_in_with_the_model_are_decoded_once_as_well(
     )
 
 
+def between_codes(kind: str, *, weight_codes: bool) -> onnx.ModelProto:
+    """One product between quantized tensors, its bias in float, its weights in float or in codes."""
+    b = Builder()
+    scale, zero = b.constant("s", np.array(0.05, np.float32)), b.constant("z", np.array(128, np.uint8))
+    x = b.op("DequantizeLinear", [b.op("QuantizeLinear", ["x", scale, zero], "q"), scale, zero], "d")
+    weight = np.random.default_rng(0).normal(0, 0.02, (3, 3, 3, 3)).astype(np.float32)
+    weight[:, 0, 0, 0] = 3  # eight bits cannot hold the others beside it
+    if weight_codes:
+        codes = np.clip(np.rint(weight * 40), -127, 127).astype(np.int8)
+        steps = [b.constant("ws", np.full(3, 1 / 40, np.float32)), b.constant("wz", np.zeros(3, np.int8))]
+        w = b.op("DequantizeLinear", [b.constant("wq", codes), *steps], "w", axis=0 if kind == "Conv" else 1)
+    else:
+        w = b.constant("w", weight)
+    y = b.op(kind, [x, w, b.weight("b", 3)], "c", pads=[1] * 4)
+    b.op("DequantizeLinear", [b.op("QuantizeLinear", [y, scale, zero], "q2"), scale, zero], "y")
+    return b.model([("y", (1, 3, 12, 12))])
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_a_layer_left_in_float_between_codes_runs_in_float(tmp_path: Path, kind: str) -> None:
+    graph = graph_of(between_codes(kind, weight_codes=False), tmp_path)
+    left = left_at_run_time(part_of(graph).content, tmp_path)
+    assert kind in left
+    assert left.count("DequantizeLinear") == 2  # before it, and at the end
+    feed = feed_of(graph)
+    (got,) = draft(graph, split(graph), OLD, "kept", 1, "host").open().run_all(feed).values()
+    off = np.abs(got - unoptimized(graph, feed)[0])
+    assert (off > 1e-6).mean() < 0.01  # a sum may round to the next code
+
+
+def test_a_float_bias_of_a_convolution_on_codes_gets_codes(tmp_path: Path) -> None:
+    graph = graph_of(between_codes("Conv", weight_codes=True), tmp_path)
+    part = part_of(graph)
+    assert "QLinearConv" in left_at_run_time(part.content, tmp_path)
+    feed = feed_of(graph)
+    off = np.abs(open_model(part.content).run(["y"], feed)[0] - unoptimized(graph, feed)[0])
+    assert off.max() < 0.051  # one step
+
+
+def test_weights_that_no_integer_kernel_takes_are_decoded_once(tmp_path: Path) -> None:
+    graph = graph_of(between_codes("ConvTranspose", weight_codes=True), tmp_path)
+    part = part_of(graph)
+    assert left_at_run_time(part.content, tmp_path).count("DequantizeLinear") == 2
+    feed = feed_of(graph)
+    off = np.abs(open_model(part.content).run(["y"], feed)[0] - unoptimized(graph, feed)[0])
+    assert (off > 1e-6).mean() < 0.01
+
+
 # --- dense layers in integers -----------------------------------------------------------------------------------------
 
 
@@ -257,3 +309,27 @@ def test_calibration_does_not_take_weights_for_activations(tmp_path: Path) -> No
         session.run(["exit1"], feed_of(graph)),
     )
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_stages_that_compute_in_float16_hand_their_tensors_on_in_it(make: Callable) -> None:
+    graph = run_steps(make(three_exits(channels=16)).plain, (step("float16"),), Context())
+    stages = split(graph)
+    handed = {tensor.dtype for stage in stages[1:] for tensor in stage.inputs}
+    assert handed == {"float16"}
+    session = draft(graph, stages, OLD, "half", 1, "host").open()
+    feed = feed_of(graph)
+    made = session.run_all(feed)
+    for want, entry in zip(unoptimized(graph, feed), graph.exits, strict=True):
+        assert made[entry.output].dtype == np.float32
+        np.testing.assert_allclose(made[entry.output], want, atol=0.02)
+
+
+def test_stored_weights_count_as_the_floats_they_become(tmp_path: Path) -> None:
+    graph = graph_of(three_exits(channels=WIDE), tmp_path)
+    plain = layers(graph.model)
+    for fmt in (*FORMATS, "float16"):
+        assert work(layers(stored_in(graph, fmt).model)) == work(plain)
+    dense_graph = graph_of(dense("MatMul", 512, 520), tmp_path)
+    (multiplied, _) = layers(stored_in(dense_graph, "int4", block=32, integer=True).model)
+    codes, scales = 512 * 520 // 2, 4 * 512 * 520 // 32
+    assert (multiplied.format, multiplied.bytes) == ("int8", codes + scales + 4 * (512 + 520))

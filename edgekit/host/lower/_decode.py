@@ -33,6 +33,7 @@ DOMAIN = "com.microsoft"
 _LEAST_SAVED = 160  # bytes: what the nodes that unpack cost
 _WORTH_HALF = 32  # scales: what one more node is worth
 _NBITS_ACCURACY = 4  # inputs are rounded to 8 bits a block
+_LARGEST_CODE = 2**31 - 1
 _VIEWS = ("Reshape", "Slice", "Transpose")
 _FLOAT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -40,6 +41,8 @@ _FLOAT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def decode_weights(model: ir.Model) -> None:
     """Replace every DequantizeLinear of a weight that no integer kernel takes. Changes the model it is given."""
     for node in tuple(model.graph):
+        _decode_bias(model, node)
+        _code_bias(model, node)
         found = stored(node)
         if found is None or not _is_for_floats(found):
             continue
@@ -58,6 +61,55 @@ def _is_for_floats(found: Stored) -> bool:
     if found.direct:
         return all(reader.op_type in _FLOAT_READERS and not computes_on_codes(reader) for reader in readers)
     return all(reader.op_type in _VIEWS and all(map(is_weight, reader.inputs[1:])) for reader in readers)
+
+
+def _decode_bias(model: ir.Model, node: ir.Node) -> None:
+    """Make floats, of the same size, of the 32-bit codes of a bias that is added to floats."""
+    if node.op_type != "DequantizeLinear" or len(node.inputs) < 2 or not all(map(is_weight, node.inputs)):
+        return
+    old, codes, scale = node.outputs[0], _array(node, 0), _array(node, 1)
+    readers = old.consumers()
+    if not readers or old.is_graph_output() or codes is None or scale is None or codes.dtype != np.int32:
+        return
+    if any(reader.op_type not in _FLOAT_READERS or computes_on_codes(reader) for reader in readers):
+        return
+    if codes.ndim == 1 and scale.dtype == np.float32 and scale.size in (1, codes.size):
+        floats = codes.astype(np.float32) * scale
+        old.replace_all_uses_with(_constant(model.graph, f"{old.name}/float", floats))
+
+
+def _code_bias(model: ir.Model, node: ir.Node) -> None:
+    """Give a product on codes its float bias in 32 bits, in steps of input times weight, as integer kernels want it."""
+    bias = node.inputs[2] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+    if bias is None or bias.const_value is None or not bias.is_initializer() or not computes_on_codes(node):
+        return
+    scaled = any(
+        attribute.as_float() != 1 for key, attribute in node.attributes.items() if key in ("alpha", "beta")
+    )
+    makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
+    steps = [None if maker is None else _array(maker, 1) for maker in makers]
+    array = bias.const_value.numpy()
+    if scaled or steps[0] is None or steps[1] is None or array.ndim != 1 or array.dtype != np.float32:
+        return
+    if steps[0].size != 1 or steps[1].size not in (1, array.size) or steps[0].dtype != np.float32:
+        return
+    scale = np.broadcast_to(steps[0].reshape(-1) * steps[1].reshape(-1), array.shape).astype(np.float32)
+    codes = np.rint(array.astype(np.float64) / np.where(scale > 0, scale, 1))
+    if not (scale > 0).all() or not (np.abs(codes) < _LARGEST_CODE).all():
+        return
+    stem = f"{node.outputs[0].name}/bias"
+    constants = [
+        ("codes", codes.astype(np.int32)),
+        ("scale", scale),
+        ("zero", np.zeros(codes.shape, np.int32)),
+    ]
+    inputs = [_constant(model.graph, f"{stem}/{key}", array) for key, array in constants]
+    node.replace_input_with(2, _node(model.graph, "DequantizeLinear", stem, *inputs, axis=0))
+
+
+def _array(node: ir.Node, index: int) -> NDArray[Any] | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 class _Decoder:

@@ -8,6 +8,7 @@ from typing import Any
 from edgekit.core.errors import BadBundle, BadInput, one_line
 from edgekit.core.manifest import Part
 from edgekit.runtime.backends import Array, Options, Runner
+from edgekit.runtime.quiet_ort import LEFT_OUT
 from edgekit.runtime.quiet_ort import onnxruntime as ort
 
 _FATAL_ONLY = 4
@@ -44,7 +45,7 @@ def open_part(
     settings.log_severity_level = _FATAL_ONLY
     providers = [name for name in options.providers if name not in missing]
     try:
-        session = ort.InferenceSession(data, settings, providers=providers)
+        session = ort.InferenceSession(data, settings, providers=providers, disabled_optimizers=[*LEFT_OUT])
         binding = session.io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
