@@ -276,8 +276,6 @@ def pad(t: Translation, node: ir.Node) -> None:
 
 def max_pool(t: Translation, node: ir.Node) -> None:
     """MaxPool; a border that TFLite does not know is written in front, with what no maximum takes."""
-    if len(node.outputs) > 1 and node.outputs[1].name and node.outputs[1].uses():
-        raise Unsupported("with indices")
     source, told = names(node)[0], attributes(node)
     shape, out = t.values.shape(source), result_shape(node)
     slide = window(node, told["kernel_shape"], shape[2:], out[2:])
@@ -369,10 +367,10 @@ def _scales(t: Translation, node: ir.Node, before: Sequence[int], after: Sequenc
         return [float(scale) for scale in told["scales"][2:]]
     name = optional_input(node, 1 if node.op_type == "Upsample" or t.opset < 11 else 2)
     given = () if name is None else tuple(map(float, t.constant(name).reshape(-1)))
-    if len(given) == len(before):
-        return list(given[2:])
-    if len(given) == len(before) - 2:
-        return list(given)
+    if given:
+        axes = told.get("axes") or first(len(given))
+        by_axis = {axis % len(before): scale for axis, scale in zip(axes, given, strict=True)}
+        return [by_axis.get(axis, 1.0) for axis in range(2, len(before))]
     return [b / a for a, b in zip(before[2:], after[2:], strict=True)]
 
 
@@ -424,7 +422,7 @@ def _linear(t: Translation, node: ir.Node, scales: Sequence[float]) -> None:
     if mode not in ("asymmetric", "half_pixel", "align_corners"):
         raise Unsupported(f"linear with coordinates {mode!r}")
     exact = all(abs(a * s - b) < 1e-3 for a, b, s in zip(before[2:], after[2:], scales, strict=True))
-    if mode != "align_corners" and not exact:
+    if not exact:
         raise Unsupported("linear by scales that do not give whole sizes")
     codes = (
         t.int8(target, [source]) and target.quant is not None and target.quant.same(t.values.quant_of(source))
@@ -457,9 +455,11 @@ def depth_to_space(t: Translation, node: ir.Node) -> None:
 
 def space_to_depth(t: Translation, node: ir.Node) -> None:
     """SpaceToDepth, likewise."""
-    source, block = names(node)[0], int(attributes(node)["blocksize"])
+    source, told = names(node)[0], attributes(node)
     n, c, h, w = t.values.shape(source)
-    _in_blocks(t, node, source, (n, c, h // block, block, w // block, block), (0, 3, 5, 1, 2, 4))
+    block = int(told["blocksize"])
+    perm = (0, 3, 5, 1, 2, 4) if told.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    _in_blocks(t, node, source, (n, c, h // block, block, w // block, block), perm)
 
 
 def _in_blocks(t: Translation, node: ir.Node, source: str, shape: Sequence[int], perm: Order) -> None:

@@ -82,6 +82,9 @@ def binary(code: str, t: Translation, node: ir.Node) -> None:
     target = t.target(node, fuse=code in _FUSES)
     rank = len(target.shape)
     given = [t.values.padded_rank(name, rank) for name in names(node)]
+    if code == "POW" and t.values.is_constant(given[1]):  # its exponent may be of another type
+        exponent = t.constant(given[1]).astype(t.values[given[0]].dtype)
+        given[1] = t.values.add_constant(t.values.fresh("exponent"), exponent)
     order = t.values.preferred([name for name in given if t.values.shape(name) == target.shape] or given)
     codes = code in _INT8_BINARY and t.int8(target, given)
     tensors = [t.operand(name, order, codes=codes) for name in given]
@@ -362,8 +365,6 @@ def _normalized(t: Translation, chain: Floats, places: Sequence[int], epsilon: f
 def layer_norm(t: Translation, node: ir.Node) -> None:
     """LayerNormalization over the last axes."""
     source, told = names(node)[0], attributes(node)
-    if len(node.outputs) > 1 and any(value.uses() for value in node.outputs[1:]):
-        raise Unsupported("with its mean or deviation given out")
     rank = t.values.rank(source)
     chain = Floats(t, t.values.at(source))
     places = range(int(told.get("axis", -1)) % rank, rank)

@@ -267,11 +267,10 @@ def conv(t: Translation, node: ir.Node) -> None:
 
 
 def conv_transpose(t: Translation, node: ir.Node) -> None:
-    """ConvTranspose without groups: TFLite's SAME where it is that, else the whole result, cut to size."""
+    """ConvTranspose: TFLite's SAME where it is that, else the whole result, cut to size; groups as one of zeros."""
     source, weight_name = names(node)[:2]
     told, weight = attributes(node), weight_of(t, weight_name)
-    if int(told.get("group", 1)) != 1:
-        raise Unsupported("in groups")
+    weight = _ungrouped(weight, int(told.get("group", 1)))
     shape, target = t.values.shape(source), t.target(node)
     rank = len(shape) - 2
     strides = tuple(told.get("strides") or (1,) * rank)
@@ -281,13 +280,17 @@ def conv_transpose(t: Translation, node: ir.Node) -> None:
     weight = Weight(_with_holes(weight.array, dilations), weight.quant)
     if rank == 1:
         weight, strides = weight.widened(2), (1, *strides)
-    kernel = weight.array.shape[2:]
     n, high, wide, _ = t.values.file.shape(x)
     out = target.shape[2:] if rank == 2 else (1, *target.shape[2:])
-    whole = tuple((size - 1) * s + k for size, s, k in zip((high, wide), strides, kernel, strict=True))
+    whole = _whole((high, wide), strides, weight)
     begins = _begins(node, whole, out, rank)
-    if any(b < 0 or b + o > w for b, o, w in zip(begins, out, whole, strict=True)):
-        raise Unsupported("with an output larger than its windows reach")
+    beyond = [max(0, b + o - w) for b, o, w in zip(begins, out, whole, strict=True)]
+    if any(beyond):  # the rest of the output, which no window reaches, is reached by zeros
+        array = np.pad(weight.array, [(0, 0), (0, 0), *((0, extra) for extra in beyond)])
+        weight = Weight(array, weight.quant)
+        whole = _whole((high, wide), strides, weight)
+    if min(begins) < 0:
+        raise Unsupported("with negative pads")
     excess = [w - o for w, o in zip(whole, out, strict=True)]
     same = tuple(out) == (high * strides[0], wide * strides[1]) and begins == tuple(e // 2 for e in excess)
     exact = not any(excess)
@@ -319,6 +322,12 @@ def conv_transpose(t: Translation, node: ir.Node) -> None:
     close_image(t, filled, made)
 
 
+def _whole(sizes: Sequence[int], strides: Sequence[int], weight: Weight) -> tuple[int, ...]:
+    """How far the windows reach together."""
+    kernel = weight.array.shape[2:]
+    return tuple((size - 1) * s + k for size, s, k in zip(sizes, strides, kernel, strict=True))
+
+
 def _begins(node: ir.Node, whole: Sequence[int], out: Sequence[int], rank: int) -> tuple[int, ...]:
     """Where the result begins inside all that the windows reach."""
     told = attributes(node)
@@ -328,6 +337,26 @@ def _begins(node: ir.Node, whole: Sequence[int], out: Sequence[int], rank: int) 
         totals = [max(w - o, 0) for w, o in zip(whole, out, strict=True)][-rank:]
         pads = tuple(total // 2 if upper else total - total // 2 for total in totals)
     return pads if rank == 2 else (0, *pads)
+
+
+def _ungrouped(weight: Weight, groups: int) -> Weight:
+    """The weight (inputs, outputs / groups, ...) of a ConvTranspose for all inputs and outputs, zero between groups."""
+    if groups == 1:
+        return weight
+    inputs, outputs = weight.array.shape[:2]
+    wide = np.zeros((inputs, outputs * groups, *weight.array.shape[2:]), weight.array.dtype)
+    share = inputs // groups
+    for group in range(groups):
+        rows = slice(group * share, (group + 1) * share)
+        wide[rows, group * outputs : (group + 1) * outputs] = weight.array[rows]
+    quant = weight.quant
+    if quant is not None and not quant.per_tensor:
+        if quant.axis != 1:
+            raise Unsupported("in groups, quantized per input")
+        quant = replace(quant, scale=quant.scale * groups, zero=quant.zero * groups)
+    if quant is not None and any(quant.zero):
+        raise Unsupported("in groups, with asymmetric weights")
+    return Weight(wide, quant)
 
 
 def _with_holes(array: Array, dilations: Sequence[int]) -> Array:

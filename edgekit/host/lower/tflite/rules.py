@@ -13,6 +13,7 @@ from edgekit.host.lower.tflite.values import Order, Rule, Unsupported, first, la
 from edgekit.host.lower.tflite.writer import TfliteFile
 
 RULES: Mapping[str, Rule] = {**products.RULES, **movement.RULES, **pointwise.RULES}
+_MOVERS = frozenset(movement.RULES) - {"MaxPool", "Resize", "Upsample"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def translate(model: ir.Model, handed: Collection[str], outputs: Sequence[str]) 
     """
     clone = model.clone()
     clone.graph.sort()
-    t = Translation(clone.graph, clone.opset_imports.get("", 0))
+    t = Translation(clone.graph, clone.opset_imports.get("", 0), movers=_MOVERS)
     t.constants()
     tensors: dict[str, int] = {}
     orders: dict[str, Order] = {}

@@ -6,6 +6,7 @@ float between DEQUANTIZE and QUANTIZE, which is what the ONNX graph says, only s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ from edgekit.host.lower.tflite.writer import Array, Quant, options
 
 NONE, RELU, RELU_N1, RELU6 = 0, 1, 2, 3  # fused activations, as the schema numbers them
 _MOST_REASON = 160
+_COMPUTED = {"float32", "float16", "int32", "int64", "bool"}  # types of numbers that kernels compute with
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ class Target:
 
 @dataclass
 class Translation:
-    """A graph on its way. problems: what could not be written, a line for each node."""
+    """A graph on its way. movers: operators that take any type. problems: what could not be written, by node."""
 
     graph: ir.Graph
     opset: int
     values: Values = field(default_factory=Values)
+    movers: frozenset[str] = frozenset()
     problems: list[str] = field(default_factory=list)
     _done: set[ir.Node] = field(default_factory=set)
 
@@ -281,17 +284,25 @@ class Translation:
         elif node.domain not in ("", "ai.onnx") or node.op_type not in rules:
             raise Unsupported("there is no such operator in TFLite")
         else:
+            if node.op_type not in self.movers:
+                self._check_types(node)
+            if node.op_type != "Split" and any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+                raise Unsupported("with a second output")
             rules[node.op_type](self, node)
+
+    def _check_types(self, node: ir.Node) -> None:
+        """Numbers of 8 and 16 bits are codes to the kernels, and some abort where they are none."""
+        kinds = {self.values[name].dtype for name in names(node) if name}
+        for kind in sorted(kinds - _COMPUTED):
+            raise Unsupported(f"of {kind}")
 
     def _give_up(self, node: ir.Node, why: str) -> None:
         self.problems.append(f"node {node.name!r} ({node.op_type}): {why}")
         for value in node.outputs:
-            try:
-                shape, dtype = shape_of(value), type_of(value)
-            except Unsupported:
-                continue
             if value.name and value.name not in self.values.known:
-                self.values.new(value.name, shape, first(len(shape)), dtype)
+                with contextlib.suppress(Unsupported):
+                    shape = shape_of(value)
+                    self.values.new(value.name, shape, first(len(shape)), type_of(value))
 
     def _compute(self, node: ir.Node) -> None:
         """What depends on constants alone is a constant."""

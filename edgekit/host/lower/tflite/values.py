@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.host.graph import static_shape
-from edgekit.host.lower.tflite.writer import Array, Quant, TfliteFile, options
+from edgekit.host.lower.tflite.writer import DTYPES, Array, Quant, TfliteFile, options
 
 Order = tuple[int, ...]
 SHIFT = 128  # between uint8 and int8 codes
@@ -156,6 +156,8 @@ class Values:
         """A computed value, and the tensor that holds it in this order."""
         if dtype == _HALF:
             dtype = "float32"  # the processor's kernels compute in it
+        if dtype not in DTYPES.values():
+            raise Unsupported(f"of {dtype}")
         placed = None if quant is None or quant.per_tensor else replace(quant, axis=order.index(quant.axis))
         tensor = self.file.tensor(name, [shape[axis] for axis in order], dtype, placed or quant)
         self.known[name] = Known(tuple(shape), dtype, quant, forms={order: tensor})
@@ -362,6 +364,8 @@ def optional_input(node: ir.Node, index: int) -> str | None:
 
 def grouped_axes(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """How a reshape maps axes: the smallest runs of axes (without those of size 1) that hold equally many numbers."""
+    if math.prod(before) != math.prod(after) or not math.prod(after):
+        raise Unsupported(f"from shape {list(before)} to {list(after)}")
     left = [axis for axis, size in enumerate(before) if size != 1]
     right = [axis for axis, size in enumerate(after) if size != 1]
     while left or right:
