@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from agents import Site, make_site, until
+from bundles import null_bundle
 
 # Run before the agent: counts what makes a change last (fsync, rename, commit) and kills the process at the n-th.
 KILLER = """
@@ -114,6 +115,61 @@ def test_killed_at_points_all_over_an_install_it_ends_in_a_verified_slot_and_a_t
 def test_killed_at_every_point_of_an_install_it_ends_in_a_verified_slot_and_a_true_report(site: Site) -> None:
     for number, point in enumerate(range(1, count_points(site) + 1)):
         kill_at(site, point, rev=3 + number)
+
+
+CANDIDATE = null_bundle(profiles=("raspberrypi5",))
+
+
+def test_killed_at_points_all_over_a_measure_job_it_ends_and_leaves_nothing(site: Site) -> None:
+    count = count_measuring(site)
+    assert count > 20, "measuring has many points at which a power cut could come"
+    for point in range(4, count, count // 3):
+        kill_measuring_at(site, point)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_every_point_of_a_measure_job_it_ends_and_leaves_nothing(site: Site) -> None:
+    for point in range(1, count_measuring(site) + 1):
+        kill_measuring_at(site, point)
+
+
+def count_measuring(site: Site) -> int:
+    """Measure once, and count the points."""
+    site.board.write(limits={"accepts_measure": True})
+    process = site.board.spawn(*lines(site, 10**6))
+    until(lambda: site.server.last("status") and site.server.last("reported"), "the agent")
+    (site.board.folder / "armed").touch()
+    shot = site.server.order("pi5", site.repository.add_round(site.folder, [CANDIDATE]))
+    assert site.server.ended(shot.job_id)["state"] == "done"
+    until(lambda: site.board.state["shots"][-1]["reported"])
+    (site.board.folder / "armed").unlink()
+    process.kill()
+    process.communicate()
+    return len((site.board.folder / "points").read_text().splitlines())
+
+
+def kill_measuring_at(site: Site, point: int) -> None:
+    """Measure, killed at that point; then start again, and have the server say it again, as it does at a birth."""
+    site.server.heard.clear()
+    process = site.board.spawn(*lines(site, point))
+    until(lambda: site.server.last("status") and site.server.last("reported"), "the agent")
+    (site.board.folder / "armed").touch()
+    label = site.repository.add_round(site.folder, [CANDIDATE])
+    shot = site.server.order("pi5", label)
+    until(lambda: process.poll() is not None, f"the kill at point {point}")
+    process.communicate()
+    (site.board.folder / "armed").unlink()
+    before = site.server.last("info")
+    process = site.board.spawn()
+    until(lambda: site.server.last("info") != before, "the agent again")
+    site.server.order("pi5", label, n=shot.n, job_id=shot.job_id, expires=shot.expires)
+    end = site.server.ended(shot.job_id)
+    assert end["state"] == "done", f"killed at point {point}"
+    assert len(end["reports"]) == 1
+    until(lambda: not (site.board.folder / "state/measure").exists(), "the cleaning up")
+    process.kill()
+    process.communicate()
 
 
 def count_points(site: Site) -> int:
