@@ -13,7 +13,7 @@ from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 
 # verb -> its line in `edgekit --help`; the module edgekit/cli/<verb>.py is loaded only when the verb is used.
 VERBS = {
-    "profile": "List, show and check device profiles.",
+    "profile": "List, show, check and measure device profiles.",
     "inspect": "Show a model's layers, cost, and what a profile can run.",
     "convert": "Fit a model to a board and pack it as a bundle.",
     "run": "Run a bundle on inputs and print the answers.",

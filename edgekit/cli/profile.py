@@ -1,16 +1,24 @@
-"""`edgekit profile`: list, show and check device profiles. Measures nothing."""
+"""`edgekit profile`: list, show and check device profiles; measure the one of this machine."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.cli.output import console, print_json
+from edgekit.cli.options import check_targets
+from edgekit.cli.output import console, percent, print_json, progress
+from edgekit.core.checks import NAME
+from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
-from edgekit.core.profile import Backend, Profile, known_profiles, read_profile
+from edgekit.core.files import write_atomic
+from edgekit.core.profile import Backend, Profile, known_profiles, parse_profile, read_profile
+from edgekit.core.profile_toml import profile_toml
+from edgekit.host.watch import Tick
 from edgekit.runtime.detect import find_profile
 from edgekit.runtime.power import known_sensors
 
@@ -20,7 +28,7 @@ _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @click.group(epilog="Example:  edgekit profile show raspberrypi5")
 def command() -> None:
-    """List, show and check device profiles."""
+    """List, show and check device profiles; measure this machine's."""
 
 
 @command.command("list", epilog="Example:  edgekit profile list --json")
@@ -58,6 +66,9 @@ def show(name: str, as_json: bool) -> None:
     console.print(_backends(profile.backends))
     console.print()
     console.print(_figures(profile))
+    if profile.cost.operators:
+        console.print()
+        console.print(_operators(profile))
 
 
 @command.command(epilog="Example:  edgekit profile check myboard.toml")
@@ -75,6 +86,101 @@ def check(file: str, as_json: bool) -> None:
     unknown = sum(figure.value is None for _, figure in profile.figures())
     known = sum(1 for _ in profile.figures()) - unknown
     console.print(Text(f"{file}: good, {known} figures known and {unknown} unknown"), soft_wrap=True)
+
+
+@command.command(epilog="Example:  edgekit profile measure -o myboard.toml")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The profile to write (.toml)."
+)
+@click.option("--backend", default="onnxruntime", show_default=True, help="The runtime to measure.")
+@click.option("--name", help="The profile's name; the file's if nothing is said.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of one inference."
+)
+@click.option("--family", "families", multiple=True, help="Only this kind of network; may be given again.")
+@click.option("--most", type=click.IntRange(min=1), help="At most so many networks of each kind.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Turns each network takes."
+)
+@click.option(
+    "--limit-s",
+    type=click.FloatRange(min=0),
+    default=150.0,
+    show_default=True,
+    help="Begin no more networks after so many seconds; one of each kind is always measured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def measure(
+    output: Path,
+    backend: str,
+    name: str | None,
+    threads: int,
+    families: tuple[str, ...],
+    most: int | None,
+    rounds: int,
+    limit_s: float,
+    as_json: bool,
+) -> None:
+    """Measure this machine and write its profile: rates per kind of layer, and which int8 it runs well.
+
+    Generated networks run through the Session that boards run; it takes a minute or two, three at most on a fast
+    machine. Leave the machine alone meanwhile.
+    """
+    from edgekit.host.profile_measure import (
+        Grid,
+        describe,
+        measure_profile,
+    )  # onnx and onnxruntime: not for --help
+
+    name = name or output.stem
+    if not NAME.fullmatch(name):
+        raise BadInput(f"--name must be letters, digits, '_' and '-', at most 64, got {name!r}")
+    if name in known_profiles():
+        raise BadInput(f"--name must not be that of a profile there is already, got {name!r}")
+    check_targets({"-o": output})
+    made = measure_profile(name, backend, threads, Grid(families, most, rounds, limit_s), _watch)
+    text = profile_toml(made.profile, describe(made))
+    parse_profile(text, str(output))  # what is written can be read
+    write_atomic(output, text.encode())
+    measured = made.profile.backend(backend)
+    if as_json:
+        print_json(
+            {
+                "file": str(output),
+                "name": name,
+                "backend": backend,
+                "threads": threads,
+                "networks": made.networks,
+                "skipped": made.skipped,
+                "left_out": made.left_out,
+                "fast_formats": list(measured.fast_formats),
+                "int8_activation": measured.int8_activation,
+                "int8_over_float32": made.over_float,
+                "fit_error": {"median": made.median_error, "worst": made.worst_error},
+                "seconds": round(made.seconds, 1),
+            }
+        )
+        return
+    fast = ", ".join(measured.fast_formats)
+    ratios = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in made.over_float.items()) or "unknown"
+    missed = percent(made.median_error, 1)
+    for line in (
+        f"{output}: {made.networks} networks in {made.seconds:.0f} s, the fit misses them by {missed} (median)",
+        f"runs fast: {fast}; int8's time over float32's, by type of activation: {ratios}",
+        f"use it with: edgekit convert MODEL --profile {output} ...",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+    if made.left_out:
+        console.print(
+            f"{made.left_out} networks were left out after {limit_s:g} s", markup=False, soft_wrap=True
+        )
+
+
+@contextlib.contextmanager
+def _watch(what: str, total: int) -> Iterator[Tick]:
+    with progress() as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 def _warnings(profile: Profile, file: str) -> list[str]:
@@ -151,9 +257,26 @@ def _figures(profile: Profile) -> Table:
     table.add_column("how")
     table.add_column("from", overflow="fold")
     for path, figure in profile.figures():
+        if path.startswith("cost.operators."):
+            continue
         how = figure.provenance or ""
         source = ", ".join(part for part in (figure.on, figure.when) if part)
         table.add_row(path, _value(figure), Text(how, _STYLE.get(how, "")), Text(source))
+    return table
+
+
+def _operators(profile: Profile) -> Table:
+    """The measured classes of operators, one a line."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("class of operator", no_wrap=True)
+    table.add_column("format")
+    for column in ("MACs", "bytes", "a call"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for op, by_format in profile.cost.operators.items():
+        for fmt, own in by_format.items():
+            figures = (own.macs_per_second, own.bytes_per_second, own.call_overhead_us)
+            cells = (Text("-", "dim") if figure.value is None else _value(figure) for figure in figures)
+            table.add_row(op, fmt, *cells)
     return table
 
 

@@ -63,13 +63,26 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class OpCosts:
+    """What one class of operators costs in one number format: the sum of its MACs, bytes and calls at these rates."""
+
+    macs_per_second: Figure = field(default_factory=lambda: unknown("MAC/s"))
+    bytes_per_second: Figure = field(default_factory=lambda: unknown("B/s"))
+    call_overhead_us: Figure = field(default_factory=lambda: unknown("us"))
+
+
+@dataclass(frozen=True)
 class Costs:
-    """What work costs on `threads` threads. macs_per_second: by number format; one that is missing is unknown."""
+    """What work costs on `threads` threads. macs_per_second: by number format; one that is missing is unknown.
+
+    operators: class of operator ("Conv.depthwise") -> number format -> its own costs, where somebody measured them.
+    """
 
     threads: int
     macs_per_second: Mapping[str, Figure]
     bytes_per_second: Figure = field(default_factory=lambda: unknown("B/s"))
     call_overhead_us: Figure = field(default_factory=lambda: unknown("us"))
+    operators: Mapping[str, Mapping[str, OpCosts]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,10 @@ class Profile:
             yield f"cost.macs_per_second.{fmt}", figure
         yield "cost.bytes_per_second", self.cost.bytes_per_second
         yield "cost.call_overhead_us", self.cost.call_overhead_us
+        for op, by_format in self.cost.operators.items():
+            for fmt, own in by_format.items():
+                for key, figure in _op_figures(own).items():
+                    yield f'cost.operators."{op}".{fmt}.{key}', figure
         yield "power.idle_w", self.power.idle_w
         yield "power.busy_w", self.power.busy_w
         if self.fpga is not None:
@@ -164,6 +181,13 @@ class Profile:
                 "macs_per_second": {fmt: figure.to_json() for fmt, figure in cost.macs_per_second.items()},
                 "bytes_per_second": cost.bytes_per_second.to_json(),
                 "call_overhead_us": cost.call_overhead_us.to_json(),
+                "operators": {
+                    op: {
+                        fmt: {key: figure.to_json() for key, figure in _op_figures(own).items()}
+                        for fmt, own in by_format.items()
+                    }
+                    for op, by_format in cost.operators.items()
+                },
             },
             "power": {
                 "sensor": power.sensor,
@@ -297,7 +321,34 @@ def _costs(table: Table, cores: int, expected: Sequence[str]) -> Costs:
         macs_per_second={fmt: by_format.figure(fmt, "MAC/s") for fmt in formats},
         bytes_per_second=table.figure("bytes_per_second", "B/s"),
         call_overhead_us=table.figure("call_overhead_us", "us"),
+        operators=_operators(table.optional_table("operators")),
     )
+
+
+def _operators(table: Table) -> dict[str, dict[str, OpCosts]]:
+    found: dict[str, dict[str, OpCosts]] = {}
+    for op in table.data:
+        by_format = table.table(op)
+        found[op] = {
+            fmt: _op_costs(by_format.optional_table(fmt)) for fmt in FORMATS if fmt in by_format.data
+        }
+    return found
+
+
+def _op_costs(table: Table) -> OpCosts:
+    return OpCosts(
+        macs_per_second=table.figure("macs_per_second", "MAC/s"),
+        bytes_per_second=table.figure("bytes_per_second", "B/s"),
+        call_overhead_us=table.figure("call_overhead_us", "us"),
+    )
+
+
+def _op_figures(costs: OpCosts) -> dict[str, Figure]:
+    return {
+        "macs_per_second": costs.macs_per_second,
+        "bytes_per_second": costs.bytes_per_second,
+        "call_overhead_us": costs.call_overhead_us,
+    }
 
 
 def _power(table: Table) -> Power:
