@@ -182,11 +182,11 @@ def test_gradual_pruning_leaves_depthwise_weights_alone(made: Callable[..., tupl
 
 
 def test_channels_go_in_rounds_with_training_between(made: Callable[..., tuple[Graph, Data]]) -> None:
-    graph, data = made(NETWORKS["three_exits"](0))
-    options = replace(QUICK, prune_share=0.4, rounds=2, granularity=1, epochs=8)
+    graph, data = made(NETWORKS["perceptron"](0))
+    options = replace(QUICK, prune_share=0.6, rounds=2, granularity=1, lr=2e-3)
     result = recover(graph, options, Context(data, graph))
     before, after = (sum(layer.macs for layer in layers(each.model)) for each in (graph, result.graph))
-    assert after <= 0.6 * before
+    assert after <= 0.4 * before
     assert result.helped
 
 
