@@ -43,7 +43,7 @@ class QuantizeWeights:
     clip: str = option("mse", choices=CLIPS)
     layers: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
-    min_size: int = option(256, min=1)
+    min_size: int = option(128, min=1)
     integer: bool = False
 
 
