@@ -146,6 +146,8 @@ def reasons(
             found[name] = "float32: the last step to an answer, or only decides"
         elif node.op_type not in OPS:
             found[name] = "float32: no int8 form"
+        else:
+            found[name] = "float32: computed together with its neighbours"
     return found
 
 

@@ -34,9 +34,10 @@ from edgekit.host.bench import Bench, interleaved
 from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
-from edgekit.host.node_times import node_times
+from edgekit.host.lower import onnxruntime
+from edgekit.host.node_times import times_of
 from edgekit.host.pack import Draft, Finished
-from edgekit.host.sqnr import layer_sqnr
+from edgekit.host.sqnr import layer_sqnr, spread
 from edgekit.host.stored import stored_weights
 from edgekit.host.watch import Watch
 from edgekit.host.work import layers, work
@@ -56,6 +57,7 @@ from edgekit.runtime.policy import make_policy
 from edgekit.runtime.power import open_sensor
 from edgekit.runtime.session import Session
 
+_TIMED = 4  # samples on which layers are timed
 POLICIES = (PolicySpec("full"), PolicySpec("budget", Budget(32.0, "%")), PolicySpec("confidence"))
 _PACKAGES = ("edgekit", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
@@ -289,9 +291,16 @@ def _weights(model: ir.Model) -> Mapping[str, str | None]:
 
 def _layer_times(subject: Judged) -> tuple[Mapping[str, float], str | None]:
     """ms of each layer: by this machine's profiler where it is the target, else by the profile's cost model."""
-    if subject.on_this_machine:
-        return node_times(subject.graph, subject.data.validation), "measured"
     found: dict[str, float] = {}
+    if subject.on_this_machine:
+        session, data = subject.made.open(), subject.data.validation
+        samples = [data.inputs(index) for index in spread(data.count, _TIMED)]
+        known = [{**sample, **session.run_all(sample)} for sample in samples]
+        for part in (part for stage in subject.made.manifest.stages for part in stage.parts):
+            if part.backend == onnxruntime.NAME:
+                inputs = [{t.name: values[t.name] for t in part.inputs} for values in known]
+                found.update(times_of(subject.made.files[part.file], inputs))
+        return found, "measured"
     for stage in subject.made.stages:
         for layer in layers(stage.model):
             ms = predict(subject.profile, work([layer])).value

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.ort import profiled_session
 from edgekit.host.sqnr import spread
+from edgekit.host.work import MACS
 from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
 
@@ -23,6 +24,8 @@ RUNS = 40
 _LIMIT_MS = 1500.0  # a slow network is timed with fewer runs
 _WARM_UP = 3
 _KERNEL = "_kernel_time"
+_FOLLOWS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "BatchNormalization")
+_BLOCKED = "_nchwc"
 _RENAMED = re.compile(r"(_nchwc|_token_\d+|_quant|_transposed)+$")  # endings that onnxruntime's rewrites add
 _OVERHEAD_MS = 0.001  # what the profiler itself adds to a node, about: seen as the least of any
 _SIZES = (1024, 262_144)  # values that are rounded to codes and back, to time it
@@ -33,8 +36,43 @@ def node_times(graph: Graph, data: Data, runs: int = RUNS) -> Mapping[str, float
 
     What onnxruntime puts in by itself (layout changes, codes) appears under the name it gives it.
     """
-    samples = [data.inputs(index) for index in spread(data.count, 8)]
-    return _profile(model_bytes(graph.model), samples, runs)
+    return times_of(model_bytes(graph.model), [data.inputs(index) for index in spread(data.count, 8)], runs)
+
+
+def times_of(content: bytes, samples: list[dict[str, Array]], runs: int = RUNS) -> dict[str, float]:
+    """The same for a model's bytes and its inputs."""
+    model = onnx.load_model_from_string(content)
+    makers = {
+        name: node.name for node in model.graph.node for name in node.output
+    }  # blocked kernels go by tensors
+    nodes = set(makers.values())
+    times: dict[str, float] = {}
+    for name, ms in _profile(content, samples, runs).items():
+        plain = _RENAMED.sub("", name)
+        by_tensor = name.endswith(_BLOCKED) or plain not in nodes
+        node = makers.get(plain, plain) if by_tensor else plain
+        times[node] = times.get(node, 0.0) + ms
+    return _at_products(model, times)
+
+
+def _at_products(model: onnx.ModelProto, times: dict[str, float]) -> dict[str, float]:
+    """A kernel that computes a product and what follows it may go by the last node's name: give it to the product."""
+    maker = {name: node for node in model.graph.node for name in node.output}
+    moved = dict(times)
+    for node in model.graph.node:
+        if node.name not in times or node.op_type not in _FOLLOWS:
+            continue
+        behind = [maker[name] for name in node.input if name in maker]
+        while behind:
+            source = behind.pop(0)
+            if source.name in times:
+                continue
+            if source.op_type in MACS:
+                moved[source.name] = moved.pop(node.name)
+                break
+            if source.op_type in _FOLLOWS:
+                behind += [maker[name] for name in source.input if name in maker]
+    return moved
 
 
 @functools.cache
@@ -60,11 +98,7 @@ def _profile(content: bytes, samples: list[dict[str, Array]], runs: int) -> dict
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             rows.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"] / 1e3)
-    times: dict[str, float] = {}
-    for name, row in rows.items():
-        plain = _RENAMED.sub("", name)
-        times[plain] = times.get(plain, 0.0) + max(0.0, _typical(row[_WARM_UP:] or row) - _OVERHEAD_MS)
-    return times
+    return {name: max(0.0, _typical(row[_WARM_UP:] or row) - _OVERHEAD_MS) for name, row in rows.items()}
 
 
 def _typical(row: list[float]) -> float:

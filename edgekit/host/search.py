@@ -60,6 +60,7 @@ class _Log:
     tried: dict[str, Tried] = field(default_factory=dict)
     against: dict[str, str] = field(default_factory=dict)
     dropped: list[Dropped] = field(default_factory=list)
+    stays: dict[str, str] = field(default_factory=dict)  # node -> why it is float where int8 came to nothing
 
     def add(self, tried: Tried, against: str | None = None) -> Tried:
         """Note a candidate, or what is newly known of it."""
@@ -110,8 +111,8 @@ def _formats(setting: Setting, stayed: Tried, base: tuple[Step, ...], log: _Log)
     best = _int8(setting, stayed, start, log)
     if best is None:
         best = log.add(timed(setting, [stayed, start])[1]) if base else log.add(timed(setting, [stayed])[0])
-        half = _float16(setting, stayed, start, best, log)
-        best = half or best
+        best = replace(best, why=log.stays)
+        best = _float16(setting, stayed, start, log) or best
     return _stored(setting, stayed, best, log)
 
 
@@ -129,6 +130,7 @@ def _int8(setting: Setting, stayed: Tried, start: Tried, log: _Log) -> Tried | N
         log.dropped.append(Dropped("*", INT8, str(err)))
         return None
     costs = _costs(setting, start.graph, quantized)
+    log.stays = reasons(start.graph, quantized, frozenset(), costs)
     whole = replace(whole, why=reasons(start.graph, quantized, int8_nodes(quantized), costs))
     best = _fastest(setting, stayed, start, whole, taken, costs, log)
     if best is None:
@@ -395,7 +397,7 @@ def _fastest_of(setting: Setting, stayed: Tried, candidates: Sequence[Tried], lo
 # --- float16, and weights in few bits --------------------------------------------------------------------------------
 
 
-def _float16(setting: Setting, stayed: Tried, start: Tried, best: Tried, log: _Log) -> Tried | None:
+def _float16(setting: Setting, stayed: Tried, start: Tried, log: _Log) -> Tried | None:
     """float16 where the profile runs it fast and nothing speaks against it."""
     if "float16" not in setting.backend.fast_formats or is_quantized(start.graph):
         return None
