@@ -37,6 +37,7 @@ from edgekit.host.lower.tflite.writer import Array, Quant, options
 
 NONE, RELU, RELU_N1, RELU6 = 0, 1, 2, 3  # fused activations, as the schema numbers them
 _MOST_REASON = 160
+_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _COMPUTED = {"float32", "float16", "int32", "int64", "bool"}  # types of numbers that kernels compute with
 
 
@@ -178,8 +179,9 @@ class Translation:
             self.reshaped(entry.codes, f"{made}#codes", shape)
             self.values.known[made] = Known(shape, entry.dtype, codes=f"{made}#codes")
             return
-        if entry.array is not None and (entry.quant is None or entry.quant.per_tensor):
-            self.values.add_constant(made, entry.array.reshape(shape), entry.quant)
+        if entry.array is not None:
+            quant = entry.quant if entry.quant is None else reshaped_quant(entry.quant, entry.shape, shape)
+            self.values.add_constant(made, entry.array.reshape(shape), quant)
             return
         found = [(order, carried(entry.shape, shape, order)) for order in entry.forms]
         able = [(order, after) for order, after in found if after is not None]
@@ -280,7 +282,7 @@ class Translation:
             told = attributes(node)
             self.values.add_constant(_name(node), sizes[told.get("start", 0) : told.get("end")])
         elif all(name == "" or self.values.is_constant(name) for name in names(node)):
-            self._compute(node)
+            self._constant_node(node, rules)
         elif node.domain not in ("", "ai.onnx") or node.op_type not in rules:
             raise Unsupported("there is no such operator in TFLite")
         else:
@@ -304,8 +306,32 @@ class Translation:
                     shape = shape_of(value)
                     self.values.new(value.name, shape, first(len(shape)), type_of(value))
 
+    def _constant_node(
+        self, node: ir.Node, rules: Mapping[str, Callable[[Translation, ir.Node], None]]
+    ) -> None:
+        """What depends on constants alone is a constant: codes that only move stay codes, all else is computed."""
+        stored = any(name and self.values[name].codes is not None for name in names(node))
+        if stored and node.op_type in _VIEWS:
+            with contextlib.suppress(Unsupported):
+                rules[node.op_type](self, node)
+                return
+        self._compute(node)
+        if stored:
+            self._halve(node)
+
+    def _halve(self, node: ir.Node) -> None:
+        """Weights whose codes TFLite cannot hold: in float16, where that keeps them to its 11 bits."""
+        for value in node.outputs:
+            array = self.values.constant(value.name or "")
+            if array.dtype != np.float32:
+                continue
+            with np.errstate(over="ignore"):
+                half = array.astype(np.float16)
+            if np.allclose(half.astype(np.float32), array, rtol=2.0**-11, atol=0):
+                self.values.add_constant(value.name or "", half)
+
     def _compute(self, node: ir.Node) -> None:
-        """What depends on constants alone is a constant."""
+        """Compute a node now."""
         if not node.inputs:
             raise Unsupported("it makes values of its own")
         given = {name: self.values.constant(name) for name in names(node) if name}
@@ -344,6 +370,10 @@ class Translation:
         source = _required(node, 0)
         name = source.name or ""
         entry = self.values[name]
+        if entry.array is not None and self._in_blocks(node):
+            self._compute(node)
+            self._halve(node)
+            return
         if entry.array is None:
             quant, _ = self._pair(node, source)
             if not quant.same(entry.quant):
@@ -355,6 +385,9 @@ class Translation:
             self.values.add_constant(codes, array, quant)
             name = codes
         self.values.known[_name(node)] = Known(entry.shape, "float32", codes=name)
+
+    def _in_blocks(self, node: ir.Node) -> bool:
+        return bool(attributes(node).get("block_size", 0)) or self.constant(names(node)[1]).ndim > 1
 
     def _quantize(self, node: ir.Node) -> None:
         name, made = names(node)[0], _name(node)
@@ -397,6 +430,16 @@ class Translation:
         zero = np.array(quant.zero, np.int64).reshape(shape if array.ndim else ())
         codes = np.clip(np.rint(array / scale) + zero, -SHIFT, SHIFT - 1).astype(np.int8)
         self.values.add_constant(made, codes, quant)
+
+
+def reshaped_quant(quant: Quant, before: Sequence[int], after: Sequence[int]) -> Quant:
+    """How the codes of a reshaped constant are read. Raises Unsupported where its channels are no axis any more."""
+    if quant.per_tensor:
+        return quant
+    for group, others in grouped_axes(before, after):
+        if group == [quant.axis] and len(others) == 1:
+            return replace(quant, axis=others[0])
+    raise Unsupported("quantized in blocks")
 
 
 def carried(before: Sequence[int], after: Sequence[int], order: Order) -> Order | None:
