@@ -344,6 +344,7 @@ class Agent:
             simulated=self._config.sensors.simulated,
             slots=tuple(slot.label for slot in (state.active, state.previous) if slot is not None),
             metadata=state.metadata,
+            accepts_measure=self._config.limits.accepts_measure,
         )
 
     def _reported(self) -> Reported:

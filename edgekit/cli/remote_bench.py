@@ -54,9 +54,9 @@ def remote_bench(
 ) -> Bench:
     """Rounds for `board`, signed with the key for measuring; checked now, before hours of work end there.
 
-    Raises BadInput where the board is another kind than `profile`, or this key may not sign; WorldFailed where the
-    server cannot be reached. The bench raises BadInput where the board refuses a round, WorldFailed where it failed, or
-    nothing came in time.
+    Raises BadInput where the board is another kind than `profile` or not willing, or this key may not sign;
+    WorldFailed where the server cannot be reached. The bench raises BadInput where the board refuses a round,
+    WorldFailed where it failed, or nothing came in time.
     """
     from edgekit.host.bench import as_bundle
     from edgekit.repo.keys import read_key
@@ -93,6 +93,10 @@ def _check_board(client: Client, board: str, profile: str) -> None:
         )
     if not found["online"]:
         raise BadInput(f"--on {board} must be online (edgekit fleet devices), it is not")
+    if found.get("accepts_measure") is False:
+        raise BadInput(
+            f"--on {board} does not accept measuring: accepts_measure = true in its agent.toml, [limits]"
+        )
 
 
 def _current(client: Client, key: Ed25519PrivateKey, key_path: Path) -> Metadata[Targets]:

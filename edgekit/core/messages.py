@@ -182,7 +182,10 @@ class Status:
 
 @dataclass(frozen=True)
 class Info:
-    """What a board is and has. slots: labels of verified bundles. metadata: highest TUF versions seen, by role."""
+    """What a board is and has. slots: labels of verified bundles. metadata: highest TUF versions seen, by role.
+
+    accepts_measure: candidates of a conversion may be timed there.
+    """
 
     profile: str
     agent: str
@@ -192,6 +195,7 @@ class Info:
     simulated: bool = False
     slots: tuple[str, ...] = ()
     metadata: Mapping[str, int] = field(default_factory=dict)
+    accepts_measure: bool = False
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], where: str = "info") -> Info:
@@ -207,6 +211,7 @@ class Info:
             simulated=flag(payload.get("simulated", False), f"{where}.simulated"),
             slots=rows(payload.get("slots", []), f"{where}.slots", text),
             metadata={text(k, where): integer(v, f"{where}.metadata.{k}") for k, v in metadata.items()},
+            accepts_measure=flag(payload.get("accepts_measure", False), f"{where}.accepts_measure"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -220,6 +225,7 @@ class Info:
             "simulated": self.simulated,
             "slots": list(self.slots),
             "metadata": dict(self.metadata),
+            "accepts_measure": self.accepts_measure,
             "certificate_expires": None,  # boards have no certificate of their own yet
         }
 

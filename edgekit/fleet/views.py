@@ -257,6 +257,7 @@ def _device_row(
         "agent": info.get("agent"),
         "sensors": info.get("sensors"),
         "simulated": info.get("simulated"),
+        "accepts_measure": info.get("accepts_measure"),
         "records": count,
         "malformed": device.malformed,
         "malformed_why": device.malformed_why,

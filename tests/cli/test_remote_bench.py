@@ -186,6 +186,7 @@ def test_others_who_publish_all_the_time_are_given_up_on(
     [
         ({"profile": "raspberrypi5", "online": True}, "is a raspberrypi5, the model is converted for"),
         ({"profile": "host", "online": False}, "must be online"),
+        ({"profile": "host", "online": True, "accepts_measure": False}, "accepts_measure = true"),
     ],
 )
 def test_a_board_that_cannot_measure_this_is_said_before_the_work(

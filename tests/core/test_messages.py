@@ -41,7 +41,15 @@ class Message(Protocol):
 MESSAGES: list[Message] = [
     m.Status(True, "b1"),
     m.Info(
-        "raspberrypi5", "0.1", "b1", {"onnxruntime": "1.32"}, ("rpi5_pmic",), True, ("cnn/1",), {"root": 1}
+        "raspberrypi5",
+        "0.1",
+        "b1",
+        {"onnxruntime": "1.32"},
+        ("rpi5_pmic",),
+        True,
+        ("cnn/1",),
+        {"root": 1},
+        True,
     ),
     m.Desired("demo/pi", 3, 7, "j1", "cnn/2", PolicySpec("budget", parse_budget("3ms")), 10.0, 1.7e9),
     m.Desired("demo/pi", 3, 7, "j1", None, None, None, 1.7e9),

@@ -14,11 +14,12 @@ import pytest
 from bundles import null_bundle
 from networks import CLASSES, SIDE, save, three_exits, write_data
 
+from edgekit.cli import remote_bench as subject
 from edgekit.cli.demo.processes import Process, Processes, wait_for
 from edgekit.cli.demo.steps import Demo, call, edgekit, start_server
 from edgekit.cli.remote_bench import remote_bench
 from edgekit.core.bundle import Bundle, open_bundle
-from edgekit.core.errors import EdgekitError, WorldFailed
+from edgekit.core.errors import BadInput, EdgekitError, WorldFailed
 from edgekit.host.bench import Bench
 from edgekit.host.pack import Finished
 from edgekit.runtime.data import Data
@@ -47,6 +48,7 @@ class Site:
         self.configure("accepts_measure = true")
 
     def configure(self, limits: str) -> None:
+        self.willing = "accepts_measure = true" in limits
         text = self.plain.replace("[sensors]", "[sensors]\nsimulated = true")
         (self.board / "agent.toml").write_text(f"{text}\n[limits]\n{limits}\n")
 
@@ -55,6 +57,7 @@ class Site:
             "agent", edgekit("agent", "--config", self.board / "agent.toml", "--json")
         )
         self.wait("the board to be online", lambda: self.device()["online"], [agent])
+        self.wait("its info", lambda: self.device()["accepts_measure"] is self.willing, [agent])
         return agent
 
     def kill(self, agent: Process) -> None:
@@ -176,12 +179,17 @@ def test_a_conversion_on_a_board_has_that_boards_figures_and_leaves_it_serving_w
     assert site.processes.end(agent) == 0
 
 
-def test_a_board_that_does_not_accept_measuring_refuses_and_the_conversion_says_so(site: Site) -> None:
+def test_a_board_that_does_not_accept_measuring_says_so_and_refuses_whoever_asks_it_anyway(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.configure("accepts_measure = false")
     agent = site.start_agent()
-    with pytest.raises(EdgekitError, match=r"ended with code 2.*refused: measure-not-accepted"):
+    with pytest.raises(EdgekitError, match=r"ended with code 2.*pi5 does not accept measuring"):
         call(*site.convert())
     assert not (site.folder / "out.edge").exists()
+    monkeypatch.setattr(subject, "_check_board", lambda *given: None)
+    with pytest.raises(BadInput, match="measuring refused: measure-not-accepted"):
+        site.bench()([site.candidate()], NO_DATA)
     assert site.rounds() == []
     assert site.processes.end(agent) == 0
 
