@@ -92,7 +92,7 @@ def test_int8_that_is_slower_is_taken_back_and_its_weights_still_take_a_quarter(
     assert chosen.label == "float32, weights in int8"
     stored = {layer.name: layer.weights for layer in report.layers}
     assert stored["n_b1"] == "int8"
-    assert stored["n_a1_y"] is None  # 216 numbers: codes would not be smaller
+    assert stored["n_exit1"] is None  # 40 numbers: codes would not be smaller
     plain = next(attempt for attempt in report.tried if attempt.label == "float32")
     assert chosen.size_bytes < plain.size_bytes
     assert plain.why == "the same with smaller weights is as fast"
