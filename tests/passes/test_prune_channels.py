@@ -23,7 +23,8 @@ from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
 from edgekit.host.pack import draft
-from edgekit.host.passes import Context, run_steps, step
+from edgekit.host.passes import Context, _importance, run_steps, step
+from edgekit.host.passes._importance import by_contribution, by_residue
 from edgekit.host.passes._shrink import shrink
 from edgekit.host.passes.prune_channels import (
     PASS,
@@ -234,6 +235,41 @@ def test_measured_criteria_find_channels_that_nobody_needs(tmp_path: Path, crite
     assert set(gone[:3]) <= set(dead)
     by_size = resolve(graph, replace(options, criterion="l1"), Context())
     assert set(dead) <= set(read_channels(by_size.keep.get("n_a_y", "0-7"), "keep"))
+
+
+def test_of_channels_that_tell_the_same_one_goes_first_where_readers_are_refitted(tmp_path: Path) -> None:
+    b = Builder(5)
+    b.head(b.conv(b.conv("x", "a", (3, 8)), "c", (8, 8)), "y", 8)
+    model = b.model([("y", (1, CLASSES))])
+    for weight in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight).copy()
+        if weight.name in ("a_w", "a_b"):
+            array[6] = 2 * array[3]
+        if weight.name == "c_w":
+            array[:, [3, 6]] *= 3  # both matter more than any other
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    graph = opened(model)
+    known, context = dependency(graph), Context(data_for(tmp_path, graph))
+    (units,) = [list(group.units) for group in known.groups if group.name == "n_a_y"]
+    alone = by_contribution(graph, known, context, 24, centred=True)[units]
+    together = by_residue(graph, known, context, 24)[units]
+    assert set(np.argsort(alone)[-2:].tolist()) == {3, 6}
+    order = np.argsort(together).tolist()
+    assert order[0] in {3, 6}
+    assert order[-1] in {3, 6}  # nobody tells what the second of them did
+    assert together.max() > 100 * together.min()
+
+
+def test_where_channels_are_too_many_to_compare_each_counts_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = opened(three_exits())
+    known, context = dependency(graph), Context(data_for(tmp_path, graph))
+    compared = by_residue(graph, known, context, 24)
+    monkeypatch.setattr(_importance, "_MOST_POSITIONS", 4)
+    alone = by_contribution(graph, known, context, 24, centred=True)
+    np.testing.assert_allclose(by_residue(graph, known, context, 24), alone, rtol=1e-9)
+    assert np.abs(compared - alone).max() > 1e-3
 
 
 def test_a_resolved_recipe_makes_the_same_graph_without_ranking(tmp_path: Path) -> None:

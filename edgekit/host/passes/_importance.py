@@ -21,6 +21,7 @@ Costs = NDArray[np.float64]
 POINTS = 16  # positions of one sample that are looked at
 _NAME = "prune_channels"
 _RIDGE = 1e-3  # against the mean variance of a channel
+_MOST_POSITIONS = 4096  # of one product: the matrix of their covariance has this side
 _ROUNDS = 64  # a large group loses several units at once
 
 
@@ -144,7 +145,8 @@ class _Moments:
         self.rows = 0
         self.total = np.zeros((groups, positions, taps))
         self.taps = np.zeros((groups, positions, taps, taps))  # within a position
-        self.positions = np.zeros((groups, positions, positions))  # within a tap, over all taps
+        side = positions if positions <= _MOST_POSITIONS else 0  # beyond, nobody takes over a unit's part
+        self.positions = np.zeros((groups, side, side))  # within a tap, over all taps
         self.out_sum = np.zeros(matrix.shape[:2])
         self.out_squares = np.zeros(matrix.shape[:2])
 
@@ -157,8 +159,9 @@ class _Moments:
         self.total += split.sum(axis=1)
         within = np.moveaxis(split, 1, -1)  # (groups, positions, taps, rows)
         self.taps += within @ np.swapaxes(within, -1, -2)
-        across = np.swapaxes(split, 1, 2).reshape(groups, positions, rows * taps)
-        self.positions += across @ np.swapaxes(across, 1, 2)
+        if self.positions.size:
+            across = np.swapaxes(split, 1, 2).reshape(groups, positions, rows * taps)
+            self.positions += across @ np.swapaxes(across, 1, 2)
         made = columns @ np.swapaxes(self.matrix, 1, 2)
         self.out_sum += made.sum(axis=1)
         self.out_squares += np.square(made).sum(axis=1)
@@ -188,6 +191,9 @@ class _Moments:
     def elimination(self) -> _Elimination:
         """What it takes to remove positions one by one."""
         groups, positions, taps = self.total.shape
+        if not self.positions.size:
+            none = np.zeros((groups, 0, 0))
+            return _Elimination(self.weights(), self.covariance(centred=True), none, none, self.variance())
         mean = self.total / self.rows
         across = self.positions / (self.rows * taps) - mean @ np.swapaxes(mean, 1, 2) / taps
         inverse = np.zeros_like(across)
@@ -199,7 +205,10 @@ class _Moments:
 
 @dataclass
 class _Elimination:
-    """A product's weights while positions go. weights: (groups, outputs, positions, taps)."""
+    """A product's weights while positions go. weights: (groups, outputs, positions, taps).
+
+    taps: covariances within each position; across: of the positions, and their inverse, empty where they are too many.
+    """
 
     weights: Costs
     taps: Costs
@@ -212,22 +221,23 @@ class _Elimination:
 
     def costs(self) -> Costs:
         """Per position what its loss costs now, over the output's variance."""
-        variances = np.diagonal(self.across, axis1=1, axis2=2)
-        alone = np.diagonal(self.inverse, axis1=1, axis2=2)
-        unknown = np.clip(1 / np.maximum(variances * alone, 1e-30), 0.0, 1.0)
-        energy = _energies(self.weights, self.taps) * unknown
+        energy = _energies(self.weights, self.taps)
+        if self.inverse.size:
+            variances = np.diagonal(self.across, axis1=1, axis2=2)
+            alone = np.diagonal(self.inverse, axis1=1, axis2=2)
+            energy = energy * np.clip(1 / np.maximum(variances * alone, 1e-30), 0.0, 1.0)
         return np.asarray(np.maximum(energy, 0.0).sum(axis=0) / self.variance, np.float64)
 
     def remove(self, position: int) -> None:
         """The others take over what they can."""
-        for g in range(self.weights.shape[0]):
+        for g in range(self.weights.shape[0] if self.inverse.size else 0):
             line, own = self.inverse[g, position].copy(), float(self.inverse[g, position, position])
             if own <= 0:
                 continue
             self.weights[g] -= self.weights[g][:, position][:, None, :] * (line / own)[None, :, None]
             self.inverse[g] -= np.outer(line, line) / own
-            self.weights[g][:, position] = 0
             self.inverse[g, position, :] = self.inverse[g, :, position] = 0
+        self.weights[:, :, position] = 0
 
 
 def _energies(weights: Costs, taps: Costs) -> Costs:
