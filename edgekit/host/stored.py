@@ -128,7 +128,7 @@ def stored_weights(node: ir.Node) -> str | None:
     """The format of a layer's weights: "int8", "int4", "int2", "ternary", "binary" or "float16"; None: as computed."""
     if node.op_type not in _READERS:
         return None
-    for value in node.inputs:
+    for value in node.inputs[:2]:  # not the bias
         maker = None if value is None else before_views(value).producer()
         if maker is None:
             continue
@@ -173,13 +173,15 @@ def stored(node: ir.Node) -> Stored | None:
     shape = [1] * codes.ndim
     if scale.size > 1:
         shape[_number(node, "axis", 1)] = scale.size
-    whole = codes.astype(np.int16)
-    if zero is not None and zero.any():
-        whole = whole - zero.astype(np.int16).reshape(shape if zero.size > 1 else [1] * codes.ndim)
+    if (zero is not None and zero.any()) or codes.dtype != np.int8:
+        whole = codes.astype(np.int16)
+        if zero is not None:
+            whole -= zero.astype(np.int16).reshape(shape if zero.size > 1 else [1] * codes.ndim)
         if whole.min(initial=0) < -128 or whole.max(initial=0) > 127:
             return None
+        codes = whole.astype(np.int8)
     direct = any(reader.op_type in _READERS for reader in node.outputs[0].consumers())
-    return Stored(node, whole.astype(np.int8), scale.reshape(shape), direct)
+    return Stored(node, codes, scale.reshape(shape), direct)
 
 
 def computes_on_codes(node: ir.Node) -> bool:

@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import Builder, save, three_exits
 from onnx import numpy_helper
+from random_networks import random_network, seeds
 
 from edgekit.core.profile import Backend
 from edgekit.host.calibrate import expose, float_activations
@@ -93,6 +96,23 @@ def test_at_run_time_it_is_the_float_network(tmp_path: Path, fmt: str, block: in
     got = open_model(part.content).run([entry.output for entry in graph.exits], feed)
     for want, mine in zip(unoptimized(made, feed), got, strict=True):
         np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seeds(), st.sampled_from([*FORMATS, "float16"]), st.sampled_from([0, 5]))
+def test_parts_of_any_network_with_stored_weights_give_what_its_graph_does(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, fmt: str, block: int
+) -> None:
+    folder = tmp_path_factory.mktemp("net")
+    graph = graph_of(random_network(seed), folder)
+    made = stored_in(graph, fmt, **({} if fmt == "float16" else {"block": block, "min_size": 1}))
+    part = part_of(made)
+    assert left_at_run_time(part.content, folder) == left_at_run_time(part_of(graph).content, folder)
+    feed = feed_of(made)
+    want = unoptimized(made, feed)
+    got = open_model(part.content).run([entry.output for entry in made.exits], feed)
+    for one, other in zip(want, got, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(one).max())))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -178,3 +178,20 @@ def test_a_misfit_is_named_by_its_size() -> None:
     assert misfit(np.array([np.nan], np.float32)) is not None
     assert misfit(np.zeros(3, np.float32)) is None
     assert "Softmax" in KEEPS_FLOAT
+
+
+def test_what_few_bits_left_in_float_can_be_stored_in_float16(tmp_path: Path) -> None:
+    graph = graph_of(three_exits(), tmp_path)
+    steps = (
+        step("quantize_weights", format="int4", min_size=300),
+        step("float16", storage_only=True, min_size=8),
+    )
+    made = run_steps(graph, steps, Context())
+    onnx.checker.check_model(onnx.load_model_from_string(model_bytes(made.model)), full_check=True)
+    kinds = {node.name: stored_weights(node) for node in made.model.graph if node.op_type in ("Conv", "Gemm")}
+    assert kinds["n_a2_y"] == "int4"
+    assert kinds["n_a1_y"] == kinds["n_exit1"] == "float16"
+    scales = [value for value in initializers(made.model) if str(value.name).endswith("/scale")]
+    assert {value.dtype for value in scales} == {FLOAT}
+    names = {str(value.name) for value in initializers(made.model) if value.dtype == HALF}
+    assert "a2_b/float16" in names

@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 CLIPS = ("max", "mse")
-_TRIED = np.linspace(1.0, 0.2, 41)  # how far the mse search pulls the largest weight in
+_LEAST_CLIP = {8: 0.6, 4: 0.4, 2: 0.2}  # by bits: how far the mse search pulls the largest weight in
+_CLIP_STEP = 0.025
 _REFINED = 2  # rounds of least squares after it
 _AT_ONCE = 2**18  # weights handled together: stays in the cache
 _TINIEST = 2.0**-100  # the scale of a group of zeros
@@ -286,7 +287,7 @@ def _uniform(matrix: Floats, grid: Grid, clip: str, used: _Used) -> _Quantized:
     if clip == "max":
         return codes, scale
     error = _error(matrix, codes, scale, used)
-    for tried in _TRIED[1:]:
+    for tried in np.arange(1 - _CLIP_STEP, _LEAST_CLIP[grid.bits] - 1e-9, -_CLIP_STEP):
         _take_better(matrix, grid, used, (codes, scale, error), _short(top * tried))
     for _ in range(_REFINED):
         kept = codes if used is None else codes * used
