@@ -154,7 +154,7 @@ def _show_tflite(path: Path, board: Profile | None, *, as_json: bool) -> None:
     model = read_tflite(path)
     backend, problems = None, []
     try:
-        check_runs(model, str(path))
+        check_runs(path)
         backend = None if board is None else tflite_backend(board).name
     except MissingExtra:
         raise

@@ -60,7 +60,7 @@ def pack_tflite(request: Request, watch: Watch = unwatched) -> Conversion:
     if request.base or (request.recipe is not None and request.recipe.steps):
         raise BadInput(f"{request.model}: a .tflite file is packed as it is: no passes can be applied to it")
     model = read_tflite(request.model)
-    check_runs(model, str(request.model))
+    check_runs(request.model)
     described = describe(model, request.input_spec, str(request.model))
     if request.shapes:
         raise BadInput(f"{request.model}: the shapes of a .tflite file are fixed: --shape cannot change them")

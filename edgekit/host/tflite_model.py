@@ -5,7 +5,10 @@ The file is parsed whole with the schema before the runtime sees it, so that a d
 
 from __future__ import annotations
 
+import importlib
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from edgekit.core.manifest import DTYPES, Tensor
 
 SUFFIX = ".tflite"
 _IDENTIFIER = b"TFL3"
+_PATIENCE_S = 300
 _INT8 = ("int8", "uint8")
 _VIEWS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
@@ -96,13 +100,43 @@ def read_tflite(path: Path) -> TfliteModel:
         raise BadInput(f"{path}: the TFLite model is damaged: {one_line(err)[:160]}") from err
 
 
-def check_runs(model: TfliteModel, where: str) -> None:
-    """Open and run the model once on zeros. Raises BadInput with what LiteRT says of it."""
-    interpreter = open_interpreter(model.content, where)
+def check_runs(path: Path) -> None:
+    """Open and run the file once on zeros, in a process of its own: LiteRT aborts on some models that it takes.
+
+    Raises BadInput with what LiteRT says of it, MissingExtra without ai-edge-litert.
+    """
+    importlib.import_module("edgekit.runtime.backends.litert")  # whether it is there
+    code = "import sys; from edgekit.host.tflite_model import run_once; run_once(sys.argv[1])"
     try:
-        interpreter.invoke()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise BadInput(f"{path}: LiteRT does not finish a run in {_PATIENCE_S} s") from err
+    if done.returncode == BadInput.exit_code:
+        raise BadInput(done.stderr.strip())
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["it says nothing"]
+        raise BadInput(f"{path}: LiteRT crashes on it (exit code {done.returncode}): {last[0][:200]}")
+
+
+def run_once(file: str) -> None:
+    """What check_runs starts: exit code 0, or 2 with the complaint on stderr."""
+    try:
+        open_interpreter(Path(file).read_bytes(), file).invoke()
+    except BadInput as err:
+        sys.exit(_complain(str(err)))
     except (RuntimeError, ValueError) as err:
-        raise BadInput(f"{where}: LiteRT cannot run it: {one_line(err)[:300]}") from err
+        sys.exit(_complain(f"{file}: LiteRT cannot run it: {one_line(err)[:300]}"))
+
+
+def _complain(text: str) -> int:
+    sys.stderr.write(f"{text}\n")
+    return BadInput.exit_code
 
 
 def open_interpreter(content: bytes, where: str, *, reference: bool = False) -> Any:
