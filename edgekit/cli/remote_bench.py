@@ -22,10 +22,9 @@ from edgekit.core.candidates import pack_candidates, unpack_candidates
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from tuf.api.metadata import Metadata, Targets
-
     from edgekit.host.bench import Bench, Candidate
+    from edgekit.repo.keys import PrivateKey
+    from edgekit.repo.metadata import TargetsMetadata
     from edgekit.runtime.data import Data
 
 LIFE_S = 900.0  # what a round may take, all in all
@@ -34,7 +33,7 @@ _ATTEMPTS = 5  # somebody else may publish between our reading and our writing
 _POLL_S = 0.3
 
 Say = Callable[[str], None]
-_Next = Callable[["Metadata[Targets]"], "Metadata[Targets]"]
+_Next = Callable[["TargetsMetadata"], "TargetsMetadata"]
 
 
 def say_on_stderr(line: str) -> None:
@@ -99,7 +98,7 @@ def _check_board(client: Client, board: str, profile: str) -> None:
         )
 
 
-def _current(client: Client, key: Ed25519PrivateKey, key_path: Path) -> Metadata[Targets]:
+def _current(client: Client, key: PrivateKey, key_path: Path) -> TargetsMetadata:
     """The measure metadata in force: ours to build on. Raises BadInput where another key signed it."""
     from edgekit.repo.metadata import is_signed_by, parse_targets
 
@@ -114,7 +113,7 @@ def _publish(
     board: str,
     file: Path,
     bundles: Sequence[Bundle],
-    key: Ed25519PrivateKey,
+    key: PrivateKey,
     key_path: Path,
 ) -> str:
     """Upload the round and put it in force; its label."""
@@ -123,7 +122,7 @@ def _publish(
 
     label = ""
 
-    def change(current: Metadata[Targets]) -> Metadata[Targets]:
+    def change(current: TargetsMetadata) -> TargetsMetadata:
         nonlocal label
         new, target = with_candidates(current, board, file, bundles, datetime.now(timezone.utc))
         label = target.label
@@ -134,7 +133,7 @@ def _publish(
     return label
 
 
-def _withdraw(client: Client, board: str, key: Ed25519PrivateKey, key_path: Path) -> None:
+def _withdraw(client: Client, board: str, key: PrivateKey, key_path: Path) -> None:
     from edgekit.repo.delegate import without_candidates
 
     _sign(
@@ -145,7 +144,7 @@ def _withdraw(client: Client, board: str, key: Ed25519PrivateKey, key_path: Path
     )
 
 
-def _sign(client: Client, change: _Next, key: Ed25519PrivateKey, key_path: Path) -> None:
+def _sign(client: Client, change: _Next, key: PrivateKey, key_path: Path) -> None:
     from edgekit.repo.add import sign_targets
 
     for _ in range(_ATTEMPTS):

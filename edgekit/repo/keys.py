@@ -19,6 +19,8 @@ from securesystemslib.signer import CryptoSigner
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 
+PrivateKey = Ed25519PrivateKey  # for those who handle keys without the library
+
 
 def make_key(path: Path) -> Ed25519PrivateKey:
     """Draw a key and keep it in `path`. Raises WorldFailed."""

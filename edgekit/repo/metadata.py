@@ -29,6 +29,7 @@ from edgekit.core.target import Target
 from edgekit.repo.keys import signer
 
 T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
+TargetsMetadata = Metadata[Targets]  # for those who handle metadata without the library
 MEASURE = "measure"  # the delegated role, and the use and first folder of what it signs
 _ROOT_FILE = re.compile(r"([1-9]\d{0,9})\.root\.json")
 
