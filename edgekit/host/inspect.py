@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edgekit.core.cost import Work, predict
+from edgekit.core.cost import estimate_layers, predict
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.profile import Backend, Profile
@@ -55,33 +55,38 @@ def inspect(graph: Graph, profile: Profile | None) -> Inspection:
         return Inspection(rows, None, (str(err),), None)
     int8 = "int8" in backend.fast_formats and backend.int8_activation is not None and not is_quantized(graph)
     stays = set(float_nodes(graph))
-    works = [_work(layer, int8=int8 and layer.op in OPS and layer.name not in stays) for _, layer in placed]
-    whole = predict(profile, works)
+    there = [_there(layer, int8=int8 and layer.op in OPS and layer.name not in stays) for _, layer in placed]
+    whole = predict(profile, [entry for layer in there for entry in layer.work])
     found = tuple(
-        LayerOnBoard(
-            layer, stage, work.format, predict(profile, [work]), _slow(work, whole, profile, int8=int8)
-        )
-        for (stage, layer), work in zip(placed, works, strict=True)
+        LayerOnBoard(layer, stage, on_board.format, mine, _slow(on_board, mine, whole, profile, int8=int8))
+        for (stage, layer), on_board, mine in zip(placed, there, estimate_layers(profile, there), strict=True)
     )
     return Inspection(found, backend.name, _problems(graph, backend), whole)
 
 
-def _work(layer: Layer, *, int8: bool) -> Work:
-    if layer.format == "float32" and int8:
-        return Work(layer.op, "int8", layer.macs, layer.bytes // _FLOAT_BYTES, layer.calls)
-    return Work(layer.op, layer.format, layer.macs, layer.bytes, layer.calls)
+def _there(layer: Layer, *, int8: bool) -> Layer:
+    """The layer as the board would run it."""
+    if layer.format != "float32" or not int8:
+        return layer
+    work = tuple(
+        replace(entry, format="int8", bytes=entry.bytes // _FLOAT_BYTES)
+        if entry.format == "float32"
+        else entry
+        for entry in layer.work
+    )
+    return replace(layer, format="int8", work=work)
 
 
-def _slow(work: Work, whole: Figure, profile: Profile, *, int8: bool) -> str | None:
+def _slow(layer: Layer, mine: Figure, whole: Figure, profile: Profile, *, int8: bool) -> str | None:
     """Why this layer would be slow on the board."""
-    mine = predict(profile, [work]).value
-    if mine is None or not whole.value or mine < _SLOW_SHARE * whole.value:
+    if mine.value is None or not whole.value or mine.value < _SLOW_SHARE * whole.value:
         return None
-    share = f"{100 * mine / whole.value:.0f} %"
-    if int8 and work.format == "float32":
+    share = f"{100 * mine.value / whole.value:.0f} %"
+    if int8 and layer.format == "float32":
         return f"{share}, stays float32"
-    compute = predict(profile, [Work(work.op, work.format, work.macs, 0, 0)]).value if work.macs else 0.0
-    return f"{share}, bound by memory" if compute is not None and compute < mine / 2 else share
+    products = [replace(entry, bytes=0, calls=0) for entry in layer.work if entry.macs]
+    compute = predict(profile, products).value if products else 0.0
+    return f"{share}, bound by memory" if compute is not None and compute < mine.value / 2 else share
 
 
 def _problems(graph: Graph, backend: Backend) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from edgekit.core.manifest import Input
 from edgekit.core.profile import HOST, Backend
 from edgekit.host.fit_cost import Sample
 from edgekit.host.graph import Graph, tensor_of
-from edgekit.host.micro import Case
+from edgekit.host.micro import BLOCKS, Case
 from edgekit.host.pack import Draft, draft
 from edgekit.host.split import Stage
 from edgekit.host.watch import Tick
@@ -25,6 +25,7 @@ from edgekit.runtime.session import Session, open_session
 Clock = Callable[[], float]
 ROUNDS = 7
 _TURN_S = 0.002  # one network's turn in a round, about
+_BLOCK_WEIGHT = 3.0  # layers among others, as in real networks, say more than chains of one kind
 _TOGETHER = 24  # networks open at once, measured in turns
 
 
@@ -36,6 +37,7 @@ class Opened:
     work: tuple[Work, ...]
     session: Session
     inputs: dict[str, Array]
+    weight: float = 1.0
 
 
 def clock_for(threads: int) -> Clock:
@@ -53,7 +55,10 @@ def open_draft(name: str, made: Draft, threads: int = 1) -> Opened:
 
 def open_case(case: Case, backend: Backend, threads: int = 1) -> Opened:
     """Lower a generated network and open it. Raises EdgekitError where the runtime refuses it."""
-    return open_draft(f"{case.family} {case.index} {case.format}", as_one_stage(case.graph, backend), threads)
+    opened = open_draft(
+        f"{case.family} {case.index} {case.format}", as_one_stage(case.graph, backend), threads
+    )
+    return replace(opened, weight=_BLOCK_WEIGHT if case.family in BLOCKS else 1.0)
 
 
 def as_one_stage(graph: Graph, backend: Backend) -> Draft:
@@ -110,7 +115,7 @@ def measure(
 def _samples(batch: Sequence[Opened], clock: Clock, rounds: int, tick: Tick) -> Iterator[Sample]:
     for entry, times in zip(batch, seconds_per_run(batch, clock, rounds), strict=True):
         tick(1)
-        yield Sample(entry.name, entry.work, statistics.median(times))
+        yield Sample(entry.name, entry.work, statistics.median(times), entry.weight)
 
 
 def _runs_a_turn(entry: Opened, clock: Clock) -> int:

@@ -89,8 +89,12 @@ class Net:
         """A convolution that keeps the size (stride 1) or divides it, with a bias and a ReLU."""
         axes = len(x.shape) - 2
         kernel = tuple(kernel) if len(kernel) == axes else (kernel[0],) * axes
-        size = [math.ceil(n / stride) for n in x.shape[2:]]
-        pads = [max(0, (s - 1) * stride + k - n) for s, k, n in zip(size, kernel, x.shape[2:], strict=True)]
+        strides = [stride if n > 1 else 1 for n in x.shape[2:]]
+        size = [math.ceil(n / s) for n, s in zip(x.shape[2:], strides, strict=True)]
+        pads = [
+            max(0, (made - 1) * step + taps - n)
+            for made, step, taps, n in zip(size, strides, kernel, x.shape[2:], strict=True)
+        ]
         inputs: list[Value | str] = [x, *self._product(wide, x.shape[1] // groups, *kernel)]
         shape = (x.shape[0], wide, *size)
         made = self.op(
@@ -99,7 +103,7 @@ class Net:
             shape,
             codes=not relu,
             kernel_shape=list(kernel),
-            strides=[stride] * len(kernel),
+            strides=strides,
             pads=[*(pad // 2 for pad in pads), *(pad - pad // 2 for pad in pads)],
             group=groups,
         )
@@ -497,7 +501,7 @@ def _filters(net: Net, draw: Draw) -> Value:
     """Long filters over one signal, as at the front of audio networks."""
     x = net.input(1, 1, 1, _pick(draw, (2000, 8000, 20000)))
     taps = _pick(draw, (16, 64, 256))
-    return net.conv(x, _pick(draw, (1, 2, 16, 36)), (1, taps), _pick(draw, (2, 16, 64)), relu=False)
+    return net.conv(x, _pick(draw, (1, 1, 2, 8, 16, 36)), (1, taps), _pick(draw, (2, 16, 64)), relu=False)
 
 
 def _views(net: Net, draw: Draw) -> Value:
@@ -660,6 +664,19 @@ def _growing(net: Net, draw: Draw) -> Value:
     return _head(net, x, 20)
 
 
+def _over_time(net: Net, draw: Draw) -> Value:
+    """Time as an image's width: inverted blocks of long windows with few channels (keyword spotting)."""
+    steps, base = _pick(draw, (50, 100, 200)), _pick(draw, (16, 24, 32, 48))
+    x = net.conv(net.input(1, _pick(draw, (40, 104)), 1, steps), base, (1, 3))
+    for k in range(_pick(draw, (4, 8, 12))):
+        stride = 2 if k % 4 == 0 else 1
+        y = net.conv(net.conv(x, 3 * base, (1, 1)), 3 * base, (1, 9), stride, 3 * base)
+        y = net.conv(y, base, (1, 1), relu=False)
+        short = x if stride == 1 else net.conv(x, base, (1, 1), stride, relu=False)
+        x = net.binary("Add", short, y, relu=True)
+    return _head(net, x, 12)
+
+
 def _sequence(net: Net, draw: Draw) -> Value:
     """Layers over time, then attention-sized products (speech, text lines)."""
     wide, steps = _pick(draw, (64, 128, 256)), _pick(draw, (40, 100, 200))
@@ -685,16 +702,16 @@ def _large(net: Net, draw: Draw) -> Value:
 
 SINGLE: Mapping[str, tuple[Build, int]] = {
     "Conv.kxk": (_dense(((3, 3), (3, 3), (5, 5), (1, 7), (7, 1)), _WIDTHS), 10),
-    "Conv.kxk.odd": (_dense(((3, 3), (5, 5)), _ODD), 5),
+    "Conv.kxk, odd widths": (_dense(((3, 3), (5, 5)), _ODD), 5),
     "Conv.1x1": (_dense(((1, 1),), _WIDTHS, 4), 10),
-    "Conv.1x1.odd": (_dense(((1, 1),), _ODD, 4), 6),
+    "Conv.1x1, odd widths": (_dense(((1, 1),), _ODD, 4), 6),
     "Conv.depthwise": (_deep(_WIDTHS), 8),
     "Conv.depthwise.odd": (_deep(_ODD), 6),
     "Conv.grouped": (_grouped((128, 192, 256, 384)), 4),
     "Conv.grouped.odd": (_grouped((24, 40, 72, 136, 240)), 4),
     "Conv.narrow": (_first, 14),
     "Conv.thin": (_thin, 5),
-    "filters": (_filters, 6),
+    "filters": (_filters, 10),
     "Conv.vector": (_vectors, 4),
     "Conv.line": (_line(groups=False, taps=(3, 5, 9), first=(16, 32, 64, 128)), 4),
     "Conv.line.1x1": (_line(groups=False, taps=(1,), first=(32, 64, 128)), 2),
@@ -750,6 +767,7 @@ BLOCKS: Mapping[str, tuple[Build, int]] = {
     "separable": (_separable, 8),
     "split and join": (_split_and_join, 5),
     "growing": (_growing, 5),
+    "over time": (_over_time, 5),
     "sequence": (_sequence, 4),
     "large": (_large, 8),
 }

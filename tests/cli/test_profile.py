@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from networks import NETWORKS, save
 
 from edgekit.cli.main import run
 from edgekit.core.profile import known_profiles, profile, profile_from
@@ -124,8 +125,67 @@ def test_check_of_a_shipped_profile_warns_of_nothing(capsys: Output) -> None:
         assert json.loads(capsys.readouterr().out)["warnings"] == []
 
 
-@pytest.mark.parametrize("verb", [[], ["list"], ["show"], ["check"]])
+@pytest.mark.parametrize("verb", [[], ["list"], ["show"], ["check"], ["measure"]])
 def test_help_has_an_example(capsys: Output, verb: list[str]) -> None:
     assert run(["profile", *verb, "--help"]) == 0
 
     assert "Example:  edgekit profile" in capsys.readouterr().out
+
+
+# --- measure ----------------------------------------------------------------------------------------------------------
+
+TINY = ["--family", "Conv.1x1", "--family", "Add", "--family", "residual", "--most", "2", "--rounds", "1"]
+
+
+def test_measure_writes_a_profile_that_check_accepts_and_inspect_uses(capsys: Output, tmp_path: Path) -> None:
+    path = tmp_path / "here.toml"
+    assert run(["profile", "measure", "-o", str(path), *TINY, "--json"]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["v"], told["file"], told["name"], told["networks"]) == (1, str(path), "here", 12)
+    assert run(["profile", "check", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+    assert run(["profile", "show", str(path)]) == 0
+    assert "Conv.1x1" in capsys.readouterr().out
+    model = save(NETWORKS["depthwise"](0), tmp_path / "m.onnx")
+    assert run(["inspect", str(model), "--profile", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["profile"]["estimated_ms"] > 0
+
+
+@pytest.mark.parametrize("event", [KeyboardInterrupt, MemoryError])
+def test_measure_that_is_interrupted_leaves_the_old_file_and_no_half_one(
+    capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: type[BaseException]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise event
+
+    path = tmp_path / "here.toml"
+    path.write_text("old")
+    monkeypatch.setattr("edgekit.host.measure_costs.seconds_per_run", interrupted)
+
+    assert run(["profile", "measure", "-o", str(path), *TINY]) in (130, 3)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["-o", "raspberrypi5.toml"],
+            "--name must not be that of a profile there is already, got 'raspberrypi5'",
+        ),
+        (["-o", "a b.toml"], "--name must be letters"),
+        (["-o", "nowhere/here.toml"], "-o must be a file in an existing folder"),
+        (["-o", "here.toml", "--backend", "tensorflow"], "tensorflow"),
+        (["-o", "here.toml", "--family", "Conv.9x9"], "unknown kind of network 'Conv.9x9'"),
+    ],
+)
+def test_measure_refuses_before_it_works(
+    capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert run(["profile", "measure", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

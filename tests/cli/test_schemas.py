@@ -30,6 +30,10 @@ def test_every_schema_is_one(name: str) -> None:
         ("profile list", ["profile", "list"]),
         ("profile show", ["profile", "show", "pynq-z2"]),
         ("profile check", ["profile", "check", "board.toml"]),
+        (
+            "profile measure",
+            ["profile", "measure", "-o", "here.toml", "--family", "Add", "--rounds", "1"],
+        ),
         ("native", ["native"]),
         ("inspect bundle", ["inspect", "toy.edge"]),
         ("repo init", ["repo", "init", "other"]),
