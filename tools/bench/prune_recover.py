@@ -43,7 +43,7 @@ from edgekit.runtime.quiet_ort import onnxruntime
 DEMO_MODEL = Path("models/fashion_mnist_3exit.onnx")
 SEED = 1
 TURN_S = 0.02
-QUICK_SAMPLES, QUICK_EPOCHS, QUICK_TESTED, QUICK_CALIBRATION = 2_000, 2, 2_000, 32
+QUICK_SAMPLES, QUICK_EPOCHS, QUICK_TESTED, QUICK_CALIBRATION = 2_000, 2, 2_000, 96
 
 
 def say(text: str) -> None:
