@@ -81,6 +81,7 @@ class Sensors:
     def __init__(self, board: SimulatedBoard, root: Path) -> None:
         self.board, self.root = board, root
         self._throttled, self._stop = threading.Event(), threading.Event()
+        self._writing = threading.Lock()  # the sensors' thread and whoever throttles write the same files
         self._write(0.0)
         script = root / "usr/bin/vcgencmd"
         if board.profile == "raspberrypi5":
@@ -114,5 +115,6 @@ class Sensors:
         files[self.root / _ZONE / "temp"] = (
             f"{1000 * (_THROTTLED_C if throttled else _NORMAL_C + 4 * load):.0f}\n"
         )
-        for path, text in files.items():
-            _put(path, text)
+        with self._writing:
+            for path, text in files.items():
+                _put(path, text)
