@@ -118,7 +118,7 @@ def test_an_interrupted_recovery_goes_on_and_ends_in_the_same_graph(
     made: Callable[..., tuple[Graph, Data]], tmp_path: Path
 ) -> None:
     graph, data = made(NETWORKS["perceptron"](0), count=2000)
-    bad, options = damaged(graph), replace(QUICK, epochs=2, batch=16)
+    bad, options = damaged(graph), replace(QUICK, epochs=2, batch=16, sparsity=0.5)
     done: list[int] = []
 
     @contextmanager
