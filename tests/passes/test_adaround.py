@@ -152,6 +152,23 @@ def test_grouped_dilated_and_transposed_products_of_any_rank(tmp_path: Path, dat
         np.testing.assert_array_equal(snap(product.array, product.axes, GRIDS["int4"]), product.array)
 
 
+def test_a_dense_layer_of_more_inputs_than_samples_is_not_fitted_to_them(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.op("Relu", [b.op("Gemm", ["x", b.weight("w1", 20, 300)], "g1")], "r1")
+    b.op("Gemm", [x, b.weight("w2", 300, CLASSES)], "y")
+    graph, data = opened(tmp_path, b.model([("y", (1, CLASSES))], [("x", (1, 20))]), 200)
+    rounded = adaround.apply(graph, QUICK, Context(data.subset(range(16))))
+    unseen = data.subset(range(16, 200))
+    assert answers_sqnr(graph, rounded, unseen, 200) > best_of_nearest(graph, unseen, "int4")
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_fewer_stages_run_the_network_less_and_gain_too(tmp_path: Path, stages: int) -> None:
+    graph, data = opened(tmp_path, three_exits(channels=16), 48)
+    rounded = adaround.apply(graph, replace(QUICK, stages=stages), Context(data))
+    assert answers_sqnr(graph, rounded, data, 64) > best_of_nearest(graph, data, "int4") + 1
+
+
 def test_channels_that_are_always_zero_do_no_harm(tmp_path: Path) -> None:
     b = Builder()
     w = b.random.normal(size=(8, 3, 3, 3)).astype(np.float32)

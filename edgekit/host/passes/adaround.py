@@ -43,8 +43,9 @@ class Options:
 
     clip: "max" and "mse" as in _grid; "search" takes the best of these and of smaller scales by the outputs' error.
     asymmetric: each layer sees its inputs as the layers rounded before it make them, and so undoes a part of their
-    error. samples: at most, where a sample has few positions. iterations: of soft rounding; 0: none. min_size: weights
-    with fewer numbers are left. layers: names of the nodes to round; none: all. keep_float: names of nodes to leave.
+    error; stages: for that the network is run anew so many times at most, with some layers each time. samples: at
+    most, where a sample has few positions. iterations: of soft rounding; 0: none. min_size: weights with fewer
+    numbers are left. layers: names of the nodes to round; none: all. keep_float: names of nodes to leave.
     """
 
     format: str = option("int8", choices=("int8", "int4"))
@@ -52,6 +53,7 @@ class Options:
     block: int = option(0, min=0)
     clip: str = option("search", choices=("max", "mse", "search"))
     asymmetric: bool = True
+    stages: int = option(24, min=1)
     samples: int = option(512, min=1)
     iterations: int = option(300, min=0)
     min_size: int = option(1, min=1)
@@ -94,11 +96,21 @@ class _Layer:
             self.missing += np.swapaxes(np.concatenate(missing, axis=1), 1, 2) @ x
 
     def finish(self) -> None:
-        """From sums to means."""
+        """From sums to means, and towards what is expected of inputs that few samples tell little about.
+
+        H is shrunk towards a multiple of the unit matrix (Ledoit and Wolf 2004), the more the fewer positions were seen
+        for each input: a direction that calibration never showed must not be where errors are hidden.
+        """
         self.sum_up()
         self.moments /= max(1, self.count)
+        inputs = self.moments.shape[-1]
+        share = inputs / (inputs + self.count)
         if self.missing is not None:
-            self.missing /= max(1, self.count)
+            self.missing *= (1 - share) / max(1, self.count)
+        mean = np.trace(self.moments, axis1=1, axis2=2)[:, None, None] / inputs
+        unit = np.eye(inputs, dtype=self.moments.dtype)
+        self.moments *= 1 - share
+        self.moments += (share * mean).astype(self.moments.dtype) * unit
 
     @property
     def source(self) -> str:
@@ -164,14 +176,14 @@ def _source(use: Product) -> str:
 
 
 def _batches(todo: Sequence[_Layer], options: Options) -> Iterator[list[_Layer]]:
-    """Layers whose moments are gathered in one run: as many as memory holds, or those that see the same tensor."""
+    """Layers whose moments are gathered in one run: as many as memory holds and a stage may have."""
     batch: list[_Layer] = []
-    held = 0.0
+    held, most = 0.0, -(-len(todo) // options.stages)
     for layer in todo:
         groups, _, inputs = matrix_of(layer.uses[0].node, layer.uses[0].array).shape
         size = 8.0 * groups * inputs * min(inputs, _MOST_INPUTS)
-        other = options.asymmetric and batch and layer.source != batch[0].source
-        if batch and (other or held + size > _HELD):
+        other = len({each.source for each in (*batch, layer)}) > most
+        if batch and ((options.asymmetric and other) or held + size > _HELD):
             yield batch
             batch, held = [], 0.0
         batch.append(layer)
