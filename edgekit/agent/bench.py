@@ -113,9 +113,13 @@ def _open(
     bundle: Bundle, options: argparse.Namespace, report: BenchReport
 ) -> tuple[BenchReport, tuple[Session, Data]]:
     """A candidate ready to be timed. Raises EdgekitError where it cannot be, also for golden cases that are off."""
+    from edgekit.runtime.backends import opener
     from edgekit.runtime.measure import check_golden, golden_data
     from edgekit.runtime.session import open_session
 
+    for backend in {part.backend for stage in bundle.manifest.stages for part in stage.parts}:
+        opener(backend)  # a runtime is no candidate's own memory
+    data = golden_data(bundle.manifest, bundle.read)
     before = _resident_mb()
     session = open_session(
         bundle.manifest,
@@ -124,7 +128,6 @@ def _open(
         accepts_code=options.accepts_code,
         providers=tuple(options.providers.split(",")),
     )
-    data = golden_data(bundle.manifest, bundle.read)
     session.run_all(data.inputs(0))
     after = _resident_mb()
     off = check_golden(session, bundle.manifest, bundle.read)

@@ -24,7 +24,8 @@ class BenchReport:
     candidate could not be timed. turns_ms: the median ms of the whole network in each turn; the candidates of a round
     took their turns one after the other, so turn i of all of them met the machine in the same state: compare by these.
     requests: how many were timed. energy_mj: of a request run to the end; None: unknown, and energy_why says why.
-    memory_mb: what opening the candidate and running it once added to the process; None: the system does not say.
+    memory_mb: what opening the candidate and running it once added to the process, for the first one of a round with
+    what its runtime allocates once; None: the system does not say.
     problems: why it must not be used; none where its golden cases held, or it has none. provenance, on: of all figures.
     throttled: the machine was slowed during the round; None: it does not say. busy: it served a bundle meanwhile.
     """
