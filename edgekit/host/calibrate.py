@@ -315,12 +315,18 @@ def _derived(graph: Graph, names: Collection[str]) -> dict[str, tuple[str, bool]
 
 
 def float_activations(graph: Graph) -> tuple[str, ...]:
-    """Names of the float tensors that nodes of the main graph make, but for those that are the same for every input."""
+    """Names of the float tensors that nodes of the main graph make and somebody reads.
+
+    Without those that are the same for every input.
+    """
     once = constant_nodes(graph.model)
     return tuple(
         name
         for name, value in values(graph.model).items()
-        if (node := value.producer()) is not None and node not in once and dtype_name(value) == "float32"
+        if (node := value.producer()) is not None
+        and node not in once
+        and dtype_name(value) == "float32"
+        and (value.uses() or value.is_graph_output())
     )
 
 
