@@ -1,4 +1,4 @@
-"""What goes in: image, audio and sequence networks as exporters write them, old and new opsets, several ins and outs."""
+"""What goes in: image, audio and sequence networks as exporters write them, old and new opsets, any ins and outs."""
 
 from __future__ import annotations
 
