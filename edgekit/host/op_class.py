@@ -17,11 +17,13 @@ _VECTOR = 16  # channels that a kernel handles at once, on the processors with t
 _NARROW = 8  # input channels below which a convolution has little to multiply at a time
 _LARGE = 2**20  # weights of a product with a vector that are read from behind the nearest caches
 _IMAGE_RANK = 4
+_ALIASES = {"Sum": "Add", "Upsample": "Resize"}  # the same work by another name
 
 
 def op_class(node: ir.Node) -> str:
     """The class of an operator, "Conv.depthwise.odd"; its name alone where nothing more is told apart."""
-    return ".".join((node.op_type, *_RULES.get(node.op_type, _plain)(node)))
+    name = _ALIASES.get(node.op_type, node.op_type)
+    return ".".join((name, *_RULES.get(name, _plain)(node)))
 
 
 def _plain(node: ir.Node) -> tuple[str, ...]:
@@ -39,6 +41,8 @@ def _conv(node: ir.Node) -> tuple[str, ...]:
     if groups > 1:
         kind = "depthwise" if wide == 1 else "grouped"
         odd = ("odd",) if weight[0] % _VECTOR or (wide > 1 and wide % _VECTOR) else ()
+    elif wide == weight[0] == 1:
+        kind = "single"
     elif math.prod(out[2:]) == 1:
         kind = "vector"
     elif wide < _NARROW:
@@ -123,7 +127,6 @@ _RULES: Mapping[str, Callable[[ir.Node], tuple[str, ...]]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max"), _binary),
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
     "Resize": _resize,
-    "Upsample": _resize,
     **dict.fromkeys(("Softmax", "LogSoftmax"), _axis),
     "Transpose": _transpose,
 }

@@ -166,7 +166,7 @@ def _around_conv(node: ir.Node, fmt: str, macs: int) -> Iterator[Work]:
     """Windows unfolded into rows (not for 1x1), and what is multiplied only to fill the last block of channels."""
     weight = _shape(node.inputs[1])
     groups = _integer(node, "group", 1)
-    if len(weight) < 3 or (groups > 1 and weight[1] == 1):
+    if len(weight) < 3 or (weight[1] == 1 and (groups > 1 or weight[0] == 1)):
         return
     wide = weight[0] // groups
     if math.prod(weight[2:]) > 1:

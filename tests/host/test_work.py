@@ -196,3 +196,12 @@ def test_the_calls_counted_are_the_kernels_onnxruntime_runs(
     ]
     calls = sum(w.calls for w in counted if w.op.partition(".")[0] != "Transpose")
     assert calls == sum(kernels_of(graph, tmp_path).values())
+
+
+def test_a_sum_is_an_addition_and_one_channel_to_one_is_a_kind_of_its_own(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.conv("x", "a", (3, 1))
+    x = b.op("Sum", [b.conv(x, "b", (1, 1), relu=False), b.conv(x, "c", (1, 1), relu=False)], "s")
+    found = classes_of(b.model([("s", (1, 1, SIDE, SIDE))]), tmp_path)
+    assert found["n_s"] == "Add"
+    assert found["n_b"] == "Conv.single"
