@@ -140,6 +140,8 @@ def command(
 ) -> int:
     """Fit MODEL (ONNX) to a board: layers in the format that is fastest and does no harm, a stage per exit, packed.
 
+    A .tflite file is packed as it is, for the board's LiteRT.
+
     Exit code 1: the bundle is written, but a limit you set is not met.
     """
     from edgekit.host.cache import Cache, default_cache

@@ -5,7 +5,8 @@ The schema is the one that LiteRT's package ships (github.com/google-ai-edge/Lit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +152,9 @@ class TfliteFile:
         model.version, model.description = VERSION, "edgekit"
         model.buffers = [schema.BufferT()]  # buffer 0 stands for no data
         graph.name = name
-        graph.tensors = [self._packed(model, self._tensors[tensor]) for tensor in used]
+        taken = {self._tensors[tensor].name for tensor in used}
+        free = (name for name in (f"t{index}" for index in itertools.count()) if name not in taken)
+        graph.tensors = [self._packed(model, self._tensors[tensor], free) for tensor in used]
         graph.inputs = [number[tensor] for tensor in inputs]
         graph.outputs = [number[tensor] for tensor in outputs]
         codes = sorted({(entry.code, entry.version) for entry in live})
@@ -164,9 +167,10 @@ class TfliteFile:
         builder.Finish(model.Pack(builder), IDENTIFIER)
         return bytes(builder.Output())
 
-    def _packed(self, model: Any, tensor: _Tensor) -> Any:
+    def _packed(self, model: Any, tensor: _Tensor, free: Iterator[str]) -> Any:
         made = schema.TensorT()
-        made.name, made.shape, made.type = tensor.name, list(tensor.shape), _TYPES[tensor.dtype]
+        made.name = tensor.name or next(free)  # other tools want every tensor to have one
+        made.shape, made.type = list(tensor.shape), _TYPES[tensor.dtype]
         if tensor.data is not None:
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(tensor.data.tobytes(), np.uint8)
