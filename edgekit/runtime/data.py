@@ -152,6 +152,10 @@ def _reader(array: Array, entry: Input, where: str) -> tuple[int, Callable[[int]
     ):
         if not (array.dtype == np.uint8 and entry.preprocess is not None and entry.tensor.dtype != "uint8"):
             dtype = np.dtype(entry.tensor.dtype)
+            if dtype.kind in "iu" and array.dtype.kind == "f" and (array != np.rint(array)).any():
+                raise BadInput(
+                    f"{where} must be {dtype} codes, as the input takes them, got {array.dtype} with fractions"
+                )
             return len(array), lambda index: np.ascontiguousarray(array[index : index + 1], dtype)
         if entry.layout == "NCHW":
             array = np.moveaxis(array, 1, -1)

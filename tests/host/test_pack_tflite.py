@@ -134,6 +134,16 @@ def test_an_input_of_codes_keeps_its_type_and_images_become_codes(
     assert answer.label == int(answer.outputs["scores"].argmax())
 
 
+def test_real_numbers_for_an_input_of_codes_are_refused_and_not_cut_off(tmp_path: Path) -> None:
+    model = image_classifier(tmp_path / "m.tflite")
+    data = tmp_path / "c.npz"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32))
+    with pytest.raises(
+        BadInput, match="must be int8 codes, as the input takes them, got float32 with fractions"
+    ):
+        packed(model, data)
+
+
 def test_preprocessing_in_real_numbers_becomes_the_rule_for_codes() -> None:
     entry = BorderTensor(Tensor("image", "int8", (1, 4, 4, 3)), 0.02, 10)
     how = Preprocess(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2,))
