@@ -17,6 +17,7 @@ from edgekit.host.passes._grid import GRIDS, products, snap
 from edgekit.host.passes.base import Context
 from edgekit.host.passes.prune_channels import PruneChannels
 from edgekit.host.passes.prune_channels import apply as prune_channels
+from edgekit.host.passes.prune_magnitude import prunable
 from edgekit.host.passes.recover import Recover
 from edgekit.host.train.distil import distillation, lessons, units
 from edgekit.host.train.fit import Batch, Checkpoint, Gradient, Loss, fit, reproducible
@@ -116,8 +117,11 @@ def _taught(
     if options.quantize_aware:
         network.seen_as = on_grid(graph, options.quantize_aware, options.block)
     evaluate = _evaluation(network, loss, exam)
+    may_go = prunable(graph.model)
     masks = Masks(
-        _prunable(graph, network), options.sparsity, max(1, _steps(lesson, options, epochs) // _MASK_UPDATES)
+        {name: weight for name, weight in network.weights.items() if name in may_go},
+        options.sparsity,
+        max(1, _steps(lesson, options, epochs) // _MASK_UPDATES),
     )
     untrained, before = _one_shot(network, masks, options.sparsity, evaluate)
     best = KeepBest({_STUDENT: network}, evaluate, patience=options.patience, ready=lambda: masks.finished)
@@ -198,13 +202,6 @@ def _one_shot(
 
 def _steps(lesson: Taught, options: Recover, epochs: int) -> int:
     return epochs * (lesson.count // max(1, min(options.batch, lesson.count)))
-
-
-def _prunable(graph: Graph, network: Network) -> dict[str, torch.nn.Parameter]:
-    """Weights of products by name; not those of depthwise ones, which have few and need them all."""
-    weights = network.weights
-    names = {product.value.name or "" for product in products(graph) if not product.depthwise}
-    return {name: weights[name] for name in weights if name in names}
 
 
 def on_grid(graph: Graph, grid: str, block: int) -> Callable[[str, Tensor], Tensor]:
