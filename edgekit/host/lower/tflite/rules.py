@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgekit.host.lower.tflite import movement, pointwise, products
+from edgekit.host.lower.tflite import movement, pointwise, products, reductions
 from edgekit.host.lower.tflite.translate import Translation
 from edgekit.host.lower.tflite.values import Order, Rule, Unsupported, first, last, shape_of
 from edgekit.host.lower.tflite.writer import TfliteFile
 
-RULES: Mapping[str, Rule] = {**products.RULES, **movement.RULES, **pointwise.RULES}
+RULES: Mapping[str, Rule] = {**products.RULES, **movement.RULES, **pointwise.RULES, **reductions.RULES}
 _MOVERS = frozenset(movement.RULES) - {"MaxPool", "Resize", "Upsample"}
 
 
