@@ -58,7 +58,7 @@ DEMO_MODEL = Path("models/fashion_mnist_3exit.onnx")
 LIMIT = 0.15  # BENCHMARKS: median relative error
 FEWEST = 10  # real networks
 BEFORE = ("opset", "confidence", "fold")
-QUICK_BYTES, QUICK_MOST, QUICK_ROUNDS = 4_000_000, 3, 3
+QUICK_BYTES, QUICK_MOST, QUICK_ROUNDS = 4_000_000, 2, 3
 OPSET = 17
 
 
