@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+PER_CHANNEL_OPSET = 13  # the first whose DequantizeLinear has an axis
 _NO_SATURATION = (
     "avx512_vnni",
     "avx_vnni",
@@ -36,9 +37,18 @@ def samples(path: Path) -> list[dict[str, Any]]:
 
 
 def prepare(model: Path, output: Path) -> None:
-    """onnxruntime's advice before quantizing: shapes inferred, batch normalizations and constants folded."""
+    """onnxruntime's advice before quantizing: opset 13 or newer, shapes inferred, normalizations folded."""
+    import onnx
+    import onnx.version_converter
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    proto = onnx.load(model)
+    if (
+        next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+        < PER_CHANNEL_OPSET
+    ):
+        model = output.with_suffix(".newer.onnx")
+        onnx.save(onnx.version_converter.convert_version(proto, PER_CHANNEL_OPSET), model)
     try:
         quant_pre_process(str(model), str(output))
     except Exception as err:  # noqa: BLE001  (its symbolic shape inference fails on some networks with just that)
