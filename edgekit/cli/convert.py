@@ -154,9 +154,10 @@ def command(
         raise BadInput("--recover trains what --prune left: give --prune as well")
     if recipe is not None and prune:
         raise BadInput("--recipe says all that is done: --prune cannot be given with it")
+    target = find_profile(profile)
     request = Request(
         model=model,
-        profile=find_profile(profile),
+        profile=target,
         calib=calib,
         val=val,
         evaluation=evaluation,
@@ -167,7 +168,7 @@ def command(
         recipe=read_recipe(recipe) if recipe else None,
         limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
         effort=EFFORTS[effort],
-        base=pruning_steps(prune, recover) if prune else (),
+        base=pruning_steps(prune, recover, target) if prune else (),
         backend=backend,
         cache=default_cache() if cache and effort != QUICK.name else Cache(),
     )

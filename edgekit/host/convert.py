@@ -19,7 +19,7 @@ from edgekit.host.limits import Limits
 from edgekit.host.load import InputSpec, Loaded, Shapes, load
 from edgekit.host.lower import backend_for, check_holds
 from edgekit.host.pack import GOLDEN, Finished, draft, finish, golden_cases
-from edgekit.host.passes import Context, Step, run_steps, step
+from edgekit.host.passes import Context, Step, run_steps, step, unrounded
 from edgekit.host.recipe import Recipe, TakenBack
 from edgekit.host.search import Found, follow, search
 from edgekit.host.split import Stage
@@ -178,7 +178,7 @@ def _judged(
         on_this_machine=request.on_this_machine,
         whole=whole,
         size_before=loaded.size_bytes,
-        plain=setting.plain,
+        plain=run_steps(setting.plain, unrounded(found.chosen.steps), setting.context),
         graph=found.chosen.graph,
         made=found.chosen.made,
         finished=finished,

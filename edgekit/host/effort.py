@@ -12,7 +12,8 @@ class Effort:
 
     rounds: turns each candidate is timed. refine: how often the assignment of formats is worked out anew from what was
     measured. improve: lists of steps that may bring int8 closer to float, each tried on its own. bisections: of the
-    weight on harm. shares: of the MACs, pruned in turn where a limit on latency or energy is missed.
+    weight on harm. shares: of the MACs, pruned in turn where a limit on latency or size is
+    missed. epochs: of training then.
     """
 
     name: str
@@ -23,9 +24,10 @@ class Effort:
     improve: tuple[tuple[str, ...], ...]
     bisections: int
     shares: tuple[float, ...]
+    epochs: int
 
 
-QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 3, ())
+QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 3, (), 0)
 DEFAULT = Effort(
     "default",
     ("minmax", "percentile", "mse"),
@@ -35,6 +37,7 @@ DEFAULT = Effort(
     (("bias_correction",), ("equalize",)),
     5,
     (0.25, 0.5),
+    3,
 )
 EXTENSIVE = Effort(
     "extensive",
@@ -51,5 +54,6 @@ EXTENSIVE = Effort(
     ),
     8,
     (0.2, 0.35, 0.5, 0.65, 0.8),
+    10,
 )
 EFFORTS: Mapping[str, Effort] = {entry.name: entry for entry in (QUICK, DEFAULT, EXTENSIVE)}

@@ -16,6 +16,7 @@ from edgekit.host.passes.quantize_static import OPS, float_nodes
 from edgekit.host.work import MACS, layers, work
 from edgekit.runtime.data import Data
 
+_DENSE = ("Gemm", "MatMul")
 _CODE_BYTES = 5  # a float is read and a code written, or the other way round
 
 
@@ -200,6 +201,19 @@ def _makers(node: ir.Node) -> Iterator[ir.Node]:
         maker = value.producer() if value is not None else None
         if maker is not None:
             yield maker
+
+
+def dense_weight_share(graph: Graph) -> float:
+    """Of the float weights' bytes, those of layers that multiply a vector by a matrix."""
+    dense = [node for node in graph.model.graph if node.op_type in _DENSE]
+    weights = {
+        id(value.const_value): value.const_value
+        for node in dense
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    }
+    total = float_weight_bytes(graph)
+    return sum(int(tensor.nbytes) for tensor in weights.values()) / total if total else 0.0
 
 
 def float_weight_bytes(graph: Graph) -> int:

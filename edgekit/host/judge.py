@@ -64,7 +64,10 @@ _PACKAGES = ("edgekit", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 @dataclass(frozen=True)
 class Judged:
-    """What is judged, and what it is compared with. whole: the network that came in, as one stage."""
+    """What is judged, and what it is compared with. whole: the network that came in, as one stage.
+
+    plain: the float network that was rounded, layer by layer the same as `graph`: pruned where that was pruned.
+    """
 
     profile: Profile
     on_this_machine: bool

@@ -166,7 +166,9 @@ def golden_cases(
     samples = [data.inputs(index) for index in chosen]
     session = made.open()
     answers = [session.run_all(sample) for sample in samples]
-    quantized = any(entry.format == "int8" for stage in made.manifest.stages for entry in stage.work)
+    quantized = any(
+        entry.format in ("int8", "float16") for stage in made.manifest.stages for entry in stage.work
+    )
     plain = answers
     if quantized:
         plain = _as_parts(made, samples) if rounded_otherwise is None else rounded_otherwise(samples)

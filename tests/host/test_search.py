@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from networks import CLASSES, SIDE, Builder, image_out, save, write_data
+from networks import CLASSES, SIDE, Builder, image_out, save, three_exits, write_data
 
 from edgekit.core.bench import BenchReport
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.report import Latency, Report
-from edgekit.host import search as subject
+from edgekit.host import search_int8 as subject
 from edgekit.host import tried
 from edgekit.host.bench import Bench, Candidate
 from edgekit.host.cache import Cache
@@ -27,6 +27,7 @@ from edgekit.host.limits import Limits
 from edgekit.host.pack import MEMBER
 from edgekit.host.passes import PASSES
 from edgekit.host.recipe import read_recipe
+from edgekit.host.search import pruning_steps
 from edgekit.host.tried import work_of
 from edgekit.runtime.data import Data
 from edgekit.runtime.detect import find_profile
@@ -317,3 +318,44 @@ def test_what_the_target_cannot_use_is_taken_back_with_its_reason(files: Files) 
     assert "of no use on the target: exit1 is off by 0.5" in report.dropped[0].why
     refused = next(attempt for attempt in report.tried if attempt.label == "int8")
     assert (refused.latency_ms, refused.chosen) == (None, False)
+
+
+def wide(tmp_path: Path) -> Files:
+    model = save(three_exits(channels=16), tmp_path / "wide.onnx")
+    data = [write_data(tmp_path / f"{seed}.npz", (3, SIDE, SIDE), 60, seed, CLASSES) for seed in (1, 2)]
+    return model, data[0], data[1]
+
+
+def test_what_the_user_prunes_is_not_held_against_int8_and_the_recipe_knows_the_channels(
+    tmp_path: Path,
+) -> None:
+    files = wide(tmp_path)
+    base = pruning_steps(0.5, None, BOARD)
+    made = convert(request(files, base=base, limits=Limits(max_drop=60.0)))
+    report = made.report
+    assert labels(report)[:3] == ["float32", "prune_channels 0.5", "prune_channels 0.5, int8"]
+    macs = {layer.name: layer.macs for layer in report.layers}
+    whole = convert(request(files)).report
+    assert sum(macs.values()) <= 0.5 * sum(layer.macs for layer in whole.layers)
+    assert formats(report) == {"int8"}
+    (tmp_path / "recipe.toml").write_bytes(made.finished.files[MEMBER])
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    pruned = next(entry for entry in recipe.steps if entry.name == "prune_channels")
+    assert pruned.options.keep
+    assert all(layer.sqnr_db is not None for layer in report.layers if layer.op == "Conv")
+    assert convert(request(files, recipe=recipe)).finished.content_id == made.finished.content_id
+
+
+def test_a_limit_on_latency_prunes_until_it_is_met_and_tells_of_nothing_else(tmp_path: Path) -> None:
+    files = wide(tmp_path)
+    fast = convert(request(files)).report
+    chosen = next(attempt for attempt in fast.tried if attempt.chosen)
+    assert chosen.latency_ms is not None
+    wanted = Limits(max_drop=100.0, max_latency_ms=0.7 * chosen.latency_ms)
+    report = convert(request(files, limits=wanted, effort=replace(QUICK, shares=(0.1, 0.5, 0.9)))).report
+    taken = next(attempt for attempt in report.tried if attempt.chosen)
+    assert taken.label.startswith("prune_channels")
+    assert taken.latency_ms is not None
+    assert taken.latency_ms <= 0.7 * chosen.latency_ms
+    assert report.limits_missed == ()
+    assert not any("0.9" in label for label in labels(report))

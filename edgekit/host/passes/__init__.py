@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ from edgekit.host.passes import (
 )
 from edgekit.host.passes.base import Context, Pass, Step
 
-__all__ = ["PASSES", "Context", "Pass", "Step", "run_steps", "step"]
+__all__ = ["PASSES", "Context", "Pass", "Step", "resolve_steps", "run_steps", "step", "unrounded"]
 
 PASSES: Mapping[str, Pass] = {
     entry.name: entry
@@ -50,6 +51,22 @@ PASSES: Mapping[str, Pass] = {
 def step(name: str, where: str = "step", /, **options: Any) -> Step:
     """A pass by name with these options, the rest at their defaults. Raises BadInput for an unknown name or option."""
     return Step(name, read_options(pick("pass", PASSES, name).options, options, f"{where} {name}"))
+
+
+def unrounded(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps before the first that rounds: what they make is the float network that rounding is compared with."""
+    return tuple(itertools.takewhile(lambda entry: not PASSES[entry.name].rounds, steps))
+
+
+def resolve_steps(graph: Graph, steps: Iterable[Step], context: Context) -> tuple[Step, ...]:
+    """The steps with options that leave nothing to be measured when they are taken again. Raises BadInput."""
+    found = []
+    for entry in steps:
+        resolve = PASSES[entry.name].resolve
+        taken = entry if resolve is None else Step(entry.name, resolve(graph, entry.options, context))
+        found.append(taken)
+        graph = run_steps(graph, [taken], context)
+    return tuple(found)
 
 
 def run_steps(graph: Graph, steps: Iterable[Step], context: Context) -> Graph:

@@ -76,6 +76,7 @@ class Pass:
     min_sqnr_db: how close its outputs stay, with its default options, to the graph's it was given; conformance checks
     it: 10 log10(signal / error) over the exits' outputs of small random networks. rounds: it leaves the float numbers:
     the graph before the first such step is what later ones correct errors against. costly: worth keeping on disk.
+    resolve: options -> options that say all it would find out by measuring, for the recipe; None: they do already.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Pass:
     options: type = NoOptions
     rounds: bool = False
     costly: bool = False
+    resolve: Callable[[Graph, Any, Context], Any] | None = None
 
 
 @dataclass(frozen=True)

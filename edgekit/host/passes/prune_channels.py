@@ -177,4 +177,4 @@ def read_channels(text: str, where: str) -> list[int]:
     return found
 
 
-PASS = Pass("prune_channels", apply, min_sqnr_db=120.0, options=PruneChannels)
+PASS = Pass("prune_channels", apply, min_sqnr_db=120.0, options=PruneChannels, costly=True, resolve=resolve)
