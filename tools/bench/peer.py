@@ -72,17 +72,20 @@ def onnxruntime(model: Path, calibration: Path, output: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         prepare(model, prepared)
-        quantize_static(
-            str(prepared),
-            str(output),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=not any(flag in flags for flag in _NO_SATURATION),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
+        shared: dict[str, Any] = {
+            "quant_format": QuantFormat.QDQ,
+            "per_channel": True,
+            "reduce_range": not any(flag in flags for flag in _NO_SATURATION),
+            "activation_type": QuantType.QUInt8,
+            "weight_type": QuantType.QInt8,
+            "calibrate_method": CalibrationMethod.MinMax,
+        }
+        try:
+            quantize_static(str(prepared), str(output), Reader(), **shared)
+        except ValueError as err:  # its correction of weights for small biases fails on some dense layers
+            print(f"peer: without the adjustment of weights for biases: {err}", file=sys.stderr)
+            shared["extra_options"] = {"QDQDisableWeightAdjustForInt32Bias": True}
+            quantize_static(str(prepared), str(output), Reader(), **shared)
 
 
 def nncf(model: Path, calibration: Path, output: Path) -> None:
