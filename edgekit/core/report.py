@@ -222,6 +222,79 @@ class Attempt:
         }
 
 
+@dataclass(frozen=True)
+class ExitParity:
+    """One exit of one lowering against another. agreement: share of samples with the same top-1; None: no classes.
+
+    max_steps, mean_steps: differences of its answers in 1/255 of what the reference's answers span.
+    """
+
+    exit: str
+    agreement: float | None
+    max_steps: float
+    mean_steps: float
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> ExitParity:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        return cls(
+            checks.name(data.get("exit"), f"{where}.exit"),
+            optional(data.get("agreement"), f"{where}.agreement", number),
+            number(data.get("max_steps"), f"{where}.max_steps", 0.0),
+            number(data.get("mean_steps"), f"{where}.mean_steps", 0.0),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {
+            "exit": self.exit,
+            "agreement": self.agreement,
+            "max_steps": self.max_steps,
+            "mean_steps": self.mean_steps,
+        }
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Two lowerings of the same graph, each exit of them against the other and against the float network.
+
+    float_network: in the order of `backends`.
+    """
+
+    backends: tuple[str, ...]
+    count: int
+    each_other: tuple[ExitParity, ...]
+    float_network: tuple[tuple[ExitParity, ...], ...]
+
+    @property
+    def agreement(self) -> float | None:
+        """Of the last exit's labels between the two."""
+        return self.each_other[-1].agreement
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Parity:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        return cls(
+            rows(data.get("backends"), f"{where}.backends", text),
+            integer(data.get("count"), f"{where}.count"),
+            rows(data.get("each_other"), f"{where}.each_other", ExitParity.parse),
+            rows(
+                data.get("float_network"), f"{where}.float_network", lambda v, w: rows(v, w, ExitParity.parse)
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse."""
+        return {
+            "backends": list(self.backends),
+            "count": self.count,
+            "each_other": [row.to_json() for row in self.each_other],
+            "float_network": [[row.to_json() for row in each] for each in self.float_network],
+        }
+
+
 def _provenance(value: object, where: str) -> str | None:
     return optional(value, where, lambda v, w: checks.choice(v, w, PROVENANCES))
 
@@ -276,7 +349,7 @@ class Report:
 
     accuracy: `metric` of the last exit, fractions 0-1. latency_before: the fp32 model that came in, run whole;
     latency_after: the bundle under the full policy; both with `latency_provenance` on `latency_on`, in one run.
-    tried: what the search measured on the way, the chosen one among them.
+    tried: what the search measured on the way, the chosen one among them. parity: the same graph on two runtimes.
     """
 
     bundle: str
@@ -298,6 +371,7 @@ class Report:
     limits_missed: tuple[str, ...]
     data: tuple[DataUse, ...]
     tried: tuple[Attempt, ...] = ()
+    parity: Parity | None = None
 
     @classmethod
     def parse(cls, value: object, where: str = "report.json") -> Report:
@@ -328,6 +402,7 @@ class Report:
             limits_missed=rows(limits.get("missed"), f"{where}: limits.missed", text),
             data=rows(data.get("data"), f"{where}: data", DataUse.parse),
             tried=rows(data.get("tried", []), f"{where}: tried", Attempt.parse),
+            parity=optional(data.get("parity"), f"{where}: parity", Parity.parse),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -355,4 +430,5 @@ class Report:
             "limits": {"met": not self.limits_missed, "missed": list(self.limits_missed)},
             "data": [d.to_json() for d in self.data],
             "tried": [t.to_json() for t in self.tried],
+            "parity": None if self.parity is None else self.parity.to_json(),
         }

@@ -17,7 +17,7 @@ from edgekit.host.graph import Graph, tensor_of
 from edgekit.host.judge import Judged, judge
 from edgekit.host.limits import Limits
 from edgekit.host.load import InputSpec, Loaded, Shapes, load
-from edgekit.host.lower import backend_for, check_holds
+from edgekit.host.lower import LOWERINGS, backend_for, check_holds
 from edgekit.host.pack import GOLDEN, Finished, draft, finish, golden_cases
 from edgekit.host.passes import Context, Step, run_steps, step, unrounded
 from edgekit.host.recipe import Recipe, TakenBack
@@ -27,6 +27,7 @@ from edgekit.host.sqnr import spread
 from edgekit.host.tflite_model import is_tflite
 from edgekit.host.tried import Setting
 from edgekit.host.watch import Watch, unwatched
+from edgekit.runtime.backends import is_installed
 from edgekit.runtime.measure import exit_table
 
 SEED = 1
@@ -101,7 +102,7 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     dropped = (*(Dropped(name, "output", "no exit names it") for name in loaded.left_out), *found.dropped)
     recipe = request.recipe or Recipe(
         profile=request.profile.name,
-        backend=backend.name,
+        backend=chosen.backend,
         steps=(*BEFORE, *chosen.steps),
         taken_back=tuple(TakenBack(entry.layer, entry.step) for entry in found.dropped),
         seed=seed,
@@ -156,9 +157,21 @@ def _setting(
         limits=request.limits,
         effort=effort,
         bench=bench,
+        others=_others(request, backend),
         here=request.on_this_machine,
         name=request.name,
         version=request.version,
+    )
+
+
+def _others(request: Request, backend: Backend) -> tuple[Backend, ...]:
+    """Runtimes of the board that are installed here, too, and that nobody ruled out by naming one."""
+    if request.backend is not None or request.recipe is not None or not request.effort.improve:
+        return ()
+    return tuple(
+        other
+        for other in request.profile.backends
+        if other.name in LOWERINGS and other.name != backend.name and is_installed(other.name)
     )
 
 
@@ -188,6 +201,7 @@ def _judged(
         tried=found.attempts,
         why=found.chosen.why,
         rounds=request.effort.rounds,
+        hurried=not request.effort.improve,
         bench=request.bench,
     )
 

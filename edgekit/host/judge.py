@@ -27,6 +27,7 @@ from edgekit.core.report import (
     ExitReport,
     Latency,
     LayerReport,
+    Parity,
     PolicyReport,
     Report,
 )
@@ -34,13 +35,15 @@ from edgekit.host.bench import Bench, interleaved
 from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
-from edgekit.host.lower import onnxruntime
+from edgekit.host.lower import onnxruntime, problems
 from edgekit.host.node_times import times_of
 from edgekit.host.pack import Draft, Finished
+from edgekit.host.parity import parity
 from edgekit.host.sqnr import layer_sqnr, spread
 from edgekit.host.stored import stored_weights
 from edgekit.host.watch import Watch
 from edgekit.host.work import layers, work
+from edgekit.runtime.backends import is_installed
 from edgekit.runtime.command import runner
 from edgekit.runtime.data import Data
 from edgekit.runtime.energy import with_energy
@@ -57,6 +60,8 @@ from edgekit.runtime.policy import make_policy
 from edgekit.runtime.power import open_sensor
 from edgekit.runtime.session import Session
 
+_OTHER = "litert"
+_PARITY = 200  # samples on which two runtimes are compared
 _TIMED = 4  # samples on which layers are timed
 POLICIES = (PolicySpec("full"), PolicySpec("budget", Budget(32.0, "%")), PolicySpec("confidence"))
 _PACKAGES = ("edgekit", "numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -83,6 +88,7 @@ class Judged:
     tried: tuple[Attempt, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
     rounds: int = ROUNDS
+    hurried: bool = False
     bench: Bench | None = None  # the board that was asked for; None: this machine, or nobody
 
 
@@ -132,6 +138,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         limits_missed=subject.limits.missed(accuracy, times.after.mean, energy, size.after),
         data=subject.data.uses(),
         tried=subject.tried,
+        parity=_parity(subject),
     )
 
 
@@ -263,6 +270,18 @@ def _exit_reports(
         ExitReport(leaving.name, _accuracy(table.predicted[:, index], judged), leaving.cost_share, latency_ms)
         for index, (leaving, latency_ms) in enumerate(zip(manifest.exits, times.exits_ms, strict=True))
     )
+
+
+def _parity(subject: Judged) -> Parity | None:
+    """How the bundle's graph does on the two runtimes it can be lowered to; None where it cannot, or in a hurry."""
+    other = next((entry for entry in subject.profile.backends if entry.name == _OTHER), None)
+    if subject.hurried or other is None or not is_installed(_OTHER) or problems(subject.graph, other):
+        return None
+    data = subject.data.validation
+    try:
+        return parity(subject.graph, subject.plain, data.subset(spread(data.count, _PARITY)))
+    except BadInput:  # what an operator table cannot tell
+        return None
 
 
 def _layer_reports(subject: Judged) -> tuple[LayerReport, ...]:

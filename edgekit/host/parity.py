@@ -7,13 +7,13 @@ codes of a layer may be one off, and a network that amplifies carries that on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Backend
+from edgekit.core.report import ExitParity, Parity
 from edgekit.host.graph import Graph
 from edgekit.host.pack import Draft, draft
 from edgekit.host.split import split
@@ -22,43 +22,6 @@ from edgekit.runtime.data import Data
 from edgekit.runtime.session import is_class_vector
 
 STEPS = 255  # of an 8-bit range: the unit of differences
-
-
-@dataclass(frozen=True)
-class ExitParity:
-    """One exit of one lowering against another. agreement: share of samples with the same top-1; None: no classes.
-
-    max_steps, mean_steps: differences of its answers in 1/255 of what the reference's answers span.
-    """
-
-    exit: str
-    agreement: float | None
-    max_steps: float
-    mean_steps: float
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Two lowerings of the same graph, each exit of them against the other and against the float network."""
-
-    backends: tuple[str, str]
-    count: int
-    each_other: tuple[ExitParity, ...]
-    float_network: tuple[tuple[ExitParity, ...], tuple[ExitParity, ...]]  # in the order of backends
-
-    @property
-    def agreement(self) -> float | None:
-        """Of the last exit's labels between the two."""
-        return self.each_other[-1].agreement
-
-    def to_json(self) -> dict[str, object]:
-        """For a report."""
-        return {
-            "backends": list(self.backends),
-            "count": self.count,
-            "each_other": [vars(row) for row in self.each_other],
-            "float_network": [[vars(row) for row in rows] for rows in self.float_network],
-        }
 
 
 def parity(

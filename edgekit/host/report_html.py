@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from edgekit.core.manifest import METRICS, Manifest
-from edgekit.core.report import Change, Latency, Report
+from edgekit.core.report import Change, Latency, Parity, Report
 from edgekit.host.report_plot import plot
 from edgekit.host.report_style import STYLE
 from edgekit.host.report_tried import letter, picture
@@ -22,6 +22,10 @@ _PROVENANCE = {
 }
 
 
+_PARITY_NOTE = (
+    "The same graph, with the same scales, lowered to both runtimes this board has, on validation data. Differences "
+    "are in 1/255 of what the answers span."
+)
 _RECIPE_NOTE = (
     "Save as recipe.toml and give it to --recipe: the same bundle comes out. To decide for yourself, change it: put a "
     "layer's name into keep_float to keep it in float32, take one out to quantize it, change a step's options, or "
@@ -55,6 +59,7 @@ def render(page: Page) -> str:
         _section("Operating points", _points(page), _points_note(report)),
         _section("What was tried", _tried(report), _tried_note(report)),
         _section("Layers", _layers(report), _layers_note(report)),
+        _section("Two runtimes", _parity(report.parity), _PARITY_NOTE) if report.parity else "",
         _section("Taken back", _dropped(report)),
         _section("Limits", _limits(report)),
         _section("Data", _data(report)),
@@ -303,6 +308,22 @@ def _layers_note(report: Report) -> str:
         "SQNR: signal to quantization noise against the float network, on calibration data. It falls along the "
         f"network: a sharp fall names the layer that hurts.{times}"
     )
+
+
+def _parity(found: Parity) -> str:
+    pairs = [
+        (" and ".join(found.backends), found.each_other),
+        *(
+            (f"{name} and float32", rows)
+            for name, rows in zip(found.backends, found.float_network, strict=True)
+        ),
+    ]
+    rows = [
+        (what, entry.exit, _percent(entry.agreement), f"{entry.mean_steps:.2f}", f"{entry.max_steps:.2f}")
+        for what, entries in pairs
+        for entry in entries
+    ]
+    return _table(("", "exit", f"same label of {found.count}", "mean difference", "largest"), rows)
 
 
 def _dropped(report: Report) -> str:

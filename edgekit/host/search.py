@@ -7,6 +7,7 @@ stored in few bits; smaller or fewer weights where a limit is still missed. Vali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from edgekit.core.report import Attempt, Dropped
 from edgekit.host.formats import dense_weight_share, float_weight_bytes
 from edgekit.host.passes import Step, resolve_steps, step
 from edgekit.host.passes.quantize_static import is_quantized
-from edgekit.host.search_int8 import INT8, best_int8
+from edgekit.host.search_int8 import FASTER, INT8, best_int8
 from edgekit.host.trail import Branch, Trail, slower
 from edgekit.host.tried import Setting, Tried, harm_of, try_steps
 
@@ -50,7 +51,7 @@ def search(setting: Setting, base: Sequence[Step] = ()) -> Found:
         taken = resolve_steps(setting.plain, base, setting.context)
         start = trail.add(try_steps(setting, _name(taken), taken, stayed))
     branch = Branch(setting, stayed, start, trail, asked=bool(base))
-    chosen = _formats(branch)
+    chosen = _elsewhere(branch, _formats(branch))
     if not _meets(setting, chosen):
         chosen = _smaller(branch, chosen)
     if not base and not _meets(setting, chosen):
@@ -155,6 +156,38 @@ def _integer(branch: Branch, best: Tried) -> Tried | None:
             against = slower(found, before)
     branch.trail.add(found, against)
     return found if against is None else None
+
+
+def _elsewhere(branch: Branch, best: Tried) -> Tried:
+    """The same on another runtime of the board, and int8 there, where that is measured faster and does no harm."""
+    setting = branch.setting
+    whole = branch.trail.tried.get(branch.called("int8"))
+    offered = [best] if whole is None or whole.steps == best.steps else [best, whole]
+    found = []
+    for backend in setting.others if setting.bench is not None else ():
+        there = replace(branch, setting=replace(setting, backend=backend))
+        for entry in offered:
+            label = branch.trail.free(f"{entry.label}, {backend.name}")
+            tried = there.offer(label, _own(branch, entry), {}, backend.name)
+            if tried is not None:
+                found.append(tried)
+    if not found:
+        return best
+    first, before, *rest = branch.timed(best, *found)
+    for entry in rest:
+        against = branch.harm(entry)
+        if against is None and (entry.problem or (entry.ratio or 1.0) > FASTER * (before.ratio or 1.0)):
+            against = slower(entry, first) if entry.problem else f"no faster than {before.label}"
+        if against is not None:
+            branch.trail.against[entry.label] = against
+    able = [entry for entry in rest if entry.label not in branch.trail.against]
+    fastest = min(able, key=lambda entry: entry.ratio or math.inf, default=None)
+    if fastest is None:
+        return before
+    branch.trail.against[before.label] = f"{fastest.backend} is faster"
+    if before.steps != fastest.steps:
+        branch.dropped.clear()  # it told of steps taken back on the other runtime
+    return fastest
 
 
 def _own(branch: Branch, tried: Tried) -> tuple[Step, ...]:

@@ -46,6 +46,9 @@ class Setting:
     limits: Limits
     effort: Effort
     bench: Bench | None
+    others: tuple[
+        Backend, ...
+    ]  # runtimes of the profile that may be tried besides, where candidates are timed
     here: bool  # this machine is the target: its own profiler may speak
     name: str
     version: int
@@ -60,7 +63,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tried:
-    """A list of steps, what they made of the network, and what that is worth.
+    """A list of steps, what they made of the network for one backend, and what that is worth.
 
     lost: points of `metric` against the float network, None where its answers are no classes; lost_error: the standard
     error of that figure, from the answers that differ. ratio: of its latency to the float network's, timed side by side
@@ -70,6 +73,7 @@ class Tried:
 
     label: str
     steps: tuple[Step, ...]
+    backend: str
     graph: Graph
     made: Draft
     validated: ExitTable
@@ -118,7 +122,19 @@ def try_steps(
     metric = "agreement" if validated.correct is None else "top1"
     lost, error = _lost((stayed.validated if stayed else validated), validated)
     close = sqnr_of(setting.float_answers(), answers_of(graph, setting.samples, _CLOSENESS_SAMPLES))
-    return Tried(label, tuple(steps), graph, made, validated, metric, lost, error, close, why=why or {})
+    return Tried(
+        label,
+        tuple(steps),
+        setting.backend.name,
+        graph,
+        made,
+        validated,
+        metric,
+        lost,
+        error,
+        close,
+        why=why or {},
+    )
 
 
 def _lost(stayed: ExitTable, tried: ExitTable) -> tuple[float | None, float]:

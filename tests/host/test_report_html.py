@@ -15,9 +15,11 @@ from edgekit.core.report import (
     Change,
     DataUse,
     Dropped,
+    ExitParity,
     ExitReport,
     Latency,
     LayerReport,
+    Parity,
     PolicyReport,
     Report,
 )
@@ -186,3 +188,14 @@ def test_a_layers_weights_time_and_reason_are_told(manifest: Manifest, report: R
     assert "int4" in row[0]
     assert "slow in int8" in row[0]
     assert "estimated from profile raspberrypi5" in page
+
+
+def test_parity_of_two_runtimes_is_shown_where_there_is_one(manifest: Manifest, report: Report) -> None:
+    assert "Two runtimes" not in render(Page(manifest, report, "", "0" * 64))
+    rows = (ExitParity("exit1", 0.995, 1.5, 0.25),)
+    parity = Parity(("onnxruntime", "litert"), 200, rows, (rows, rows))
+    page = render(Page(manifest, replace(report, parity=parity), "", "0" * 64))
+    assert "onnxruntime and litert" in page
+    assert "litert and float32" in page
+    assert "99.50 %" in page
+    assert Report.parse(replace(report, parity=parity).to_json()) == replace(report, parity=parity)

@@ -359,3 +359,35 @@ def test_a_limit_on_latency_prunes_until_it_is_met_and_tells_of_nothing_else(tmp
     assert taken.latency_ms <= 0.7 * chosen.latency_ms
     assert report.limits_missed == ()
     assert not any("0.9" in label for label in labels(report))
+
+
+def test_another_runtime_of_the_board_is_taken_where_it_is_measured_faster(
+    files: Files, tmp_path: Path
+) -> None:
+    pytest.importorskip("ai_edge_litert")
+
+    def litert_is_fast(candidates: Sequence[Candidate], data: Data) -> tuple[BenchReport, ...]:
+        found = []
+        for candidate in candidates:
+            there = all(
+                part.backend == "litert" for stage in candidate.manifest.stages for part in stage.parts
+            )
+            int8 = any(entry.format == "int8" for entry in work_of(candidate.manifest))
+            ms = (0.3 if there else 1.2) if int8 else 1.0
+            exits = tuple(Latency(ms, ms, ms, ms) for _ in candidate.manifest.exits)
+            found.append(BenchReport("0" * 64, exits=exits, turns_ms=(ms, ms)))
+        return tuple(found)
+
+    made = convert(request(files, effort=DEFAULT, bench=litert_is_fast))
+    report = made.report
+    assert {part.backend for stage in made.finished.manifest.stages for part in stage.parts} == {"litert"}
+    assert next(attempt for attempt in report.tried if attempt.chosen).label.endswith("int8, litert")
+    assert report.parity is not None
+    assert report.parity.backends == ("onnxruntime", "litert")
+    (tmp_path / "recipe.toml").write_bytes(made.finished.files[MEMBER])
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert recipe.backend == "litert"
+    again = convert(request(files, effort=DEFAULT, recipe=recipe, bench=litert_is_fast))
+    assert again.finished.content_id == made.finished.content_id
+    named = convert(request(files, effort=DEFAULT, backend="onnxruntime", bench=litert_is_fast)).report
+    assert not any("litert" in label for label in labels(named))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core import registry
+from edgekit.core.errors import MissingExtra
 from edgekit.core.manifest import Part
 
 Array = NDArray[Any]
@@ -55,6 +56,15 @@ def opener(name: str) -> Open:
 def known_backends() -> tuple[str, ...]:
     """Names of all backends, ours and installed ones."""
     return tuple(sorted(_table()))
+
+
+def is_installed(name: str) -> bool:
+    """Whether the backend's runtime is here and works. Raises BadInput for an unknown name."""
+    try:
+        opener(name)
+    except MissingExtra:
+        return False
+    return True
 
 
 @functools.cache
