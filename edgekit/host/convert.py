@@ -135,7 +135,7 @@ def _setting(
 ) -> Setting:
     """What the search works with."""
     effort, validation = request.effort, data.validation
-    data_key = f"{content_key(request.calib)} {split}" if request.cache.folder is not None else ""
+    data_key = _data_key(request, plain, split) if request.cache.folder is not None else ""
     bench = request.bench
     if bench is None and request.on_this_machine:
         bench = local_bench(effort.rounds)
@@ -162,6 +162,12 @@ def _setting(
         name=request.name,
         version=request.version,
     )
+
+
+def _data_key(request: Request, plain: Graph, split: str) -> str:
+    """What the calibration samples are: the files, how they become inputs, and which of them are set aside."""
+    aside = "all" if request.val is not None else split
+    return f"{content_key(request.calib)} {aside} {plain.inputs}"
 
 
 def _others(request: Request, backend: Backend) -> tuple[Backend, ...]:

@@ -205,7 +205,14 @@ def _closer(branch: Branch, plain: Tried) -> Tried:
 
 def _around(names: Sequence[str], formats: Sequence[Step]) -> Iterator[Step]:
     """The steps that improve, each where it belongs: before the formats, or after them."""
-    yield from (step(name) for name in names if name != "bias_correction")
+    int8 = next(entry.options for entry in formats if entry.name == INT8)
+    same = {
+        "reduce_range": int8.reduce_range,
+        "keep_float": int8.keep_float,
+    }  # the grid that int8 finds again
+    yield from (
+        step(name, **(same if name == "adaround" else {})) for name in names if name != "bias_correction"
+    )
     yield from formats
     yield from (step(name) for name in names if name == "bias_correction")
 

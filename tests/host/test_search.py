@@ -25,7 +25,7 @@ from edgekit.host.formats import NodeCosts
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
 from edgekit.host.pack import MEMBER
-from edgekit.host.passes import PASSES
+from edgekit.host.passes import PASSES, step
 from edgekit.host.recipe import read_recipe
 from edgekit.host.search import pruning_steps
 from edgekit.host.tried import work_of
@@ -268,6 +268,30 @@ def test_interrupted_work_goes_on_where_it_was(
     assert before
     convert(request(files, cache=cache))
     assert len(taken) == before
+
+
+def test_what_was_kept_for_other_calibration_samples_is_not_taken(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --val all of --calib calibrates, without it four fifths: the ranges are others."""
+    taken: list[str] = []
+    costly = replace(
+        PASSES["quantize_static"], costly=True, apply=_noted(PASSES["quantize_static"].apply, taken)
+    )
+    monkeypatch.setitem(PASSES, "quantize_static", costly)  # type: ignore[arg-type, call-overload]
+    cache, val = Cache(tmp_path / "cache"), files[2]
+    convert(request(files, cache=cache))
+    before = len(taken)
+    kept = convert(request(files, cache=cache, val=val)).finished
+    assert len(taken) > before
+    assert kept.content_id == convert(request(files, val=val)).finished.content_id
+
+
+def test_adaround_rounds_what_int8_will_take_onto_the_grid_it_will_take() -> None:
+    int8 = step("quantize_static", activation="uint8", reduce_range=True, keep_float=("n_b1",))
+    rounding, *rest = subject._around(("adaround", "bias_correction"), (int8,))
+    assert rounding == step("adaround", reduce_range=True, keep_float=("n_b1",))
+    assert rest == [int8, step("bias_correction")]
 
 
 def _noted(apply: Callable[..., Graph], taken: list[str]) -> Callable[..., Graph]:
