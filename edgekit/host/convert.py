@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from edgekit.host.cache import Cache, content_key
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
 from edgekit.host.effort import DEFAULT, Effort
-from edgekit.host.graph import Graph, tensor_of
+from edgekit.host.graph import Graph, model_bytes, tensor_of
 from edgekit.host.judge import Judged, judge
 from edgekit.host.limits import Limits
 from edgekit.host.load import InputSpec, Loaded, Shapes, load
 from edgekit.host.lower import LOWERINGS, backend_for, check_holds
+from edgekit.host.ort import open_model
 from edgekit.host.pack import GOLDEN, Finished, draft, finish, golden_cases
 from edgekit.host.passes import Context, Step, run_steps, step, unrounded
 from edgekit.host.recipe import Recipe, TakenBack
@@ -28,9 +30,12 @@ from edgekit.host.tflite_model import is_tflite
 from edgekit.host.tried import Setting
 from edgekit.host.watch import Watch, unwatched
 from edgekit.runtime.backends import is_installed
+from edgekit.runtime.data import Data
 from edgekit.runtime.measure import exit_table
 
 SEED = 1
+_TRIAL_SHARE = 0.03  # of the time a search has, that one candidate's answers may take
+_FEWEST_SAMPLES = 100
 BEFORE = tuple(step(name) for name in ("opset", "confidence", "fold"))  # what every network goes through
 
 
@@ -144,7 +149,8 @@ def _setting(
         backend=backend,
         plain=plain,
         data=data,
-        samples=validation.subset(spread(validation.count, effort.samples)).held(),
+        samples=validation.subset(spread(validation.count, _affordable(plain, validation, effort))).held(),
+        until=time.monotonic() + effort.limit_s,
         context=Context(
             data.calibration,
             plain,
@@ -168,6 +174,17 @@ def _data_key(request: Request, plain: Graph, split: str) -> str:
     """What the calibration samples are: the files, how they become inputs, and which of them are set aside."""
     aside = "all" if request.val is not None else split
     return f"{content_key(request.calib)} {aside} {plain.inputs}"
+
+
+def _affordable(plain: Graph, data: Data, effort: Effort) -> int:
+    """Samples that candidates are compared on: as many as the effort wants, fewer for a slow network."""
+    session, sample = open_model(model_bytes(plain.model)), data.inputs(0)
+    start = time.perf_counter()
+    session.run(None, sample)
+    once_s = time.perf_counter() - start
+    return max(
+        min(effort.samples, _FEWEST_SAMPLES), min(effort.samples, int(_TRIAL_SHARE * effort.limit_s / once_s))
+    )
 
 
 def _others(request: Request, backend: Backend) -> tuple[Backend, ...]:

@@ -13,7 +13,8 @@ class Effort:
     rounds: turns each candidate is timed. refine: how often the assignment of formats is worked out anew from what was
     measured. improve: lists of steps that may bring int8 closer to float, each tried on its own. bisections: of the
     weight on harm. shares: of the MACs, pruned in turn where a limit on latency or size is
-    missed. epochs: of training then.
+    missed. epochs: of training then. limit_s: after this many
+    seconds nothing new is tried; what is under way is finished.
     """
 
     name: str
@@ -25,9 +26,10 @@ class Effort:
     bisections: int
     shares: tuple[float, ...]
     epochs: int
+    limit_s: float
 
 
-QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 3, (), 0)
+QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 3, (), 0, 60.0)
 DEFAULT = Effort(
     "default",
     ("minmax", "percentile", "mse"),
@@ -38,6 +40,7 @@ DEFAULT = Effort(
     5,
     (0.25, 0.5),
     3,
+    180.0,
 )
 EXTENSIVE = Effort(
     "extensive",
@@ -55,5 +58,6 @@ EXTENSIVE = Effort(
     8,
     (0.2, 0.35, 0.5, 0.65, 0.8),
     10,
+    3600.0,
 )
 EFFORTS: Mapping[str, Effort] = {entry.name: entry for entry in (QUICK, DEFAULT, EXTENSIVE)}

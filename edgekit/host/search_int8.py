@@ -19,6 +19,7 @@ from edgekit.host.formats import (
 )
 from edgekit.host.graph import Graph
 from edgekit.host.harm import layer_harm
+from edgekit.host.lower.onnxruntime import NAME as PROFILED
 from edgekit.host.passes import Step, run_steps, step
 from edgekit.host.passes.quantize_static import Int8, is_quantized
 from edgekit.host.sqnr import answers_of, sqnr_of
@@ -72,7 +73,7 @@ def best_int8(branch: Branch) -> Tried | None:
     best = _fastest(branch, [whole.tried, *_mixes(branch, whole)])
     if best is None:
         return None
-    best = _closer(branch, best)
+    best = _closer(branch, best, setting.effort.improve)
     if branch.harm(best) is not None:
         return _less_harm(branch, whole, best)
     _say_what_stays(branch, best)
@@ -110,9 +111,14 @@ def _best_method(setting: Setting, start: Tried) -> tuple[Step, Graph]:
 
 
 def _costs(setting: Setting, plain: Graph, quantized: Graph) -> NodeCosts | None:
-    """Every node's times: measured where this machine is the target, else estimated; None: unknown."""
+    """Every node's times: measured where this machine is the target, else estimated; None: unknown.
+
+    onnxruntime has the profiler: for another runtime its times are a hint which mixes to try, and say so.
+    """
     if setting.here:
-        return measured_costs(plain, quantized, setting.samples)
+        costs = measured_costs(plain, quantized, setting.samples)
+        own = setting.backend.name == PROFILED
+        return costs if own else replace(costs, provenance=f"{costs.provenance} with {PROFILED}")
     return estimated_costs(plain, quantized, setting.profile)
 
 
@@ -181,10 +187,10 @@ def _say_what_stays(branch: Branch, best: Tried) -> None:
 # --- accuracy --------------------------------------------------------------------------------------------------------
 
 
-def _closer(branch: Branch, plain: Tried) -> Tried:
+def _closer(branch: Branch, plain: Tried, improve: Sequence[Sequence[str]]) -> Tried:
     """The candidate with whatever brings its answers closer to the float network's, at the same speed."""
     formats, best = plain.steps[len(branch.start.steps) :], plain
-    for names in branch.setting.effort.improve:
+    for names in improve:
         label = f"{plain.label}, {', '.join(names)}"
         found = branch.offer(label, tuple(_around(names, formats)), plain.why, ", ".join(names))
         if found is None:
@@ -236,6 +242,9 @@ def _less_harm(branch: Branch, whole: _Whole, best: Tried) -> Tried | None:
     }
     costs = whole.costs or _by_work(plain, whole.graph)
     total_ms, total_harm = sum(costs.in_float.values()), sum(harm.values())
+    helped = [
+        names for names in setting.effort.improve if _has(best, names)
+    ]  # what did not help whole is not tried
     accepted: list[Tried] = []
     good: dict[frozenset[str], bool] = {frozenset(): True}  # all in float harms nothing
     low, high = -_SPREAD, _SPREAD  # too little weight on harm, and enough for all to be float
@@ -244,7 +253,7 @@ def _less_harm(branch: Branch, whole: _Whole, best: Tried) -> Tried | None:
         chosen = fastest(plain, whole.graph, costs, harm, 10**middle * total_ms / total_harm)
         if chosen not in good:
             mixed = _mix(branch, whole, chosen, _told(plain, whole, chosen, harm, costs))
-            mixed = None if mixed is None else _closer(branch, mixed)
+            mixed = None if mixed is None else _closer(branch, mixed, helped)
             good[chosen] = mixed is not None and branch.harm(mixed) is None
             if mixed is not None and good[chosen]:
                 accepted.append(mixed)
@@ -258,6 +267,12 @@ def _less_harm(branch: Branch, whole: _Whole, best: Tried) -> Tried | None:
     if found is not None:
         _say_what_stays(branch, found)
     return found
+
+
+def _has(tried: Tried, names: Sequence[str]) -> bool:
+    """Whether it was improved by just these steps."""
+    improving = {entry.name for entry in tried.steps} & {"bias_correction", "equalize", "adaround"}
+    return improving == set(names)
 
 
 def _told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -83,12 +84,22 @@ class Branch:
         """`start` and the candidates with their latencies; ratios are to `start`'s."""
         return [self.trail.add(entry) for entry in timed(self.setting, [self.start, *candidates])]
 
+    @property
+    def time_is_up(self) -> bool:
+        """Whether nothing new should be tried."""
+        return time.monotonic() > self.setting.until
+
     def drop(self, step: str, why: str, layer: str = "*") -> None:
         """Note a step that is taken back."""
         self.dropped.append(Dropped(layer, step, why))
 
     def offer(self, label: str, steps: Sequence[Step], why: Mapping[str, str], step: str) -> Tried | None:
-        """Try steps that are only an offer: None, and noted, where one cannot be taken."""
+        """Try steps that are only an offer: None, and noted, where one cannot be taken or the time is up."""
+        if self.time_is_up:
+            self.drop(
+                step, f"not tried: {self.setting.effort.limit_s:g} s were over; a greater --effort has more"
+            )
+            return None
         try:
             return self.attempt(label, steps, why=why)
         except BadInput as err:

@@ -20,7 +20,7 @@ from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limi
 from edgekit.host.pack import Draft, draft
 from edgekit.host.passes import Context, Step, run_steps
 from edgekit.host.split import split
-from edgekit.host.sqnr import Answers, answers_of, sqnr_of
+from edgekit.host.sqnr import Answers, answers_of, check_finite, sqnr_of
 from edgekit.runtime.data import Data
 from edgekit.runtime.measure import ExitTable, exit_table
 
@@ -46,18 +46,19 @@ class Setting:
     limits: Limits
     effort: Effort
     bench: Bench | None
-    others: tuple[
-        Backend, ...
-    ]  # runtimes of the profile that may be tried besides, where candidates are timed
+    until: float  # by time.monotonic: after it nothing new is tried
+    others: tuple[Backend, ...]  # runtimes that may be tried besides
     here: bool  # this machine is the target: its own profiler may speak
     name: str
     version: int
     _memo: dict[str, Answers] = field(default_factory=dict, repr=False, compare=False)
 
     def float_answers(self) -> Answers:
-        """What the float network answers to some of the samples, found out once."""
+        """What the float network answers to some of the samples, found out once. Raises BadInput: not finite."""
         if "float" not in self._memo:
-            self._memo["float"] = answers_of(self.plain, self.samples, _CLOSENESS_SAMPLES)
+            answers = answers_of(self.plain, self.samples, _CLOSENESS_SAMPLES)
+            check_finite(self.plain, answers, self.samples)
+            self._memo["float"] = answers
         return self._memo["float"]
 
 
@@ -155,8 +156,8 @@ def _lost(stayed: ExitTable, tried: ExitTable) -> tuple[float | None, float]:
 def harm_of(setting: Setting, tried: Tried, asked: Tried | None = None) -> str | None:
     """Why its answers are too bad; None where they are good enough. Judged on validation data alone.
 
-    asked: what the user made of the network first; what that lost is not held against `tried`. A limit that nobody set
-    allows for chance: one standard error of the loss.
+    asked: what the user made of the network first; what that lost is not held against `tried`. A limit on accuracy that
+    nobody set allows for chance: one standard error of the loss. Agreement needs none: no label is wrong there.
     """
     if tried.lost is None:
         wanted = MIN_SQNR_DB if asked is None else min(MIN_SQNR_DB, asked.sqnr_db - _ASKED_DB)
@@ -167,7 +168,8 @@ def harm_of(setting: Setting, tried: Tried, asked: Tried | None = None) -> str |
         return None
     limit = allowed(setting, tried.metric)
     lost = tried.lost - (0.0 if asked is None else asked.lost or 0.0)
-    if lost > limit + (1e-9 if setting.limits.max_drop is not None else tried.lost_error):
+    by_chance = tried.metric == "top1" and setting.limits.max_drop is None
+    if lost > limit + (tried.lost_error if by_chance else 1e-9):
         what = "accuracy" if tried.metric == "top1" else "agreement"
         return f"it costs {lost:.2f} points of {what} on the validation data, more than {limit:g}"
     return None

@@ -415,3 +415,9 @@ def test_another_runtime_of_the_board_is_taken_where_it_is_measured_faster(
     assert again.finished.content_id == made.finished.content_id
     named = convert(request(files, effort=DEFAULT, backend="onnxruntime", bench=litert_is_fast)).report
     assert not any("litert" in label for label in labels(named))
+
+
+def test_when_the_time_is_up_nothing_new_is_tried_and_that_is_told(files: Files) -> None:
+    report = convert(request(files, effort=replace(DEFAULT, limit_s=0.0))).report
+    assert labels(report) == ["float32", "int8"]  # without these two there is nothing to say
+    assert any("not tried: 0 s were over" in entry.why for entry in report.dropped)
