@@ -238,6 +238,20 @@ def test_measured_criteria_find_channels_that_nobody_needs(tmp_path: Path, crite
     assert set(dead) <= set(read_channels(by_size.keep.get("n_a_y", "0-7"), "keep"))
 
 
+def test_every_output_of_an_exit_counts_as_its_answer(tmp_path: Path) -> None:
+    """Boxes beside scores: what only the second one reads is needed as much as what only the first one reads."""
+    b = Builder(4)
+    stem = b.conv("x", "stem", (3, 8))
+    for name in ("boxes", "scores"):
+        b.head(b.conv(stem, f"{name}_c", (8, 16)), name, 16)
+    graph = opened(b.model([("boxes", (1, CLASSES)), ("scores", (1, CLASSES))]))
+    assert [leaving.outputs for leaving in graph.exits] == [("boxes", "scores")]
+    options = replace(PLAIN, share=0.3, criterion="answers")
+    keep = resolve(graph, options, Context(data_for(tmp_path, graph))).keep
+    left = [len(read_channels(keep.get(f"n_{name}_c_y", "0-15"), "keep")) for name in ("boxes", "scores")]
+    assert min(left) >= 8, left
+
+
 def test_of_channels_that_tell_the_same_one_goes_first_where_readers_are_refitted(tmp_path: Path) -> None:
     b = Builder(5)
     b.head(b.conv(b.conv("x", "a", (3, 8)), "c", (8, 8)), "y", 8)

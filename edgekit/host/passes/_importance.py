@@ -262,10 +262,10 @@ def by_answers(
     """`costs` scaled, group by group, so that their running sum is the measured error of the answers.
 
     stops: group -> sets of its units, each holding the one before, whose removal is tried. without: the graph less some
-    units. The error is the mean over exits of squared difference over variance, on `samples` samples.
+    units. The error is the mean over outputs of squared difference over variance, on `samples` samples.
     """
     data = context.samples(_NAME)
-    outputs = [entry.output for entry in graph.exits]
+    outputs = [name for entry in graph.exits for name in entry.outputs]
     chosen = spread(data.count, samples)
     inputs = [data.inputs(index) for index in chosen]
     session = open_model(model_bytes(graph.model))
