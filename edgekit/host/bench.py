@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgekit.core import bundle
 from edgekit.core.bench import BenchReport
-from edgekit.core.errors import EdgekitError, one_line
+from edgekit.core.errors import BadInput, EdgekitError, one_line
 from edgekit.core.manifest import Manifest
 from edgekit.host.pack import GOLDEN, Draft, Finished, golden_cases
 from edgekit.runtime.data import Data
@@ -83,6 +83,16 @@ def as_bundle(candidate: Candidate, data: Data, profile: str) -> bytes:
         manifest = replace(made.manifest, golden=golden.golden, files=bundle.members_of(files))
         made = Finished(Manifest.parse(manifest.to_json()), files)
     return bundle.pack(replace(made.manifest, profiles=(profile,)), made.files, {"v": 1})
+
+
+def timed_there(bench: Bench, candidates: Sequence[Candidate], data: Data) -> tuple[BenchReport, ...]:
+    """One round whose last candidate is what was made. Raises BadInput where that cannot be used on the board."""
+    reports = bench(candidates, data)
+    if reports[-1].problems:
+        raise BadInput(
+            f"the bundle cannot be used on {reports[-1].device}: {'; '.join(reports[-1].problems)}"
+        )
+    return reports
 
 
 def interleaved(

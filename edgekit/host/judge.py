@@ -31,7 +31,7 @@ from edgekit.core.report import (
     PolicyReport,
     Report,
 )
-from edgekit.host.bench import Bench, interleaved
+from edgekit.host.bench import Bench, interleaved, timed_there
 from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
@@ -203,9 +203,7 @@ class _Times:
     @classmethod
     def there(cls, subject: Judged, bench: Bench) -> _Times:
         """On the board, side by side. Raises BadInput where the bundle cannot be used there."""
-        before, after = bench((subject.whole, subject.finished), subject.data.validation)
-        if after.problems:
-            raise BadInput(f"the bundle cannot be used on {after.device}: {'; '.join(after.problems)}")
+        before, after = timed_there(bench, (subject.whole, subject.finished), subject.data.validation)
         exits = tuple(latency.mean for latency in after.exits)
         on = f"{after.device}, {after.on}"
         return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj)

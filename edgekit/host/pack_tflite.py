@@ -12,23 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from edgekit.core import bundle
 from edgekit.core.cost import Work, predict
 from edgekit.core.errors import BadInput
-from edgekit.core.figure import unknown
+from edgekit.core.figure import Figure, Provenance, unknown
 from edgekit.core.manifest import Exit, Golden, Input, Manifest, OperatingPoint, Part, Preprocess, Stage
 from edgekit.core.profile import Backend, Profile
 from edgekit.core.report import Change, ExitReport, Latency, LayerReport, Report
+from edgekit.host.bench import timed_there
 from edgekit.host.choose import POINTS
 from edgekit.host.convert import SEED, Conversion, Request
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
 from edgekit.host.graph import GraphExit
 from edgekit.host.load import InputSpec, usual_layout
-from edgekit.host.pack import GOLDEN, Answers, Draft, finish, golden_cases
+from edgekit.host.pack import GOLDEN, Answers, Draft, Finished, finish, golden_cases
 from edgekit.host.recipe import MEMBER, Recipe
 from edgekit.host.tflite_model import BorderTensor, TfliteModel, check_runs, open_interpreter, read_tflite
 from edgekit.host.watch import Watch, unwatched
@@ -81,7 +82,7 @@ def pack_tflite(request: Request, watch: Watch = unwatched) -> Conversion:
 
     golden = golden_cases(made, data.calibration, recipe.golden, plain_kernels)
     finished = finish(made, points, metric, golden, recipe)
-    report = _report(request, model, finished.manifest, made, data, watch)
+    report = _report(request, model, finished, data, watch)
     return Conversion(finished, report, finished.pack(report))
 
 
@@ -212,15 +213,20 @@ def _quality(table: ExitTable) -> tuple[str, float]:
     return "top1", float(table.correct[:, -1].mean())
 
 
-def _report(
-    request: Request, model: TfliteModel, manifest: Manifest, made: Draft, data: Datasets, watch: Watch
-) -> Report:
+def _report(request: Request, model: TfliteModel, finished: Finished, data: Datasets, watch: Watch) -> Report:
+    manifest = finished.manifest
     with watch("judge the bundle", data.evaluation.count) as tick:
-        table = exit_table(made.open(), data.evaluation, tick)
+        table = exit_table(finished.open(), data.evaluation, tick)
     accuracy = None if table.correct is None else float(table.correct[:, -1].mean())
     if table.correct is None and (table.predicted >= 0).all():
         accuracy = 1.0  # agreement with the model that came in, which it is
-    if request.on_this_machine:
+    energy = unknown("mJ")
+    if request.bench is not None:
+        there = timed_there(request.bench, (finished,), data.validation)[0]
+        latency, provenance, on = there.latency, there.provenance, f"{there.device}, {there.on}"
+        if there.energy_mj is not None:
+            energy = Figure(there.energy_mj, "mJ", cast("Provenance", provenance), None, on)
+    elif request.on_this_machine:
         latency, provenance, on = latency_of(table.latency_ms[:, -1]), "measured", machine_name()
     else:
         mean = predict(request.profile, [entry for stage in manifest.stages for entry in stage.work]).value
@@ -248,6 +254,6 @@ def _report(
             for row in model.operators
         ),
         dropped=(),
-        limits_missed=request.limits.missed(same, latency.mean, unknown("mJ"), size),
+        limits_missed=request.limits.missed(same, latency.mean, energy, size),
         data=data.uses(),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from networks import CLASSES, SIDE, three_exits, write_data
 pytest.importorskip("ai_edge_litert")
 
 from edgekit.cli.inspect import command as inspect_command
+from edgekit.core.bench import BenchReport
 from edgekit.core.bundle import open_bundle
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Preprocess, Tensor
 from edgekit.core.policy import PolicySpec
 from edgekit.core.profile import Backend, profile
+from edgekit.core.report import Latency
 from edgekit.host.convert import Conversion, Request, convert, whole_stage
+from edgekit.host.limits import Limits
 from edgekit.host.load import InputSpec
 from edgekit.host.lower.litert import lower
 from edgekit.host.lower.tflite.writer import Quant, TfliteFile, options
@@ -113,6 +116,31 @@ def test_the_same_file_gives_the_same_content_and_its_recipe_makes_it_again(
     (tmp_path / "recipe.toml").write_bytes(made.finished.files[made.finished.manifest.recipe])
     again = packed(model, data, recipe=read_recipe(tmp_path / "recipe.toml"))
     assert again.finished.content_id == made.finished.content_id
+
+
+def test_on_a_board_that_was_asked_for_the_file_is_timed_there(make: Callable, tmp_path: Path) -> None:
+    model = float_model(make, tmp_path / "m.tflite")
+    data = write_data(tmp_path / "c.npz", (3, SIDE, SIDE), 30, 1, CLASSES)
+    said = BenchReport(
+        "0" * 64,
+        (Latency(7.0, 7.0, 8.0, 9.0),),
+        energy_mj=3.0,
+        provenance="simulated",
+        on="a Pi",
+        device="b1",
+    )
+
+    def bench(candidates: Sequence[object], data: object) -> tuple[BenchReport, ...]:
+        return (said,) * len(candidates)
+
+    limits = Limits(max_latency_ms=6.0, max_energy_mj=4.0)
+    report = packed(model, data, bench=bench, limits=limits).report
+    assert report.latency_after == said.latency
+    assert (report.latency_provenance, report.latency_on) == ("simulated", "b1, a Pi")
+    assert [line.partition(":")[0] for line in report.limits_missed] == ["max-latency-ms"]
+    said = replace(said, problems=("LiteRT refuses it",))
+    with pytest.raises(BadInput, match="cannot be used on b1: LiteRT refuses it"):
+        packed(model, data, bench=bench)
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [("int8", -128), ("uint8", 0)])
