@@ -36,12 +36,20 @@ _ZIP = b"PK\x03\x04"
 @click.option(
     "--shape", "shapes", multiple=True, help="Fix symbolic sizes: 1,3,224,224, or NAME=1,3,224,224."
 )
+@click.option("--backend", help="The runtime on that board, where it is not the profile's first.")
 @json_option
 def command(
-    model: Path, profile: str | None, input_spec: Path | None, shapes: tuple[str, ...], as_json: bool
+    model: Path,
+    profile: str | None,
+    input_spec: Path | None,
+    shapes: tuple[str, ...],
+    backend: str | None,
+    as_json: bool,
 ) -> None:
     """Show MODEL (ONNX, .tflite or a bundle): layers, multiply-accumulates, bytes; what the board can run of it."""
     board = None if profile is None else find_profile(profile)
+    if backend is not None and board is None:
+        raise BadInput("--backend is a runtime of a board: give --profile as well")
     if _is_bundle(model):
         opened = open_bundle(model)
         print_json(_bundle_json(opened)) if as_json else _print_bundle(opened)
@@ -54,7 +62,7 @@ def command(
 
     spec = read_input_spec(input_spec) if input_spec else InputSpec()
     loaded = load(model, parse_shapes(shapes), spec)
-    found = inspect(loaded.graph, board)
+    found = inspect(loaded.graph, board, backend)
     print_json(_model_json(model, loaded, found, board)) if as_json else _print_model(
         model, loaded, found, board
     )

@@ -8,8 +8,11 @@ from edgekit.core.cost import estimate_layers, predict
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.profile import Backend, Profile
-from edgekit.host.graph import Graph
+from edgekit.host.convert import BEFORE
+from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.lower import backend_for, problems
+from edgekit.host.ort import open_model
+from edgekit.host.passes import Context, run_steps
 from edgekit.host.passes.quantize_static import OPS, float_nodes, is_quantized
 from edgekit.host.split import split
 from edgekit.host.work import Layer, layers
@@ -39,15 +42,18 @@ class Inspection:
     estimate: Figure | None
 
 
-def inspect(graph: Graph, profile: Profile | None) -> Inspection:
-    """Look at every layer. Without a profile the formats are those of the model and there are no estimates."""
+def inspect(graph: Graph, profile: Profile | None, backend_name: str | None = None) -> Inspection:
+    """Look at every layer. Without a profile the formats are those of the model and there are no estimates.
+
+    backend_name: None lets the profile choose, as convert does.
+    """
     placed = [(stage.index, layer) for stage in split(graph) for layer in layers(stage.model)]
     if profile is None:
         nowhere = Figure(None, "ms")
         rows = tuple(LayerOnBoard(layer, stage, layer.format, nowhere, None) for stage, layer in placed)
         return Inspection(rows, None, (), None)
     try:
-        backend = backend_for(profile)
+        backend = backend_for(profile, backend_name)
     except BadInput as err:
         rows = tuple(
             LayerOnBoard(layer, stage, layer.format, Figure(None, "ms"), None) for stage, layer in placed
@@ -90,7 +96,14 @@ def _slow(layer: Layer, mine: Figure, whole: Figure, profile: Profile, *, int8: 
 
 
 def _problems(graph: Graph, backend: Backend) -> tuple[str, ...]:
-    found = problems(graph, backend)
+    try:
+        plain = run_steps(graph, BEFORE, Context())
+        found = problems(plain, backend)
+        if not found:
+            for stage in split(plain):
+                open_model(model_bytes(stage.model))
+    except BadInput as err:  # what convert would stop with
+        found = (str(err),)
     if backend.max_opset is None or graph.opset <= backend.max_opset:
         return found
     loads = f"{backend.name} there loads {backend.max_opset} at most"

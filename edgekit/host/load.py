@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,15 @@ _ONNXRUNTIME = (
 )
 _IMAGE_CHANNELS = (1, 3)
 _IMAGE_RANK = 4
+_SIZED_BY_DATA = ("NonZero", "NonMaxSuppression", "Compress", "Unique")  # as many results as the data has
+_SUCH_AS = {
+    (4, 1): 3,
+    (4, 2): 224,
+    (4, 3): 224,
+    (3, 1): 128,
+    (3, 2): 64,
+    (2, 1): 128,
+}  # (rank, axis): an example
 
 Shapes = Mapping[str, tuple[int, ...]]  # input name ("" = the only one) -> its whole shape
 
@@ -115,9 +124,9 @@ def read_input_spec(path: Path) -> InputSpec:
     """
     data = read_toml(path)
     unknown = sorted(set(data) - _SPEC_KEYS)
-    if unknown or not data:
-        came = ", ".join(unknown) or "an empty file"
-        raise BadInput(f"{path}: must be an input spec ({', '.join(sorted(_SPEC_KEYS))}), got {came}")
+    if unknown:
+        known = ", ".join(sorted(_SPEC_KEYS))
+        raise BadInput(f"{path}: must be an input spec ({known}), got {', '.join(unknown)}")
     tables = data.get("input", [])
     tables = [tables] if isinstance(tables, Mapping) else tables
     rows = checks.rows(tables, f"{path}: input", checks.table)
@@ -311,6 +320,8 @@ def _fix_inputs(
 ) -> tuple[Input, ...]:
     """Give every input its fixed shape and describe it."""
     names = [value.name or "" for value in model.graph.inputs]
+    if not names:
+        raise BadInput(f"{path}: the network has no inputs: there is nothing to convert")
     for name in (*tables, *(name for name in shapes if name)):
         if name not in names:
             raise BadInput(f"{path}: no input is called {name!r}; the inputs are {', '.join(names)}")
@@ -328,6 +339,8 @@ def _fix_inputs(
 
 def _fix_input(value: ir.Value, table: Mapping[str, Any], shape: tuple[int, ...] | None, path: Path) -> Input:
     where = f"{path}: input {value.name!r}"
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        raise BadInput(f"{where} must be a tensor, got {value.type}")
     if shape is None and "shape" in table:
         shape = checks.rows(table["shape"], f"{where}: shape", lambda v, w: checks.integer(v, w, 1, 2**31))
     if value.shape is None and shape is None:
@@ -339,8 +352,11 @@ def _fix_input(value: ir.Value, table: Mapping[str, Any], shape: tuple[int, ...]
             sizes[0] = sizes[0] or 1  # a symbolic batch: a board answers one request at a time
         if None in sizes:
             named = ",".join(map(str, told))
+            such = ",".join(
+                str(size or _SUCH_AS.get((len(sizes), axis), 1)) for axis, size in enumerate(sizes)
+            )
             raise BadInput(
-                f"{where} has the symbolic shape {named}: fix it with --shape, such as --shape 1,3,224,224"
+                f"{where} has the symbolic shape {named}: fix it with --shape, such as --shape {such}"
             )
         shape = tuple(size for size in sizes if size is not None)
     fits = not sizes or (
@@ -384,17 +400,63 @@ def _exits(model: ir.Model, named: tuple[GraphExit, ...] | None, path: Path) -> 
 
 
 def _find_missing_shapes(model: ir.Model, inputs: tuple[Input, ...], path: Path) -> None:
-    """Where inference on paper cannot tell an exit's shape, one run on zeros does."""
+    """Where inference on paper cannot tell an exit's shape, runs on zeros and on ones do. Raises BadInput.
+
+    Boards hold every tensor in a buffer of one size: an exit whose size the data decides is refused.
+    """
+    for value in model.graph.outputs:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise BadInput(f"{path}: output {value.name!r} must be a tensor, got {value.type}")
     unknown = [value for value in model.graph.outputs if static_shape(value) is None]
-    if not unknown:
-        return
-    zeros = {entry.tensor.name: np.zeros(entry.tensor.shape, entry.tensor.dtype) for entry in inputs}
+    for value in unknown:
+        node = _decides_sizes(value)
+        if node is not None:
+            raise _varies(path, value, f": node {node.name!r} ({node.op_type}) decides it")
+    if unknown:
+        names = [value.name or "" for value in unknown]
+        shapes = [_shapes_of(model, names, inputs, fill, path) for fill in (np.zeros, np.ones)]
+        for value, shape, other in zip(unknown, *shapes, strict=True):
+            if shape != other:
+                raise _varies(path, value, f": {list(shape)} for zeros, {list(other)} for ones")
+            value.shape = ir.Shape(shape)
+    for value in model.graph.outputs:
+        if 0 in (static_shape(value) or ()):
+            raise BadInput(
+                f"{path}: output {value.name!r} is empty, its shape is {list(static_shape(value) or ())}"
+            )
+
+
+def _shapes_of(
+    model: ir.Model, names: Sequence[str], inputs: tuple[Input, ...], fill: Callable[..., Any], path: Path
+) -> list[tuple[int, ...]]:
+    """The shapes of these outputs where all inputs are filled so."""
+    filled = {entry.tensor.name: fill(entry.tensor.shape, entry.tensor.dtype) for entry in inputs}
     try:
-        made = open_model(model_bytes(model)).run([value.name or "" for value in unknown], zeros)
+        return [np.shape(array) for array in open_model(model_bytes(model)).run(names, filled)]
     except Exception as err:  # onnxruntime's errors share no root but Exception
         raise BadInput(f"{path}: onnxruntime cannot run the model: {one_line(err)[:200]}") from err
-    for value, array in zip(unknown, made, strict=True):
-        value.shape = ir.Shape(array.shape)
+
+
+def _varies(path: Path, value: ir.Value, why: str) -> BadInput:
+    return BadInput(
+        f"{path}: the size of the output {value.name!r} depends on the data{why}; boards need fixed sizes: "
+        "export the network without it"
+    )
+
+
+def _decides_sizes(value: ir.Value) -> ir.Node | None:
+    """The node that makes as many results as the data has, behind tensors of unknown shape. None: there is none."""
+    seen: set[ir.Node] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop().producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type in _SIZED_BY_DATA:
+            return node
+        stack += [entry for entry in node.inputs if entry is not None and static_shape(entry) is None]
+    return None
 
 
 def _check_labels(graph: Graph, path: Path) -> None:

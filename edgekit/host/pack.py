@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core import bundle
+from edgekit.core.errors import BadInput
 from edgekit.core.manifest import (
     Exit,
     Golden,
@@ -184,6 +185,8 @@ def golden_cases(
     for index, stage in enumerate(made.manifest.stages):
         for tensor in (tensor for part in stage.parts for tensor in part.outputs):
             want = np.stack([answer[tensor.name] for answer in answers])
+            if not np.isfinite(want).all():
+                raise BadInput(f"{data.source}: {tensor.name!r} is not finite for some of the samples")
             other = np.stack([answer[tensor.name] for answer in plain])
             if tensor.name in confidences:  # the largest softmax moves by at most half of what the logits do
                 tolerance = min(1.0, 0.5 * tolerances[confidences[tensor.name]] + 1e-5)

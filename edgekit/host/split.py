@@ -76,6 +76,8 @@ def _homes(graph: Graph, model: ir.Model) -> Mapping[ir.Node | None, int]:
                 continue
             home[node] = index
             stack.extend(value.producer() for value in _uses(node))
+        if len(home) == before and not any(named[name].producer() in home for name in entry.tensors):
+            raise BadInput(f"output {entry.output!r} does not depend on an input: it is always the same")
         if len(home) == before:
             raise BadInput(f"exit {entry.name!r} needs nothing that an earlier exit does not already compute")
     for node in model.graph:  # an earlier stage quantizes what it hands on

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from edgekit.core.errors import BadInput
 from edgekit.host.calibrate import expose, float_activations
 from edgekit.host.graph import Graph, model_bytes, values
 from edgekit.host.ort import open_model
@@ -24,7 +25,10 @@ def layer_sqnr(plain: Graph, converted: Graph, data: Data, samples: int = SAMPLE
     falls from layer to layer: where it drops sharply, that layer hurts. At most `samples` samples, spread over `data`.
     """
     seen_as = {name: _as_read(converted, name) for name in float_activations(converted)}
-    shared = [name for name in seen_as if name in set(float_activations(plain))]
+    before_too = set(float_activations(plain))
+    shared = [name for name in seen_as if name in before_too]
+    if not shared:
+        return {}  # asked for nothing, onnxruntime gives everything
     before = expose(plain, shared)
     after = expose(converted, [seen_as[name] for name in shared])
     signal, noise = np.zeros(len(shared)), np.zeros(len(shared))
@@ -46,6 +50,18 @@ def answers_of(graph: Graph, data: Data, samples: int) -> Answers:
     outputs = [name for entry in graph.exits for name in entry.outputs]
     session = open_model(model_bytes(folded(graph.model)))
     return [session.run(outputs, data.inputs(index)) for index in spread(data.count, samples)]
+
+
+def check_finite(graph: Graph, answers: Answers, data: Data) -> None:
+    """Raises BadInput where one of the network's `answers` (to `data`, see answers_of) is infinite or no number."""
+    outputs = [name for entry in graph.exits for name in entry.outputs]
+    for place, answer in zip(spread(data.count, len(answers)), answers, strict=True):
+        for name, array in zip(outputs, answer, strict=True):
+            if not np.isfinite(array).all():
+                raise BadInput(
+                    f"{data.source}: the network's output {name!r} is not finite for {data.name(place)}: "
+                    "what comes close to it cannot be said"
+                )
 
 
 def sqnr_of(wanted: Answers, came: Answers) -> float:

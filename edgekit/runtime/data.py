@@ -83,8 +83,9 @@ def load_data(path: Path, inputs: tuple[Input, ...], labels: tuple[str, ...] | N
     """Open `path` for a model with these inputs and class names. Shapes are checked at once.
 
     .npz: `x` (or an array per input, by name): uint8 images (N, H, W[, 3]) where the input has preprocessing, else
-    tensors (N, *shape without the batch); `y`: labels, optional. Folder: images; sub-folder = label. One image.
-    IDX: the images file, gzipped or not, with its labels file beside it. Raises BadInput.
+    tensors (N, *shape), which may leave out a first axis of 1, the batch; `y`: labels, optional, unless an input is
+    called so. Folder: images; sub-folder = label. One image. IDX: the images file, gzipped or not, with its labels file
+    beside it. Raises BadInput.
     """
     if path.is_dir():
         data = _folder(path, _single(path, inputs), labels)
@@ -133,7 +134,7 @@ def _npz(path: Path, inputs: tuple[Input, ...]) -> Data:
     count = next(iter(counts.values()))
     if len(set(counts.values())) != 1:
         raise BadInput(f"{path}: arrays must have the same number of samples, got {counts}")
-    labels = _labels(arrays["y"], count, f"{path}: y") if "y" in arrays else None
+    labels = _labels(arrays["y"], count, f"{path}: y") if "y" in arrays and "y" not in found else None
 
     def sample(index: int) -> dict[str, Array]:
         return {name: read(index) for name, (_, read) in found.items()}
@@ -144,11 +145,10 @@ def _npz(path: Path, inputs: tuple[Input, ...]) -> Data:
 def _reader(array: Array, entry: Input, where: str) -> tuple[int, Callable[[int], Array]]:
     """How many samples an array holds, and how one becomes the input tensor."""
     shape = entry.tensor.shape
-    if (
-        array.ndim == len(shape)
-        and array.shape[1:] == shape[1:]
-        and shape[0] == 1
-        and array.dtype.kind in "fiub"
+    single = shape[:1] == (1,)  # the batch: samples may come without it
+    whole = array.ndim > 0 and array.shape[1:] == shape
+    if (whole or (single and array.ndim == len(shape) and array.shape[1:] == shape[1:])) and (
+        array.dtype.kind in "fiub"
     ):
         if not (array.dtype == np.uint8 and entry.preprocess is not None and entry.tensor.dtype != "uint8"):
             dtype = np.dtype(entry.tensor.dtype)
@@ -156,7 +156,9 @@ def _reader(array: Array, entry: Input, where: str) -> tuple[int, Callable[[int]
                 raise BadInput(
                     f"{where} must be {dtype} codes, as the input takes them, got {array.dtype} with fractions"
                 )
-            return len(array), lambda index: np.ascontiguousarray(array[index : index + 1], dtype)
+            return len(array), lambda index: np.array(array[index], dtype, order="C").reshape(shape)
+        if whole:
+            array = array[:, 0]
         if entry.layout == "NCHW":
             array = np.moveaxis(array, 1, -1)
         array = array[..., 0] if array.shape[-1] == 1 else array
@@ -165,7 +167,7 @@ def _reader(array: Array, entry: Input, where: str) -> tuple[int, Callable[[int]
     if entry.preprocess is not None and array.dtype == np.uint8 and are_images:
         pixels = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
         return len(array), lambda index: preprocess(pixels[index], entry)
-    wanted = f"{entry.tensor.dtype} (N, {', '.join(map(str, shape[1:]))})"
+    wanted = f"{entry.tensor.dtype} ({', '.join(['N', *map(str, shape[1:] if single else shape)])})"
     if entry.preprocess is not None:
         wanted += " or uint8 images (N, height, width[, 3])"
     raise BadInput(f"{where} must be {wanted}, got {array.dtype} {array.shape}")

@@ -19,7 +19,7 @@ from edgekit.core.policy import PolicySpec
 from edgekit.core.report import Latency, PolicyReport
 from edgekit.runtime.data import Data
 from edgekit.runtime.policy import StageCosts, make_policy
-from edgekit.runtime.session import Session, is_class_vector
+from edgekit.runtime.session import Session, class_of, is_class_vector
 
 Tick = Callable[[int], None]  # called with the number of samples just done
 _COSTS_ROUNDS, _COSTS_S = 64, 2.0
@@ -61,9 +61,9 @@ def exit_table(session: Session, data: Data, tick: Tick = _nothing) -> ExitTable
             value = session.confidence(index)
             if value is not None:
                 confidence[row, index] = value
-            output = session.output(index)
-            if is_class_vector(output) and not session.exits[index].also:
-                predicted[row, index] = output.argmax()
+            found = None if session.exits[index].also else class_of(session.output(index))
+            if found is not None:
+                predicted[row, index] = found
         tick(1)
     correct = None if data.labels is None else predicted == data.labels[:, None]
     return ExitTable(confidence, predicted, correct, latency)

@@ -34,9 +34,16 @@ class Answer:
 
     @property
     def label(self) -> int | None:
-        """Index of the largest output where there is one output vector with several classes, else None."""
-        values = next(iter(self.outputs.values()))
-        return int(values.argmax()) if len(self.outputs) == 1 and is_class_vector(values) else None
+        """The class of the only output, see class_of; None where there are several."""
+        return class_of(next(iter(self.outputs.values()))) if len(self.outputs) == 1 else None
+
+
+def class_of(output: Array) -> int | None:
+    """Index of the largest value of a class vector, or a single whole number, as ArgMax gives it; else None."""
+    if is_class_vector(output):
+        return int(output.argmax())
+    single = output.size == 1 and output.dtype.kind in "iu" and output.flat[0] >= 0
+    return int(output.flat[0]) if single else None
 
 
 def is_class_vector(output: Array) -> bool:

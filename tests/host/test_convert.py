@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from networks import CLASSES, SIDE, image_out, save, three_exits, write_data
+from networks import CLASSES, SIDE, Builder, image_out, save, three_exits, write_data
 
 from edgekit.core.bundle import open_bundle
 from edgekit.core.errors import BadInput
@@ -244,3 +244,14 @@ def test_the_sessions_answers_are_those_of_the_float_model_mostly(
     wanted = np.array([floats.run(["exit3"], data.inputs(i))[0].argmax() for i in range(data.count)])
     found = exit_table(made.finished.open(), data).predicted[:, -1]
     assert (wanted == found).mean() >= 0.97
+
+
+def test_a_class_that_the_network_gives_as_a_number_counts_as_its_answer(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("ArgMax", [b.head(b.conv("x", "c", (3, 8)), "scores", 8)], "y", axis=1, keepdims=0)
+    model = b.model([("y", (1,))])
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    data = write_data(tmp_path / "d.npz", (3, SIDE, SIDE), 40, classes=CLASSES)
+    report = convert(Request(save(model, tmp_path / "m.onnx"), BOARD, data, limits=RELAXED)).report
+    assert report.metric == "top1"
+    assert report.accuracy.before is not None

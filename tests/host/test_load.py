@@ -291,3 +291,70 @@ def test_a_damaged_model_is_one_sentence(tmp_path: Path) -> None:
             load(path)
         except BadInput as err:
             assert "\n" not in str(err)  # noqa: PT017
+
+
+def test_an_example_of_a_shape_has_the_inputs_rank(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("Relu", ["x"], "y")
+    path = save(b.model([("y", ("n", 40, "time"))], [("x", ("n", 40, "time"))]), tmp_path / "m.onnx")
+    assert complaint(path).endswith("such as --shape 1,40,64")
+
+
+def test_an_output_as_large_as_the_data_says_is_refused_with_its_node(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("Cast", [b.op("NonZero", ["x"], "where")], "y", to=1)
+    path = save(b.model([("y", (2, "found"))], [("x", (1, 8))]), tmp_path / "m.onnx")
+    text = complaint(path)
+    assert "the size of the output 'y' depends on the data: node 'n_where' (NonZero)" in text
+
+
+def test_an_output_whose_size_is_computed_from_the_data_is_refused(tmp_path: Path) -> None:
+    b = Builder()
+    size = b.op("Cast", [b.op("ReduceSum", ["x"], "sum", keepdims=0)], "size", to=7)
+    one = b.constant("one", np.array([1], np.int64))
+    b.op("ConstantOfShape", [b.op("Add", [b.op("Reshape", [size, one], "row"), one], "more")], "y")
+    path = save(b.model([("y", ("found",))], [("x", (1, 8))]), tmp_path / "m.onnx")
+    assert "depends on the data: [1] for zeros, [9] for ones" in complaint(path)
+
+
+def test_a_size_decided_by_data_inside_the_network_is_no_problem(tmp_path: Path) -> None:
+    b = Builder()
+    found = b.op("Cast", [b.op("NonZero", ["x"], "where")], "found", to=1)
+    b.op("ReduceSum", [found], "y", keepdims=1)
+    path = save(b.model([("y", (1, 1))], [("x", (1, 8))]), tmp_path / "m.onnx")
+    assert load(path).graph.exits[0].output == "y"
+
+
+def test_a_network_without_inputs_is_refused(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("Relu", [b.weight("w", 1, 4)], "y")
+    assert "has no inputs" in complaint(save(b.model([("y", (1, 4))], []), tmp_path / "m.onnx"))
+
+
+def test_an_empty_output_is_refused(tmp_path: Path) -> None:
+    b = Builder()
+    limits = [b.constant(name, np.array([4], np.int64)) for name in ("from", "to")]
+    b.op("Slice", ["x", *limits], "y")
+    path = save(b.model([("y", (0, 4))], [("x", (1, 4))]), tmp_path / "m.onnx")
+    assert "output 'y' is empty" in complaint(path)
+
+
+def test_sequences_are_no_inputs_and_no_outputs(tmp_path: Path) -> None:
+    pieces = helper.make_tensor_sequence_value_info("pieces", onnx.TensorProto.FLOAT, None)
+    tensor = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, 4))
+    for inputs, outputs, node in (
+        ([pieces], [tensor], helper.make_node("ConcatFromSequence", ["pieces"], ["x"], axis=0)),
+        ([tensor], [pieces], helper.make_node("SplitToSequence", ["x"], ["pieces"])),
+    ):
+        model = helper.make_model(
+            helper.make_graph([node], "g", inputs, outputs),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
+        )
+        assert "'pieces' must be a tensor, got Sequence" in complaint(save(model, tmp_path / "m.onnx"))
+
+
+def test_an_input_spec_may_hold_comments_alone(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.toml"
+    spec.write_text("# nothing to say\n")
+    assert read_input_spec(spec).inputs == {}

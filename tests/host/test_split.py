@@ -125,3 +125,12 @@ def test_the_graph_that_is_split_stays_as_it_was(make: Callable) -> None:
     before = graph.fingerprint()
     split(graph)
     assert graph.fingerprint() == before
+
+
+def test_an_output_that_is_always_the_same_is_named(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("Relu", [b.weight("w", 1, 4)], "y")
+    b.op("Neg", ["x"], "unread")
+    graph = load(save(b.model([("y", (1, 4))], [("x", (1, 4))]), tmp_path / "m.onnx")).graph
+    with pytest.raises(BadInput, match="output 'y' does not depend on an input"):
+        split(graph)

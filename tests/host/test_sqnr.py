@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
-from networks import three_exits
+import numpy as np
+import onnx
+import pytest
+from networks import Builder, save, three_exits, write_data
 
+from edgekit.core.errors import BadInput
 from edgekit.host.calibrate import Calibration
+from edgekit.host.load import load
 from edgekit.host.passes import PASSES, Context
 from edgekit.host.passes.quantize_static import Int8
-from edgekit.host.sqnr import decibel, layer_sqnr, spread
+from edgekit.host.sqnr import answers_of, check_finite, decibel, layer_sqnr, spread
+from edgekit.runtime.data import load_data
 
 
 def test_a_graph_against_itself_is_exact(make: Callable) -> None:
@@ -46,3 +53,25 @@ def test_decibels_of_nothing() -> None:
     assert decibel(0.0, 0.0) == 200.0
     assert decibel(0.0, 1.0) == 0.0
     assert decibel(100.0, 1.0) == 20.0
+
+
+def test_networks_without_a_float_tensor_in_common_have_no_figures(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("ArgMax", ["x"], "y", axis=1, keepdims=0)
+    model = b.model([("y", (1,))], [("x", (1, 4))])
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    graph = load(save(model, tmp_path / "m.onnx")).graph
+    data = load_data(write_data(tmp_path / "d.npz", (4,), 6), graph.inputs)
+    assert layer_sqnr(graph, graph, data) == {}
+
+
+def test_an_answer_that_is_not_finite_is_told_with_its_sample(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("Log", ["x"], "y")
+    graph = load(save(b.model([("y", (1, 4))], [("x", (1, 4))]), tmp_path / "m.onnx")).graph
+    rows = np.ones((6, 4), np.float32)
+    rows[2, 1] = 0
+    np.savez(tmp_path / "d.npz", x=rows)
+    data = load_data(tmp_path / "d.npz", graph.inputs)
+    with pytest.raises(BadInput, match=r"output 'y' is not finite for d\.npz\[2\]"):
+        check_finite(graph, answers_of(graph, data, 6), data)

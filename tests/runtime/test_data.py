@@ -160,3 +160,33 @@ def test_bgr_is_rgb_turned_round_and_none_refuses_another_size(tmp_path: Path) -
     Image.new("RGB", (5, 6)).save(tmp_path / "b.png")
     with pytest.raises(BadInput, match="must be 4x6 pixels, got 5x6"):
         load_data(tmp_path / "b.png", (spec,))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 3), (5,), ()])
+def test_an_input_without_a_batch_of_one_takes_samples_of_its_whole_shape(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    state = Input(Tensor("state", "float32", shape), "flat", None)
+    rows = np.random.default_rng(2).standard_normal((4, *shape)).astype(np.float32)
+    np.savez(tmp_path / "t.npz", state=rows)
+    data = load_data(tmp_path / "t.npz", (state,))
+    assert data.count == 4
+    np.testing.assert_array_equal(data.inputs(3)["state"], rows[3])
+    np.savez(tmp_path / "t.npz", state=np.zeros((4, 9, 9, 9, 9), np.float32))
+    wanted = ", ".join(["N", *map(str, shape)])
+    with pytest.raises(BadInput, match=rf"float32 \({wanted}\), got"):
+        load_data(tmp_path / "t.npz", (state,))
+
+
+def test_samples_may_come_with_their_batch_of_one(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((5, 1, 1, 6, 4)).astype(np.float32)
+    np.savez(tmp_path / "t.npz", x=x)
+    np.testing.assert_array_equal(load_data(tmp_path / "t.npz", (GRAY,)).inputs(4)["x"], x[4])
+
+
+def test_an_input_called_y_is_no_label(tmp_path: Path) -> None:
+    y = Input(Tensor("y", "float32", (1, 3)), "flat", None)
+    np.savez(tmp_path / "t.npz", x=PIXELS, y=np.ones((9, 3), np.float32))
+    data = load_data(tmp_path / "t.npz", (GRAY, y))
+    assert data.labels is None
+    assert data.inputs(0)["y"].shape == (1, 3)
