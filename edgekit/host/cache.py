@@ -12,19 +12,16 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgekit.core.errors import WorldFailed
 from edgekit.core.files import write_atomic
 from edgekit.host.graph import Graph, GraphExit, model_bytes
-from edgekit.runtime.measure import ExitTable
 
 FOLDER = "EDGEKIT_CACHE"
 MAX_BYTES = 2 * 2**30
@@ -125,21 +122,3 @@ def graph_from(content: bytes, like: Graph) -> Graph:
         model = ir.from_proto(onnx.load_model_from_string(archive.read("model.onnx")))
     rows = tuple(GraphExit(name, output, confidence, tuple(also)) for name, output, confidence, also in exits)
     return Graph(model, rows, like.inputs, like.labels)
-
-
-def table_from_cache(cache: Cache, key: str, make: Callable[[], ExitTable]) -> ExitTable:
-    """The exits' answers, from the cache where they are there; their times are then unknown (NaN)."""
-    content = cache.get(key)
-    if content is not None:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            confidence, predicted = arrays["confidence"], arrays["predicted"]
-            correct = dict(arrays).get("correct")
-        return ExitTable(confidence, predicted, correct, np.full(confidence.shape, np.nan))
-    table = make()
-    arrays = {"confidence": table.confidence, "predicted": table.predicted}
-    if table.correct is not None:
-        arrays["correct"] = table.correct
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    cache.put(key, buffer.getvalue())
-    return table

@@ -6,11 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from networks import three_exits
 
-from edgekit.host.cache import Cache, content_key, graph_bytes, graph_from, key_of, table_from_cache
-from edgekit.runtime.measure import ExitTable
+from edgekit.host.cache import Cache, content_key, graph_bytes, graph_from, key_of
 
 
 def test_what_was_put_comes_back_and_a_damaged_entry_is_none(tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_keys_differ_by_every_part() -> None:
     keys = {
         key_of("graph", "a", "b"),
         key_of("graph", "ab", ""),
-        key_of("table", "a", "b"),
+        key_of("other", "a", "b"),
         key_of("graph", "b", "a"),
     }
     assert len(keys) == 4
@@ -71,22 +69,3 @@ def test_a_graph_comes_back_with_its_exits(make: Callable) -> None:
     again = graph_from(graph_bytes(plain), plain)
     assert again.fingerprint() == plain.fingerprint()
     assert again.exits == plain.exits
-
-
-def test_a_table_is_made_once(tmp_path: Path) -> None:
-    made = ExitTable(
-        np.array([[0.5, np.nan]]), np.array([[1, 2]]), np.array([[True, False]]), np.zeros((1, 2))
-    )
-    cache, calls = Cache(tmp_path), []
-
-    def make() -> ExitTable:
-        calls.append(1)
-        return made
-
-    for _ in range(2):
-        found = table_from_cache(cache, "t", make)
-    assert len(calls) == 1
-    assert np.array_equal(found.confidence, made.confidence, equal_nan=True)
-    assert np.array_equal(found.predicted, made.predicted)
-    assert found.correct is not None
-    assert np.isnan(found.latency_ms).all()

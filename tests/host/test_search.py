@@ -14,6 +14,7 @@ from networks import CLASSES, SIDE, Builder, image_out, save, three_exits, write
 from edgekit.core.bench import BenchReport
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
+from edgekit.core.profile import HOST
 from edgekit.core.report import Latency, Report
 from edgekit.host import search_int8 as subject
 from edgekit.host import tried
@@ -415,6 +416,25 @@ def test_another_runtime_of_the_board_is_taken_where_it_is_measured_faster(
     assert again.finished.content_id == made.finished.content_id
     named = convert(request(files, effort=DEFAULT, backend="onnxruntime", bench=litert_is_fast)).report
     assert not any("litert" in label for label in labels(named))
+
+
+def test_node_times_are_onnxruntimes_and_say_so_where_another_runtime_is_converted_for(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times(plain: Graph, quantized: Graph, data: Data) -> NodeCosts:
+        names = [node.name or "" for node in plain.model.graph]
+        return NodeCosts(dict.fromkeys(names, 2.0), dict.fromkeys(names, 1.0), 0.0, 0.0, "measured")
+
+    monkeypatch.setattr(subject, "measured_costs", times)
+    said = {}
+    for backend in ("onnxruntime", "litert"):
+        if backend == "litert":
+            pytest.importorskip("ai_edge_litert")
+        here = replace(BOARD, name=HOST)
+        layers = convert(request(files, profile=here, backend=backend)).report.layers
+        said[backend] = next(layer.why for layer in layers if layer.name == "n_b1")
+    assert said["onnxruntime"] == "int8: 2000 us in float32, 1000 in int8 (measured)"
+    assert said["litert"] == "int8: 2000 us in float32, 1000 in int8 (measured with onnxruntime)"
 
 
 def test_when_the_time_is_up_nothing_new_is_tried_and_that_is_told(files: Files) -> None:
