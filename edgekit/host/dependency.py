@@ -298,12 +298,6 @@ def given(node: ir.Node, index: int) -> bool:
     return index < len(node.inputs) and node.inputs[index] is not None
 
 
-def integer(node: ir.Node, name: str, otherwise: int) -> int:
-    """An attribute that is a number."""
-    attribute = node.attributes.get(name)
-    return otherwise if attribute is None else int(attribute.as_int())
-
-
 def integers(node: ir.Node, name: str) -> list[int] | None:
     """An attribute that is a list of numbers."""
     attribute = node.attributes.get(name)
@@ -320,7 +314,7 @@ def numbers(node: ir.Node, name: str, index: int) -> list[int] | None:
 
 def is_depthwise(node: ir.Node) -> bool:
     """Whether each input channel has kernels of its own."""
-    group = integer(node, "group", 1)
+    group = node.attributes.get_int("group", 1)
     channels = shape_of(node.inputs[0])[1]
     if node.op_type == "ConvTranspose" and shape_of(node.inputs[1])[1] != 1:
         return False
@@ -433,7 +427,7 @@ def _kept_axis(node: ir.Node, shape: Sequence[int], axes: Sequence[int]) -> int:
 def _concat(walk: _Walk, node: ir.Node) -> None:
     out = node.outputs[0]
     rank = len(shape_of(out))
-    at = integer(node, "axis", 1) % rank
+    at = node.attributes.get_int("axis", 1) % rank
     inputs = [value for value in node.inputs if value is not None]
     axes = {found[0] for value in inputs if (found := walk.layout(value))}
     if axes == {at}:
@@ -464,7 +458,7 @@ def _split(walk: _Walk, node: ir.Node) -> None:
     if found is None:
         return
     axis, units = found
-    at = integer(node, "axis", 0) % len(shape_of(node.inputs[0]))
+    at = node.attributes.get_int("axis", 0) % len(shape_of(node.inputs[0]))
     start = 0
     for value in node.outputs:
         size = shape_of(value)[at]
@@ -509,7 +503,7 @@ def _gather(walk: _Walk, node: ir.Node) -> None:
     if found is None:
         return
     axis, units = found
-    at = integer(node, "axis", 0) % len(shape_of(node.inputs[0]))
+    at = node.attributes.get_int("axis", 0) % len(shape_of(node.inputs[0]))
     indices = constant(node, 1)
     if at == axis:
         if indices is None or indices.ndim != 1:
@@ -570,7 +564,7 @@ def _reduce(walk: _Walk, node: ir.Node) -> None:
     if axis in axes:
         walk.barrier(node)
         return
-    gone = 0 if integer(node, "keepdims", 1) else sum(place < axis for place in axes)
+    gone = 0 if node.attributes.get_int("keepdims", 1) else sum(place < axis for place in axes)
     walk.put(node.outputs[0], axis - gone, units)
 
 
@@ -578,7 +572,7 @@ def _depth_to_space(walk: _Walk, node: ir.Node) -> None:
     found = walk.layout(node.inputs[0])
     if found is None:
         return
-    block = integer(node, "blocksize", 1) ** 2
+    block = node.attributes.get_int("blocksize", 1) ** 2
     mode = node.attributes.get("mode")
     by_column = mode is not None and mode.as_string() == "CRD"
     if found[0] != 1:
@@ -596,7 +590,7 @@ def _space_to_depth(walk: _Walk, node: ir.Node) -> None:
     if found[0] != 1:
         walk.barrier(node)
         return
-    walk.put(node.outputs[0], 1, np.tile(found[1], integer(node, "blocksize", 1) ** 2))
+    walk.put(node.outputs[0], 1, np.tile(found[1], node.attributes.get_int("blocksize", 1) ** 2))
 
 
 def _conv(walk: _Walk, node: ir.Node) -> None:
@@ -609,7 +603,7 @@ def _conv(walk: _Walk, node: ir.Node) -> None:
         walk.freeze(found[1])
         found = None
     transposed = node.op_type == "ConvTranspose"
-    group, wide = integer(node, "group", 1), shape_of(node.outputs[0])[1]
+    group, wide = node.attributes.get_int("group", 1), shape_of(node.outputs[0])[1]
     read, made = (0, 1) if transposed else (1, 0)  # the weight's axes
     if is_depthwise(node):
         units = np.zeros(wide, np.int64) if found is None else np.repeat(found[1], wide // group)
@@ -658,9 +652,9 @@ def _gemm(walk: _Walk, node: ir.Node) -> None:
     if source is None or weight is None or weight.const_value is None:
         walk.barrier(node)
         return
-    turned = integer(node, "transB", 0)
+    turned = node.attributes.get_int("transB", 0)
     found = walk.layout(source)
-    if found is not None and found[0] != (0 if integer(node, "transA", 0) else 1):
+    if found is not None and found[0] != (0 if node.attributes.get_int("transA", 0) else 1):
         walk.freeze(found[1])
         found = None
     into = None

@@ -35,7 +35,7 @@ def _conv(node: ir.Node) -> tuple[str, ...]:
     weight, out = _shape(node.inputs[1]), _shape(node.outputs[0])
     if len(weight) < 3 or len(out) < 3:
         return ()
-    groups = _integer(node, "group", 1)
+    groups = node.attributes.get_int("group", 1)
     wide, taps = weight[1], math.prod(weight[2:])
     odd: tuple[str, ...] = ()
     if groups > 1:
@@ -89,7 +89,7 @@ def _resize(node: ir.Node) -> tuple[str, ...]:
 def _axis(node: ir.Node) -> tuple[str, ...]:
     """Over the last axis, or over one that first must be brought there."""
     rank = len(_shape(node.inputs[0]))
-    axis = _integer(node, "axis", -1)
+    axis = node.attributes.get_int("axis", -1)
     inner = math.prod(_shape(node.inputs[0])[axis + 1 :]) if 0 <= axis < rank else 1
     return ("inner",) if inner > 1 else ()
 
@@ -102,11 +102,6 @@ def _transpose(node: ir.Node) -> tuple[str, ...]:
     if rank > _IMAGE_RANK:
         return ("deep",)
     return ("rows",) if order and order[-1] == rank - 1 else ()
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:

@@ -168,11 +168,11 @@ def stored(node: ir.Node) -> Stored | None:
     codes, scale, zero = (_array(node, index) for index in range(3))
     if codes is None or scale is None or node.inputs[0] is None or node.inputs[0].dtype not in _CODES:
         return None
-    if scale.dtype != np.float32 or scale.ndim > 1 or _number(node, "block_size", 0):
+    if scale.dtype != np.float32 or scale.ndim > 1 or node.attributes.get_int("block_size", 0) != 0:
         return None
     shape = [1] * codes.ndim
     if scale.size > 1:
-        shape[_number(node, "axis", 1)] = scale.size
+        shape[node.attributes.get_int("axis", 1)] = scale.size
     if (zero is not None and zero.any()) or codes.dtype != np.int8:
         whole = codes.astype(np.int16)
         if zero is not None:
@@ -217,7 +217,7 @@ def multiplies_blocks(node: ir.Node) -> bool:
     if found is None or x_shape is None or shape is None or len(shape) != 2 or len(x_shape) < 2:
         return False
     turned = _is_turned(weight)
-    if turned == bool(_number(node, "transB", 0)) or _number(node, "transA", 0):
+    if turned == (node.attributes.get_int("transB", 0) != 0) or node.attributes.get_int("transA", 0) != 0:
         return False
     if any(
         attribute.as_float() != 1 for key, attribute in node.attributes.items() if key in ("alpha", "beta")
@@ -268,7 +268,7 @@ def view(node: ir.Node, array: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(array.transpose(None if attribute is None else attribute.as_ints()))
     if node.op_type == "Reshape":
         sizes = [] if numbers[0] is None else numbers[0].tolist()
-        allowed = _number(node, "allowzero", 0)
+        allowed = node.attributes.get_int("allowzero", 0)
         return array.reshape([size if size or allowed else array.shape[k] for k, size in enumerate(sizes)])
     starts, ends, axes, steps = ([] if row is None else row.tolist() for row in [*numbers, None, None][:4])
     places = [slice(None)] * array.ndim
@@ -362,11 +362,6 @@ def _half(node: ir.Node) -> ir.TensorProtocol | None:
     if source is None or source.dtype != ir.DataType.FLOAT16 or not is_weight(source):
         return None
     return source.const_value
-
-
-def _number(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
 
 
 def _array(node: ir.Node, index: int) -> NDArray[Any] | None:

@@ -165,7 +165,7 @@ def _layer(node: ir.Node, moved: int, weights: str | None, *, in_order: bool) ->
 def _around_conv(node: ir.Node, fmt: str, macs: int) -> Iterator[Work]:
     """Windows unfolded into rows (not for 1x1), and what is multiplied only to fill the last block of channels."""
     weight = _shape(node.inputs[1])
-    groups = _integer(node, "group", 1)
+    groups = node.attributes.get_int("group", 1)
     if len(weight) < 3 or (weight[1] == 1 and (groups > 1 or weight[0] == 1)):
         return
     wide = weight[0] // groups
@@ -380,7 +380,7 @@ def _takes_blocks(node: ir.Node, *, int8: bool) -> bool:
         return True
     if len(weight) != 4:
         return False
-    groups = _integer(node, "group", 1)
+    groups = node.attributes.get_int("group", 1)
     return groups == 1 or weight[1] == 1 or (weight[1] % _BLOCK == 0 and weight[0] // groups % _BLOCK == 0)
 
 
@@ -390,11 +390,6 @@ def _keeps_blocks(node: ir.Node, data: list[ir.Value]) -> bool:
     if node.op_type == "Concat":
         return all(_channels(value) % _BLOCK == 0 for value in data)
     return node.op_type not in ("Add", "Sum", "Mul") or len(data) == len(node.inputs)
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
 
 
 def _channels(value: ir.Value) -> int:

@@ -82,15 +82,6 @@ class Product:
         """The weight's axis of output channels; None where it is one vector."""
         return self.axes[-1] if self.axes else None
 
-    @property
-    def depthwise(self) -> bool:
-        """Whether each output channel sees one input channel only."""
-        group = _number(self.node, "group", 1)
-        shape = tuple(self.value.shape or ())
-        if self.node.op_type == "Conv":
-            return group > 1 and shape[1] == 1
-        return self.node.op_type == "ConvTranspose" and group > 1 and shape[0] == group
-
 
 def products(graph: Graph) -> tuple[Product, ...]:
     """Conv, ConvTranspose, Gemm and MatMul nodes with a constant float32 weight, in the graph's order.
@@ -117,11 +108,6 @@ def _is_weight(value: ir.Value) -> bool:
     )
 
 
-def _number(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
 def _conv(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
     del node, rank
     return (0,) if index == 1 else None
@@ -134,14 +120,14 @@ def _conv_transpose(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | N
         return None
     weight = node.inputs[1]
     per_group = weight.shape[1] if weight is not None and weight.shape is not None else 0
-    return (0,) if _number(node, "group", 1) > 1 and per_group == 1 else (1,)
+    return (0,) if node.attributes.get_int("group", 1) > 1 and per_group == 1 else (1,)
 
 
 def _gemm(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
     del rank
     if index == 0:
-        return (1,) if _number(node, "transA", 0) else (0,)
-    return (0,) if _number(node, "transB", 0) else (1,)
+        return (1,) if node.attributes.get_int("transA", 0) else (0,)
+    return (0,) if node.attributes.get_int("transB", 0) else (1,)
 
 
 def _matmul(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:

@@ -14,7 +14,6 @@ from edgekit.host.dependency import (
     Layout,
     constant,
     given,
-    integer,
     is_depthwise,
     numbers,
     shape_of,
@@ -109,7 +108,7 @@ def _reshape(cut: _Cut, node: ir.Node) -> None:
 
 def _split(cut: _Cut, node: ir.Node) -> None:
     layout = cut.layout(node.inputs[0])
-    at = integer(node, "axis", 0) % max(1, len(shape_of(node.inputs[0])))
+    at = node.attributes.get_int("axis", 0) % max(1, len(shape_of(node.inputs[0])))
     if layout is None or layout.axis != at:
         return
     sizes = [cut.shape(value)[at] for value in node.outputs]
@@ -146,7 +145,7 @@ def _slice(cut: _Cut, node: ir.Node) -> None:
 
 def _gather(cut: _Cut, node: ir.Node) -> None:
     layout = cut.layout(node.inputs[0])
-    at = integer(node, "axis", 0) % max(1, len(shape_of(node.inputs[0])))
+    at = node.attributes.get_int("axis", 0) % max(1, len(shape_of(node.inputs[0])))
     indices = constant(node, 1)
     if layout is None or layout.axis != at or indices is None:
         return
