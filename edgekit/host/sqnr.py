@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgekit.core.errors import BadInput
-from edgekit.host.calibrate import expose, float_activations
+from edgekit.host.calibrate import expose, float_activations, in_parts
 from edgekit.host.graph import Graph, model_bytes, values
 from edgekit.host.ort import open_model
 from edgekit.host.stored import folded
@@ -15,6 +15,7 @@ from edgekit.runtime.backends import Array
 from edgekit.runtime.data import Data
 
 SAMPLES = 32
+_FEWEST = 8
 _CEILING_DB = 200.0  # equal to the last bit
 
 
@@ -29,17 +30,22 @@ def layer_sqnr(plain: Graph, converted: Graph, data: Data, samples: int = SAMPLE
     shared = [name for name in seen_as if name in before_too]
     if not shared:
         return {}  # asked for nothing, onnxruntime gives everything
-    before = expose(plain, shared)
-    after = expose(converted, [seen_as[name] for name in shared])
-    signal, noise = np.zeros(len(shared)), np.zeros(len(shared))
-    for index in spread(data.count, samples):
-        sample = data.inputs(index)
-        wanted = before.run(shared, sample)
-        came = after.run([seen_as[name] for name in shared], sample)
-        for place, (want, got) in enumerate(zip(wanted, came, strict=True)):
-            signal[place] += float(np.square(want, dtype=np.float64).sum())
-            noise[place] += float(np.square(want.astype(np.float64) - got).sum())
-    return {name: decibel(s, n) for name, s, n in zip(shared, signal.tolist(), noise.tolist(), strict=True)}
+    parts = in_parts(plain, shared)
+    chosen = spread(data.count, max(_FEWEST, samples // len(parts)))  # a large network tells more per sample
+    found: dict[str, float] = {}
+    for names in parts:
+        before = expose(plain, names)
+        after = expose(converted, [seen_as[name] for name in names])
+        signal, noise = np.zeros(len(names)), np.zeros(len(names))
+        for index in chosen:
+            sample = data.inputs(index)
+            wanted = before.run(names, sample)
+            came = after.run([seen_as[name] for name in names], sample)
+            for place, (want, got) in enumerate(zip(wanted, came, strict=True)):
+                signal[place] += float(np.square(want, dtype=np.float64).sum())
+                noise[place] += float(np.square(want.astype(np.float64) - got).sum())
+        found.update((name, decibel(s, n)) for name, s, n in zip(names, signal, noise, strict=True))
+    return found
 
 
 Answers = list[list[Array]]  # per sample every output of every exit
@@ -79,9 +85,11 @@ def answers_sqnr(plain: Graph, converted: Graph, data: Data, samples: int) -> fl
 
 
 def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), at most 200 dB; 0 where there is noise and no signal."""
+    """10 log10(signal / noise), at most 200 dB; 0 where there is noise and no signal; -200 for noise without bounds."""
     if noise <= 0:
         return _CEILING_DB
+    if not np.isfinite(noise):  # an overflow, or no number: as far from the signal as can be
+        return -_CEILING_DB
     return float(min(_CEILING_DB, 10 * np.log10(signal / noise))) if signal > 0 else 0.0
 
 

@@ -16,7 +16,7 @@ from edgekit.host.calibrate import Calibration
 from edgekit.host.load import load
 from edgekit.host.passes import PASSES, Context
 from edgekit.host.passes.quantize_static import Int8
-from edgekit.host.sqnr import answers_of, check_finite, decibel, layer_sqnr, spread
+from edgekit.host.sqnr import answers_of, check_finite, decibel, layer_sqnr, spread, sqnr_of
 from edgekit.runtime.data import load_data
 
 
@@ -53,6 +53,12 @@ def test_decibels_of_nothing() -> None:
     assert decibel(0.0, 0.0) == 200.0
     assert decibel(0.0, 1.0) == 0.0
     assert decibel(100.0, 1.0) == 20.0
+
+
+@pytest.mark.parametrize("noise", [np.inf, np.nan])
+def test_answers_that_overflow_are_far_off_and_not_exact(noise: float) -> None:
+    assert decibel(100.0, noise) == -200.0
+    assert sqnr_of([[np.ones(3)]], [[np.array([1.0, noise, 1.0])]]) == -200.0
 
 
 def test_networks_without_a_float_tensor_in_common_have_no_figures(tmp_path: Path) -> None:
