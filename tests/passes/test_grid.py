@@ -196,18 +196,16 @@ def test_the_axis_of_output_channels_is_known_for_every_product(tmp_path: Path) 
     t = b.op("Reshape", [t, b.constant("flat", np.array([5, 7]))], "r")
     t = b.op("Gemm", [t, b.weight("g0", 7, 3), b.weight("b0", 3)], "g")
     b.op("Gemm", [t, b.weight("g1", 2, 3)], "y", transB=1)
-    axes = {
-        name: (p.index, p.axes, p.depthwise) for name, p in found(b, tmp_path, (5, 2), (1, 3, 10)).items()
-    }
+    axes = {name: (p.index, p.axes) for name, p in found(b, tmp_path, (5, 2), (1, 3, 10)).items()}
     assert axes == {
-        "n_c": (1, (0,), False),
-        "n_d": (1, (0,), True),
-        "n_u": (1, (1,), False),
-        "n_v": (1, (0,), True),
-        "n_l": (0, (0,), False),
-        "n_s": (1, (0, 2), False),
-        "n_g": (1, (1,), False),
-        "n_y": (1, (0,), False),
+        "n_c": (1, (0,)),
+        "n_d": (1, (0,)),
+        "n_u": (1, (1,)),
+        "n_v": (1, (0,)),
+        "n_l": (0, (0,)),
+        "n_s": (1, (0, 2)),
+        "n_g": (1, (1,)),
+        "n_y": (1, (0,)),
     }
 
 
