@@ -9,10 +9,12 @@ the shape of a distribution is known from millions of values, only its extremes 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgekit.core.errors import BadInput
@@ -25,6 +27,7 @@ from edgekit.runtime.data import Data
 
 BINS = 4096
 _CHUNK_BYTES = 32 * 2**20  # activations held at once
+_PART_BYTES = 192 * 2**20  # activations of one sample that one session gives
 _CHUNK_SAMPLES = 64
 _TINY = 2.0**-100  # what is smaller counts as zero: a bin's width must be a float32
 _PERCENTILE = 99.99
@@ -214,7 +217,9 @@ def calibrate(
     methods: Collection[str] = (),
     names: Collection[str] | None = None,
 ) -> Calibration:
-    """Run the graph on every sample once. tick: called with the number of samples just done.
+    """Run the graph on every sample once, more often where its activations are large (in_parts).
+
+    tick: called with the number of samples just done.
 
     methods: those whose ranges will be asked for (none named: all). For minmax alone no histogram is made, and the pass
     costs little more than running the network. names: the tensors to look at; None: all float tensors.
@@ -231,21 +236,23 @@ def calibrate(
     ]
     histograms = {name: Histogram() for name in (*wanted, *inputs)}
     derived = _derived(graph, wanted)
-    session = expose(graph, wanted)
     extremes_only = set(methods) == {"minmax"}
     every = -(-data.count // HISTOGRAM_SAMPLES)  # one in so many samples goes into the histograms
-    watched = _Watched(session, data, inputs, histograms)
-    if extremes_only or every > 1:
-        direct = [name for name in wanted if name not in derived]
-        for index in range(data.count):
-            if extremes_only or index % every:
-                watched.see(direct, index)
-                tick(1)
-    if not extremes_only:
-        chosen, size = range(0, data.count, every), _samples_at_once(graph, wanted)
-        for start in range(0, len(chosen), size):
-            watched.add(wanted, chosen[start : start + size])
-            tick(len(chosen[start : start + size]))
+    parts = in_parts(graph, wanted) or [[]]
+    for number, part in enumerate(parts):
+        last = number + 1 == len(parts)
+        watched = _Watched(expose(graph, part), data, inputs if last else [], histograms)
+        if extremes_only or every > 1:
+            direct = [name for name in part if name not in derived]
+            for index in range(data.count):
+                if extremes_only or index % every:
+                    watched.see(direct, index)
+                    tick(int(last))
+        if not extremes_only:
+            chosen, size = range(0, data.count, every), _samples_at_once(graph, part)
+            for start in range(0, len(chosen), size):
+                watched.add(part, chosen[start : start + size])
+                tick(len(chosen[start : start + size]) * last)
     for name, (source, clips) in derived.items():
         mine, its = histograms[name], histograms[source]
         mine.low, mine.high = (max(0.0, edge) if clips else edge for edge in (its.low, its.high))
@@ -339,7 +346,29 @@ def expose(graph: Graph, names: Iterable[str], *, optimize: bool = True) -> Open
     return open_model(model_bytes(model), optimize=optimize)
 
 
+def in_parts(graph: Graph, names: Iterable[str], most_bytes: int = _PART_BYTES) -> list[list[str]]:
+    """The tensors in their order, in as few parts as it takes for none to be larger than `most_bytes` at once.
+
+    onnxruntime holds all that a session gives until the run ends: each part has to be a session of its own.
+    """
+    found = values(graph.model)
+    parts: list[list[str]] = []
+    held = 0
+    for name in names:
+        size = _float_bytes(found[name])
+        if not parts or held + size > most_bytes:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    return parts
+
+
 def _samples_at_once(graph: Graph, names: Iterable[str]) -> int:
     found = values(graph.model)
-    sizes = [4 * int(np.prod(static_shape(found[name]) or (1,))) for name in names]
+    sizes = [_float_bytes(found[name]) for name in names]
     return max(1, min(_CHUNK_SAMPLES, _CHUNK_BYTES // max(1, sum(sizes))))
+
+
+def _float_bytes(value: ir.Value) -> int:
+    return 4 * math.prod(static_shape(value) or (1,))

@@ -13,12 +13,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgekit.host.calibrate import in_parts
 from edgekit.host.graph import Graph, dtype_name, model_bytes, values
 from edgekit.host.ort import open_model
 from edgekit.host.sqnr import SAMPLES, decibel, spread
+from edgekit.host.work import layers
 from edgekit.runtime.data import Data
 
 OUTPUT_SAMPLES = 4
+_FEWEST = 8  # samples for the local figures, however large the network
+_MOST_MACS = 4 * 10**11  # what the figures of the answers may take: a minute or two on one core
 _CODES = ("QuantizeLinear", "DequantizeLinear")
 _PREFIX = "harm"
 
@@ -49,7 +53,8 @@ def layer_harm(
     """Node name -> harm, for every node of `quantized` that reads rounded numbers and is in `plain` by the same name.
 
     samples: for the local figures, run once each; output_samples: for the answers, run once per layer each (exact, no
-    linear estimate); 0 leaves those None. names: only these nodes. Both graphs must have the same opset.
+    linear estimate), fewer for a large network; 0 leaves those None. names: only these nodes. Both graphs must have
+    the same opset.
 
     Raises BadInput where onnxruntime refuses the two graphs in one.
     """
@@ -58,6 +63,8 @@ def layer_harm(
     if not twins:
         return {}
     local = _local(model, twins, data, samples)
+    macs = len(twins) * sum(layer.macs for layer in layers(plain.model))
+    output_samples = min(output_samples, max(1, _MOST_MACS // max(1, macs))) if output_samples else 0
     answers: list[float | None] = [None] * len(twins)
     if output_samples:
         outputs = [name for entry in plain.exits for name in entry.outputs]
@@ -180,19 +187,24 @@ def _constant_values(model: ir.Model) -> set[ir.Value]:
 
 
 def _local(model: ir.Model, twins: list[_Twin], data: Data, samples: int) -> list[float]:
-    outputs = [value for twin in twins for value in (twin.output, twin.rounded)]
+    named = {twin.output.name or "": twin for twin in twins}
+    parts = in_parts(Graph(model, (), ()), named)
     before = list(model.graph.outputs)
-    model.graph.outputs[:] = list(dict.fromkeys(outputs))
-    session = open_model(model_bytes(model))
-    model.graph.outputs[:] = before
-    names = [value.name or "" for value in outputs]
-    signal, noise = np.zeros(len(twins)), np.zeros(len(twins))
-    for index in spread(data.count, samples):
-        made = session.run(names, data.inputs(index))
-        for place, (want, got) in enumerate(zip(made[::2], made[1::2], strict=True)):
-            signal[place] += float(np.square(want, dtype=np.float64).sum())
-            noise[place] += float(np.square(want.astype(np.float64) - got).sum())
-    return [decibel(s, n) for s, n in zip(signal.tolist(), noise.tolist(), strict=True)]
+    found: dict[str, float] = {}
+    for part in parts:
+        outputs = [value for name in part for value in (named[name].output, named[name].rounded)]
+        model.graph.outputs[:] = list(dict.fromkeys(outputs))
+        session = open_model(model_bytes(model))
+        model.graph.outputs[:] = before
+        names = [value.name or "" for value in outputs]
+        signal, noise = np.zeros(len(part)), np.zeros(len(part))
+        for index in spread(data.count, max(_FEWEST, samples // len(parts))):
+            made = session.run(names, data.inputs(index))
+            for place, (want, got) in enumerate(zip(made[::2], made[1::2], strict=True)):
+                signal[place] += float(np.square(want, dtype=np.float64).sum())
+                noise[place] += float(np.square(want.astype(np.float64) - got).sum())
+        found.update((name, decibel(s, n)) for name, s, n in zip(part, signal, noise, strict=True))
+    return [found[twin.output.name or ""] for twin in twins]
 
 
 def _answers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, save, three_exits, write_data
 
+from edgekit.host.calibrate import in_parts
 from edgekit.host.graph import Graph
 from edgekit.host.harm import layer_harm
 from edgekit.host.load import load
@@ -108,3 +109,40 @@ def test_only_what_is_asked_for_is_measured(make: Callable) -> None:
     assert set(found) == {"n_a1_y"}
     assert found["n_a1_y"].output_sqnr_db is None
     assert (made.plain.fingerprint(), made.quantized.fingerprint()) == before
+
+
+def test_a_network_too_large_to_be_held_at_once_is_compared_in_parts(
+    make: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(three_exits(), count=6)
+    wanted = (
+        layer_harm(made.plain, made.quantized, made.data),
+        layer_sqnr(made.plain, made.quantized, made.data),
+    )
+    seen: list[int] = []
+
+    def small(graph: Graph, names: Iterable[str]) -> list[list[str]]:
+        parts = in_parts(graph, names, most_bytes=10_000)
+        seen.append(len(parts))
+        return parts
+
+    monkeypatch.setattr("edgekit.host.harm.in_parts", small)
+    monkeypatch.setattr("edgekit.host.sqnr.in_parts", small)
+    again = (
+        layer_harm(made.plain, made.quantized, made.data),
+        layer_sqnr(made.plain, made.quantized, made.data),
+    )
+    assert list(again[0]) == list(wanted[0])
+    for name, harm in wanted[0].items():
+        assert again[0][name].local_sqnr_db == pytest.approx(harm.local_sqnr_db, abs=0.1)
+    assert again[1] == pytest.approx(wanted[1], abs=0.1)
+    assert min(seen) > 2
+
+
+def test_the_harm_to_the_answers_of_a_large_network_is_taken_on_fewer_samples(
+    make: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(three_exits(), count=6)
+    few = layer_harm(made.plain, made.quantized, made.data, output_samples=1)
+    monkeypatch.setattr("edgekit.host.harm._MOST_MACS", 1)
+    assert layer_harm(made.plain, made.quantized, made.data) == few
