@@ -73,27 +73,26 @@ def fastest(
     weight: float = 0.0,
 ) -> frozenset[str]:
     """The nodes to run in int8: least time, plus `weight` ms for each unit of harm (node -> harm of its int8 form)."""
-    groups, choices, links = _problem(plain, quantized, costs, harm or {})
+    able = int8_nodes(quantized)
+    groups, choices, links = _problem(plain, able, costs, harm or {})
     chosen = assign(choices, links, weight)
-    members = frozenset(name for group in groups if group[0] in chosen for name in group)
-    return members & int8_nodes(quantized)
+    return frozenset(name for group in groups if group[0] in chosen for name in group) & able
 
 
 def gain(plain: Graph, quantized: Graph, costs: NodeCosts, chosen: frozenset[str]) -> float:
     """How much less the chosen nodes in int8 should take than all of them in int8, as a share of the latter."""
-    groups, choices, links = _problem(plain, quantized, costs, {})
-    whole = {group[0] for group in groups if set(group) & int8_nodes(quantized)}
-    mixed = {group[0] for group in groups if set(group) & chosen}
-    every, mine = (cost_ms(each, choices, links) for each in (whole, mixed))
+    able = int8_nodes(quantized)
+    groups, choices, links = _problem(plain, able, costs, {})
+    leaders = [{group[0] for group in groups if not names.isdisjoint(group)} for names in (able, chosen)]
+    every, mine = (cost_ms(each, choices, links) for each in leaders)
     return 1 - mine / every if every else 0.0
 
 
 def _problem(
-    plain: Graph, quantized: Graph, costs: NodeCosts, harm: Mapping[str, float]
+    plain: Graph, able: frozenset[str], costs: NodeCosts, harm: Mapping[str, float]
 ) -> tuple[list[list[str]], list[Choice], list[Link]]:
     """What one kernel computes is one choice, by its first node's name; and what passes between them."""
     groups = _groups(plain, costs)
-    able = int8_nodes(quantized)
     choices = []
     for members in groups:
         float_ms = sum(costs.in_float.get(name, 0.0) for name in members)
