@@ -104,7 +104,10 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
         backs = tuple(Dropped(back.layer, back.step, said) for back in request.recipe.taken_back)
         found = Found(followed, (followed.attempt(chosen=True, why=said),), backs)
     chosen = found.chosen
-    dropped = (*(Dropped(name, "output", "no exit names it") for name in loaded.left_out), *found.dropped)
+    dropped = (
+        *(Dropped(name, "output", _why_left_out(loaded, name)) for name in loaded.left_out),
+        *found.dropped,
+    )
     recipe = request.recipe or Recipe(
         profile=request.profile.name,
         backend=chosen.backend,
@@ -126,6 +129,11 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     finished = finish(chosen.made, points, metric, golden, recipe)
     report = judge(_judged(request, backend, loaded, setting, found, finished, dropped), watch)
     return Conversion(finished, report, finished.pack(report))
+
+
+def _why_left_out(loaded: Loaded, name: str) -> str:
+    is_input = any(entry.tensor.name == name for entry in loaded.graph.inputs)
+    return "it is an input of the network" if is_input else "no exit names it"
 
 
 def whole_stage(graph: Graph) -> Stage:

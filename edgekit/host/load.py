@@ -383,8 +383,10 @@ def usual_layout(shape: tuple[int, ...]) -> str:
 
 
 def _exits(model: ir.Model, named: tuple[GraphExit, ...] | None, path: Path) -> tuple[GraphExit, ...]:
-    """The exits somebody named, or all outputs of the model together as its only exit."""
-    outputs = {value.name or "": value for value in model.graph.outputs}
+    """The exits somebody named, or all outputs of the model together as its only exit. An input is no answer."""
+    outputs = {value.name or "": value for value in model.graph.outputs if not value.is_graph_input()}
+    if not outputs:
+        raise BadInput(f"{path}: the network's outputs are its inputs: there is nothing to convert")
     if named is None:
         first, *others = outputs
         return (GraphExit("final", first, also=tuple(others)),)

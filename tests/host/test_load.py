@@ -358,3 +358,15 @@ def test_an_input_spec_may_hold_comments_alone(tmp_path: Path) -> None:
     spec = tmp_path / "spec.toml"
     spec.write_text("# nothing to say\n")
     assert read_input_spec(spec).inputs == {}
+
+
+def test_an_input_that_is_an_output_as_well_is_left_out(tmp_path: Path) -> None:
+    b = Builder()
+    b.head(b.conv("x", "c", (3, 4)), "y", 4)
+    outputs = [("x", (1, 3, SIDE, SIDE)), ("y", (1, CLASSES))]
+    loaded = load(save(b.model(outputs), tmp_path / "m.onnx"))
+    assert loaded.graph.exits[0].outputs == ("y",)
+    assert loaded.left_out == ("x",)
+    path = save(b.model(outputs, exits=["x", "y"]), tmp_path / "m.onnx")
+    assert "wants the output 'x'; the outputs are y" in complaint(path)
+    assert "outputs are its inputs" in complaint(save(b.model(outputs[:1]), tmp_path / "m.onnx"))

@@ -91,7 +91,7 @@ def apply(graph: Graph, options: Int8, context: Context) -> Graph:
     answers = [name for entry in graph.exits for name in entry.outputs]
     source = graph.copy()
     kept |= set(_own_biases(source))
-    model = ir.from_proto(_write_qdq(ir.to_proto(source), options, ranges, sorted(kept)))
+    model = _write_qdq(ir.to_proto(source), options, ranges, sorted(kept))
     for name in answers:
         _float_answer(model, name)
     for tidy in (NameFixPass(), RemoveUnusedOpsetsPass()):
@@ -138,9 +138,7 @@ def _tail(value: ir.Value) -> Iterator[ir.Node]:
         node = data[0].producer()
 
 
-def _write_qdq(
-    proto: onnx.ModelProto, int8: Int8, found: Mapping[str, Range], kept: list[str]
-) -> onnx.ModelProto:
+def _write_qdq(proto: onnx.ModelProto, int8: Int8, found: Mapping[str, Range], kept: list[str]) -> ir.Model:
     ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
     activation = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[int8.activation]
     data = TensorsData(CalibrationMethod.MinMax, ranges)
@@ -159,12 +157,12 @@ def _write_qdq(
                 {},
             )
             engine.quantize_model()
+            written: ir.Model = ir.from_proto(engine.model.model)
+        return written
     except Exception as err:  # the engine stumbles in its own ways over what it does not know
         raise BadInput(
             f"onnxruntime's int8 writer cannot handle this network: {one_line(err)[:200]}"
         ) from err
-    written: onnx.ModelProto = engine.model.model
-    return written
 
 
 def _own_biases(model: ir.Model) -> Iterator[str]:
