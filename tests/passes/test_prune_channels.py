@@ -25,6 +25,7 @@ from edgekit.host.ort import open_model
 from edgekit.host.pack import draft
 from edgekit.host.passes import Context, _importance, run_steps, step
 from edgekit.host.passes._importance import by_contribution, by_residue
+from edgekit.host.passes._meet import meetings
 from edgekit.host.passes._shrink import shrink
 from edgekit.host.passes.prune_channels import (
     PASS,
@@ -325,6 +326,11 @@ def test_keep_says_exactly_what_stays() -> None:
     (group,) = [group for group in known.groups if group.name == "n_h1_y"]
     assert [k for k, unit in enumerate(group.units) if not removed[unit]] == [0, 1, 2, 5]
     assert removed.sum() == 4
+
+
+def test_where_no_product_reads_what_goes_there_is_nothing_to_make_up_for(tmp_path: Path) -> None:
+    graph = opened(three_exits())
+    assert list(meetings(graph, [], Context(data_for(tmp_path, graph)), 4, 4, "a test")) == []
 
 
 # --- making up for it -------------------------------------------------------------------------------------------------
