@@ -89,8 +89,6 @@ def cast(t: Translation, node: ir.Node) -> None:
         return
     order = t.values.preferred([source])
     x = t.values.at(source, order)
-    if have == "float32" and kind in ("int32", "int64", "uint8", "int8"):
-        pass  # both cut the fraction off
     made = t.values.new(made_by(node), t.values.shape(source), order, kind)
     t.values.file.operator("CAST", 1, [x], [made], options("CastOptions"))
 
