@@ -97,7 +97,7 @@ def tflite_backend(profile: Profile, name: str | None = None) -> Backend:
 
 
 def describe(model: TfliteModel, spec: InputSpec, where: str) -> Described:
-    """Inputs, labels and the exit, as the spec says or as the file shows. Raises BadInput."""
+    """Inputs, labels and the exit, as the spec says or as the file shows: all outputs are one. Raises BadInput."""
     known = [entry.tensor.name for entry in model.inputs]
     for name in spec.inputs:
         if name not in known:
@@ -105,12 +105,7 @@ def describe(model: TfliteModel, spec: InputSpec, where: str) -> Described:
     inputs = tuple(_input(entry, spec.inputs.get(entry.tensor.name, {}), where) for entry in model.inputs)
     outputs = [entry.tensor.name for entry in model.outputs]
     exits = spec.exits
-    if exits is None and len(outputs) > 1:
-        raise BadInput(
-            f"{where}: has {len(outputs)} outputs ({', '.join(outputs)}) and does not say which decides: "
-            "name it with --input-spec ([[exits]] name, output)"
-        )
-    leaving = exits[0] if exits else GraphExit("final", outputs[0])
+    leaving = exits[0] if exits else GraphExit("final", outputs[0], also=tuple(outputs[1:]))
     if len(exits or ()) > 1:
         raise BadInput(f"{where}: a .tflite file runs whole: it can have one exit, got {len(exits or ())}")
     for name in leaving.outputs:

@@ -531,3 +531,14 @@ def test_a_convolution_whose_weights_are_computed_is_refused() -> None:
     )
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
     assert "'free' (Conv): 'w' must be a constant" in translate(infer_shapes(model), (), ()).problems[0]
+
+
+def test_an_input_of_rank_0_is_read(tmp_path: Path) -> None:
+    b = Builder()
+    b.op("Mul", [b.op("Relu", ["x"], "positive"), "gain"], "y")
+    model = b.model([("y", (1, 4))], [("x", (1, 4)), ("gain", ())])
+    graph = load(save(model, tmp_path / "m.onnx")).graph
+    gains = np.array([1.5, -2.0], np.float32)
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 4), np.float32), gain=gains)
+    made = answers(graph, load_data(tmp_path / "d.npz", graph.inputs), LITERT)
+    assert [float(answer["y"][0, 0]) for answer in made] == gains.tolist()

@@ -278,3 +278,15 @@ def test_inspect_lists_operators_with_their_codes_and_what_the_board_runs(tmp_pa
     shown = CliRunner().invoke(inspect_command, [str(path)])
     assert "CONV_2D" in shown.output
     assert "x (code - -128)" in shown.output
+
+
+def test_several_outputs_nobody_named_are_one_answer(make: Callable, tmp_path: Path) -> None:
+    graph = make(three_exits()).plain
+    model = graph.copy()
+    model.graph.outputs[:] = [value for value in model.graph.outputs if value.name in ("exit1", "exit3")]
+    both = replace(graph.exits[0], output="exit1", confidence=None, also=("exit3",))
+    whole = whole_stage(replace(graph.with_model(model), exits=(both,)))
+    (tmp_path / "m.tflite").write_bytes(lower(whole, Backend("litert"))[0].content)
+    made = packed(tmp_path / "m.tflite", write_data(tmp_path / "c.npz", (3, SIDE, SIDE), 10))
+    (leaving,) = made.finished.manifest.exits
+    assert sorted(leaving.outputs) == ["exit1", "exit3"]

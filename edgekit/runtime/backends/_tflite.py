@@ -42,7 +42,7 @@ class TfliteRunner:
         interpreter: Any,
         provider: str,
         file: str,
-        reads: Sequence[tuple[View, Array]],
+        reads: Sequence[Callable[[], None]],
         writes: Sequence[tuple[View, Array]],
     ) -> None:
         self.provider = provider
@@ -53,8 +53,8 @@ class TfliteRunner:
     def run(self) -> None:
         """See backends.Runner."""
         try:
-            for view, buffer in self._reads:
-                np.copyto(view(), buffer)
+            for read in self._reads:
+                read()
             self._invoke()
             for view, buffer in self._writes:
                 np.copyto(buffer, view())
@@ -80,8 +80,10 @@ def open_tflite(
         opened.allocate_tensors()
     except (RuntimeError, ValueError) as err:
         raise BadBundle(f"{part.file}: {provider} refuses it: {one_line(err)[:300]}") from err
-    reads = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
-    writes = _bound(opened, part, part.outputs, opened.get_output_details(), outputs)
+    given = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
+    made = _bound(opened, part, part.outputs, opened.get_output_details(), outputs)
+    reads = [_reader(opened, index, buffer) for index, buffer in given]
+    writes = [(opened.tensor(index), buffer) for index, buffer in made]
     return TfliteRunner(opened, provider, part.file, reads, writes)
 
 
@@ -128,11 +130,17 @@ def tiny_model() -> bytes:
 
 def _bound(
     opened: Any, part: Part, wanted: Sequence[Tensor], found: Sequence[Any], buffers: Mapping[str, Array]
-) -> list[tuple[View, Array]]:
-    """Views of the interpreter's tensors with their buffers; all must be what the part says."""
+) -> list[tuple[int, Array]]:
+    """The interpreter's numbers of tensors with their buffers; all must be what the part says."""
     rows = [(str(row["name"]), np.dtype(row["dtype"]).name, tuple(map(int, row["shape"]))) for row in found]
     if sorted(rows) != sorted((tensor.name, tensor.dtype, tensor.shape) for tensor in wanted):
         raise BadBundle(f"{part.file}: the file's tensors are {rows}, not those its manifest lists")
-    return [
-        (opened.tensor(row["index"]), buffers[name]) for row, (name, _, _) in zip(found, rows, strict=True)
-    ]
+    return [(int(row["index"]), buffers[name]) for row, (name, _, _) in zip(found, rows, strict=True)]
+
+
+def _reader(opened: Any, index: int, buffer: Array) -> Callable[[], None]:
+    """What takes a buffer into one of the interpreter's tensors. A tensor of rank 0 has no view that can be written."""
+    if buffer.ndim == 0:
+        return lambda: opened.set_tensor(index, buffer)
+    view: View = opened.tensor(index)
+    return lambda: np.copyto(view(), buffer)
