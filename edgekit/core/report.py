@@ -21,6 +21,11 @@ class Latency:
     p95: float | None = None
     p99: float | None = None
 
+    @property
+    def typical(self) -> float | None:
+        """The median where requests were measured, which shrugs a disturbed run off; else the mean that was predicted."""
+        return self.mean if self.p50 is None else self.p50
+
     @classmethod
     def parse(cls, value: object, where: str) -> Latency:
         """Read from JSON. Raises BadInput."""

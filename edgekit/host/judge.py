@@ -135,7 +135,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         operating_points=manifest.operating_points,
         layers=_layer_reports(subject),
         dropped=subject.dropped,
-        limits_missed=subject.limits.missed(accuracy, times.after.mean, energy, size.after),
+        limits_missed=subject.limits.missed(accuracy, times.after.typical, energy, size.after),
         data=subject.data.uses(),
         tried=subject.tried,
         parity=_parity(subject),

@@ -78,8 +78,10 @@ def _entry(value: Any, where: str) -> str | int | float:
 
 def _written(value: Any) -> str:
     if isinstance(value, Mapping):
-        rows = ", ".join(f"{json.dumps(key)} = {_written(entry)}" for key, entry in value.items())
+        rows = ", ".join(
+            f"{json.dumps(key, ensure_ascii=False)} = {_written(entry)}" for key, entry in value.items()
+        )
         return f"{{ {rows} }}" if rows else "{}"
     if isinstance(value, tuple):
-        return json.dumps(list(value))
-    return repr(value) if isinstance(value, float) else json.dumps(value)
+        return json.dumps(list(value), ensure_ascii=False)
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

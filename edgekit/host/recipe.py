@@ -67,8 +67,8 @@ class Recipe:
             lines += [
                 "",
                 "[[taken_back]]",
-                f"layer = {json.dumps(back.layer)}",
-                f"step = {json.dumps(back.step)}",
+                f"layer = {json.dumps(back.layer, ensure_ascii=False)}",
+                f"step = {json.dumps(back.step, ensure_ascii=False)}",
             ]
         return "\n".join(lines) + "\n"
 

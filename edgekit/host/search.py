@@ -203,6 +203,14 @@ def _meets(setting: Setting, tried: Tried) -> bool:
     return not _too_large(setting, tried) and not _too_slow(setting, tried)
 
 
+def _miss(setting: Setting, tried: Tried) -> float:
+    """How far it is from the limits: 0 where it keeps them, 1 where one figure is twice what it may be."""
+    limits, size_kb = setting.limits, tried.made.size_bytes / 1e3
+    large = size_kb / limits.max_size_kb - 1 if limits.max_size_kb else 0.0
+    slow = tried.latency_ms / limits.max_latency_ms - 1 if limits.max_latency_ms and tried.latency_ms else 0.0
+    return max(0.0, large) + max(0.0, slow)
+
+
 def _too_large(setting: Setting, tried: Tried) -> bool:
     limit = setting.limits.max_size_kb
     return limit is not None and tried.made.size_bytes > 1e3 * limit
@@ -220,9 +228,7 @@ def _smaller(branch: Branch, best: Tried) -> Tried:
             break
         extra = (step("adaround", format="int4"),) if format_ == "int4" else ()
         found = _with_storage(branch, branch.start, format_, *extra)
-        if found is None:
-            break
-        if found.made.size_bytes < best.made.size_bytes:
+        if found is not None and found.made.size_bytes < best.made.size_bytes:
             best = found
     return best
 
@@ -246,9 +252,11 @@ def _pruned(branch: Branch, best: Tried) -> tuple[Tried, Branch]:
             branch.drop(f"prune_channels {share:g}", against)
             break
         further = Branch(setting, branch.stayed, start, branch.trail, asked=False)
-        best, branch = _formats(further), further
-        if _too_large(setting, best):
-            best = _smaller(further, best)
+        found = _elsewhere(further, _formats(further))
+        if _too_large(setting, found):
+            found = _smaller(further, found)
+        if _miss(setting, found) < _miss(setting, best):
+            best, branch = found, further
         if _meets(setting, best):
             break
     return best, branch

@@ -18,7 +18,7 @@ INT8 = Recipe(
     steps=(
         step("confidence"),
         step("fold"),
-        step("quantize_static", activation="int8", method="mse", keep_float=['a "quoted" node', "über"]),
+        step("quantize_static", activation="int8", method="mse", keep_float=['a "quoted" node', "über 𝕏"]),
     ),
     taken_back=(TakenBack("*", "prune"),),
     seed=7,
