@@ -23,7 +23,7 @@ class Latency:
 
     @property
     def typical(self) -> float | None:
-        """The median where requests were measured, which shrugs a disturbed run off; else the mean that was predicted."""
+        """The median of what was measured, which shrugs a disturbed run off; else the mean that was predicted."""
         return self.mean if self.p50 is None else self.p50
 
     @classmethod
