@@ -22,7 +22,7 @@ from edgekit.core.files import write_atomic
 from edgekit.core.report import Report
 from edgekit.host.effort import DEFAULT, EFFORTS, QUICK
 from edgekit.host.limits import DEFAULT_MAX_DISAGREEMENT, DEFAULT_MAX_DROP, Limits
-from edgekit.host.report_html import Page, render, verdict
+from edgekit.host.report_html import Page, quality, render, verdict
 from edgekit.host.watch import Tick
 from edgekit.runtime.detect import find_profile
 
@@ -104,7 +104,11 @@ _limit = click.FloatRange(min=0)
     help="Points of accuracy (without labels: of agreement) that may be lost; a step that costs more is taken back. "
     f"If not given, so is one that costs {DEFAULT_MAX_DROP:g} (without labels {DEFAULT_MAX_DISAGREEMENT:g}).",
 )
-@click.option("--max-latency-ms", type=_limit, help="Limit for the mean latency with all stages run.")
+@click.option(
+    "--max-latency-ms",
+    type=_limit,
+    help="Limit for the latency with all stages run: median, or the estimated mean.",
+)
 @click.option("--max-energy-mj", type=_limit, help="Limit for the energy of a request with all stages run.")
 @click.option("--max-size-kb", type=_limit, help="Limit for the model files in the bundle, in kB.")
 @click.option("-o", "--output", required=True, type=_path, help="The bundle to write (.edge).")
@@ -154,6 +158,8 @@ def command(
         raise BadInput("--recover trains what --prune left: give --prune as well")
     if recipe is not None and prune:
         raise BadInput("--recipe says all that is done: --prune cannot be given with it")
+    if recipe is not None and backend is not None:
+        raise BadInput("--recipe says which runtime it is for: --backend cannot be given with it")
     target = find_profile(profile)
     request = Request(
         model=model,
@@ -271,7 +277,7 @@ def _print(made: Conversion, output: Path) -> None:
     ]
     table.add_row("model files", *(number(size, 1, " kB") for size in sizes))
     console.print(table)
-    exits = Table("exit", "accuracy", "cost", "mean latency")
+    exits = Table("exit", quality(report), "cost", "mean latency")
     for entry in report.exits:
         exits.add_row(
             entry.name,

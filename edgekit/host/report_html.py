@@ -82,7 +82,11 @@ def render(page: Page) -> str:
 def _header(page: Page) -> str:
     report = page.report
     met = not report.limits_missed
-    badge = '<span class="good">limits met</span>' if met else '<span class="bad">a limit is missed</span>'
+    badge = (
+        '<span class="good">no limit is missed</span>'
+        if met
+        else '<span class="bad">a limit is missed</span>'
+    )
     return (
         f"<header><h1>{escape(report.bundle)} <small>for {escape(report.profile)}</small></h1>"
         f'<p class="verdict">{escape(verdict(report))} {badge}</p></header>'
@@ -95,15 +99,19 @@ def verdict(report: Report) -> str:
     faster = _ratio(typical_ms(report.latency_before), typical_ms(report.latency_after))
     if faster is not None:
         how = {"measured": "", "estimated": " (estimated)"}.get(report.latency_provenance or "", "")
-        parts.append(f"{faster:.1f}× faster{how}" if faster >= 1 else f"{1 / faster:.1f}× slower{how}")
+        parts.append(_times(faster, "faster", "slower", "as fast as before") + how)
     smaller = _ratio(report.size_bytes.before, report.size_bytes.after)
     if smaller is not None:
-        parts.append(f"{smaller:.1f}× smaller" if smaller >= 1 else f"{1 / smaller:.1f}× larger")
+        parts.append(_times(smaller, "smaller", "larger", "as large as before"))
     points = drop_points(report.accuracy)
     if points is not None:
-        what = "accuracy" if report.metric == METRICS[0] else "agreement"
-        parts.append(f"{what} {'unchanged' if abs(points) < 0.005 else f'{-points:+.2f} points'}")
+        parts.append(f"{quality(report)} {'unchanged' if abs(points) < 0.005 else f'{-points:+.2f} points'}")
     return (", ".join(parts) or "Nothing could be compared") + "."
+
+
+def quality(report: Report) -> str:
+    """What the shares of right answers are, in a word: without labels it is only agreement."""
+    return "accuracy" if report.metric == METRICS[0] else "agreement"
 
 
 def typical_ms(latency: Latency) -> float | None:
@@ -120,6 +128,12 @@ def drop_points(accuracy: Change) -> float | None:
 
 def _ratio(before: float | None, after: float | None) -> float | None:
     return before / after if before and after else None
+
+
+def _times(ratio: float, more: str, less: str, same: str) -> str:
+    """`2.0× faster`; the word for "same" where one decimal would say 1.0×."""
+    text = f"{max(ratio, 1 / ratio):.1f}"
+    return same if text == "1.0" else f"{text}× {more if ratio > 1 else less}"
 
 
 def _tiles(page: Page) -> str:
@@ -179,7 +193,7 @@ def _exits(page: Page) -> str:
         (entry.name, _percent(entry.accuracy), _percent(entry.cost_share, 1), _ms(entry.latency_mean_ms))
         for entry in page.report.exits
     ]
-    return _table(("exit", "accuracy", "cost", "mean latency"), rows)
+    return _table(("exit", quality(page.report), "cost", "mean latency"), rows)
 
 
 def _policies(page: Page) -> str:
@@ -191,7 +205,7 @@ def _policies(page: Page) -> str:
         rows.append(
             (entry.policy, _percent(entry.accuracy), mix, _ms(entry.latency.mean), _ms(entry.latency.p95))
         )
-    return _table(("policy", "accuracy", "exits taken, %", "mean latency", "p95"), rows)
+    return _table(("policy", quality(page.report), "exits taken, %", "mean latency", "p95"), rows)
 
 
 def _before_after(page: Page) -> str:
@@ -215,7 +229,7 @@ def _before_after(page: Page) -> str:
         ),
     ]
     return (
-        _table(("", "accuracy", "size", "mean", "p50", "p95", "p99"), rows)
+        _table(("", quality(report), "size", "mean", "p50", "p95", "p99"), rows)
         + f'<p class="note">{escape(_origin(report))}</p>'
     )
 
@@ -336,7 +350,7 @@ def _dropped(report: Report) -> str:
 
 def _limits(report: Report) -> str:
     if not report.limits_missed:
-        return "<p>All limits that were given are met.</p>"
+        return "<p>No limit that was given is missed.</p>"
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in report.limits_missed) + "</ul>"
 
 

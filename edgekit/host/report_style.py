@@ -33,6 +33,8 @@ th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowra
 tbody tr:last-child td { border-bottom: 0; }
 td.n { white-space: nowrap; }
 td { overflow-wrap: anywhere; }
+@media screen and (max-width: 44rem) { td { overflow-wrap: normal; } td:last-child:not(.n) { min-width: 11rem; }
+  section:has(> svg) { overflow-x: auto; } svg { min-width: 36rem; } }
 .wide td { white-space: nowrap; } .wide td:first-child { white-space: normal; min-width: 9rem; }
 .wide td:last-child { white-space: normal; min-width: 12rem; }
 pre { margin: 0; padding: .7rem .9rem; background: var(--ground); border: 1px solid var(--line); border-radius: .4rem;

@@ -128,6 +128,10 @@ def test_texts_from_the_bundle_are_never_markup(manifest: Manifest, report: Repo
         ),
         ({"accuracy": Change(0.9, 0.9)}, "2.0× faster (estimated), 3.0× smaller, accuracy unchanged."),
         ({"latency_after": Latency(), "accuracy": Change(None, None)}, "3.0× smaller."),
+        (
+            {"latency_after": Latency(mean=2.01), "size_bytes": Change(3.0, 2.99)},
+            "as fast as before (estimated), as large as before, accuracy -0.20 points.",
+        ),
         ({"metric": "agreement"}, "2.0× faster (estimated), 3.0× smaller, agreement -0.20 points."),
     ],
 )
