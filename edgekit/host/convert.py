@@ -18,7 +18,7 @@ from edgekit.host.graph import Graph, model_bytes, tensor_of
 from edgekit.host.judge import Judged, judge
 from edgekit.host.limits import Limits
 from edgekit.host.load import InputSpec, Loaded, Shapes, load
-from edgekit.host.lower import LOWERINGS, backend_for, check_holds
+from edgekit.host.lower import LOWERINGS, backend_for, check_holds, problems
 from edgekit.host.ort import open_model
 from edgekit.host.pack import GOLDEN, Finished, draft, finish, golden_cases
 from edgekit.host.passes import Context, Step, run_steps, step, unrounded
@@ -216,7 +216,8 @@ def _judged(
     dropped: tuple[Dropped, ...],
 ) -> Judged:
     """All that the judge compares."""
-    whole = draft(loaded.graph, [whole_stage(loaded.graph)], backend, request.name, request.version, HOST)
+    source = setting.plain if problems(loaded.graph, backend) else loaded.graph  # folding can make it fit
+    whole = draft(source, [whole_stage(source)], backend, request.name, request.version, HOST)
     return Judged(
         profile=request.profile,
         on_this_machine=request.on_this_machine,

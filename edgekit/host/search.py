@@ -18,11 +18,10 @@ from edgekit.core.report import Attempt, Dropped
 from edgekit.host.formats import dense_weight_share, float_weight_bytes
 from edgekit.host.passes import Step, resolve_steps, step
 from edgekit.host.passes.quantize_static import is_quantized
-from edgekit.host.search_int8 import FASTER, INT8, best_int8
+from edgekit.host.search_int8 import FASTER, INT8, STORE, best_int8
 from edgekit.host.trail import Branch, Trail, slower
 from edgekit.host.tried import Setting, Tried, harm_of, try_steps
 
-STORE = "quantize_weights"
 NO_SLOWER = 1.02  # what counts as the same time
 _WORTH_STORING = 0.95  # of the size: below it, codes instead of floats pay
 _MOSTLY_DENSE = 0.5  # of the float weights: from there on integer dense layers are tried

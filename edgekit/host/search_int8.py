@@ -27,7 +27,7 @@ from edgekit.host.trail import Branch, slower
 from edgekit.host.tried import Setting, Tried
 from edgekit.host.work import layers
 
-INT8 = "quantize_static"
+INT8, STORE = "quantize_static", "quantize_weights"
 FASTER = 0.97  # of the float network's time: what int8 must at least gain to be worth its error, where it is measured
 _VNNI = ("avx512vnni", "avxvnni", "amx_int8")
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -147,13 +147,15 @@ def _refined(old: NodeCosts, new: NodeCosts, in_int8: frozenset[str]) -> NodeCos
     return replace(old, in_int8={**old.in_int8, **updated})
 
 
-def _mix(branch: Branch, whole: _Whole, chosen: frozenset[str], why: Mapping[str, str]) -> Tried | None:
+def _mix(
+    branch: Branch, whole: _Whole, chosen: frozenset[str], why: Mapping[str, str], *more: Step
+) -> Tried | None:
     """The network with these nodes in int8 and the others in float; None where it cannot be written."""
     able = int8_nodes(whole.graph)
     label = branch.trail.free(branch.called(f"int8 in {len(chosen & able)} of {len(able)} layers"))
     kept = keep_float(branch.start.graph, chosen)
     mixed = Step(whole.step.name, replace(whole.step.options, keep_float=kept))
-    return branch.offer(label, (mixed,), why, label)
+    return branch.offer(label, (mixed, *more), why, label)
 
 
 def _fastest(branch: Branch, candidates: Sequence[Tried]) -> Tried | None:
@@ -252,7 +254,10 @@ def _less_harm(branch: Branch, whole: _Whole, best: Tried) -> Tried | None:
         middle = (low + high) / 2
         chosen = fastest(plain, whole.graph, costs, harm, 10**middle * total_ms / total_harm)
         if chosen not in good:
-            mixed = _mix(branch, whole, chosen, _told(plain, whole, chosen, harm, costs))
+            told = _told(plain, whole, chosen, harm, costs)
+            mixed = _mix(
+                branch, whole, chosen, told, step(STORE)
+            )  # its float weights small, that harm counted in
             mixed = None if mixed is None else _closer(branch, mixed, helped)
             good[chosen] = mixed is not None and branch.harm(mixed) is None
             if mixed is not None and good[chosen]:

@@ -22,6 +22,7 @@ from edgekit.core.report import Report
 from edgekit.core.toml import tomllib
 from edgekit.host.convert import Conversion, Request, convert
 from edgekit.host.datasets import NOT_SEPARATE
+from edgekit.host.effort import QUICK
 from edgekit.host.judge import POLICIES
 from edgekit.host.limits import Limits
 from edgekit.host.ort import open_model
@@ -255,3 +256,19 @@ def test_a_class_that_the_network_gives_as_a_number_counts_as_its_answer(tmp_pat
     report = convert(Request(save(model, tmp_path / "m.onnx"), BOARD, data, limits=RELAXED)).report
     assert report.metric == "top1"
     assert report.accuracy.before is not None
+
+
+def test_a_shape_that_only_folding_tells_is_no_reason_to_refuse_litert(tmp_path: Path) -> None:
+    """Exporters compute Reshape's target from the input's own shape: known once constants are folded."""
+    pytest.importorskip("ai_edge_litert")
+    b = Builder()
+    pooled = b.op("GlobalAveragePool", [b.conv("x", "c", (3, 8))], "pooled")
+    size = b.op(
+        "Gather", [b.op("Shape", [pooled], "shape"), b.constant("at", np.array([0, 1]))], "size", axis=0
+    )
+    flat = b.op("Reshape", [pooled, b.op("Cast", [b.op("Cast", [size], "f", to=1)], "i", to=7)], "flat")
+    b.op("Gemm", [flat, b.weight("w", 8, CLASSES), b.weight("v", CLASSES)], "y")
+    model = save(b.model([("y", (1, CLASSES))]), tmp_path / "m.onnx")
+    data = write_data(tmp_path / "d.npz", (3, SIDE, SIDE), 20)
+    made = convert(Request(model, BOARD, data, limits=RELAXED, effort=QUICK, backend="litert"))
+    assert {part.backend for stage in made.finished.manifest.stages for part in stage.parts} == {"litert"}
