@@ -266,7 +266,9 @@ def test_a_shape_that_only_folding_tells_is_no_reason_to_refuse_litert(tmp_path:
     size = b.op(
         "Gather", [b.op("Shape", [pooled], "shape"), b.constant("at", np.array([0, 1]))], "size", axis=0
     )
-    flat = b.op("Reshape", [pooled, b.op("Cast", [b.op("Cast", [size], "f", to=1)], "i", to=7)], "flat")
+    real = b.op("Cast", [size], "real", to=1)
+    again = b.op("Sqrt", [b.op("Mul", [real, real], "square")], "again")
+    flat = b.op("Reshape", [pooled, b.op("Cast", [again], "whole", to=7)], "flat")
     b.op("Gemm", [flat, b.weight("w", 8, CLASSES), b.weight("v", CLASSES)], "y")
     model = save(b.model([("y", (1, CLASSES))]), tmp_path / "m.onnx")
     data = write_data(tmp_path / "d.npz", (3, SIDE, SIDE), 20)
