@@ -12,9 +12,9 @@ class Effort:
 
     rounds: turns each candidate is timed. refine: how often the assignment of formats is worked out anew from what was
     measured. improve: lists of steps that may bring int8 closer to float, each tried on its own. bisections: of the
-    weight on harm. shares: of the MACs, pruned in turn where a limit on latency or size is
-    missed. epochs: of training then. limit_s: after this many
-    seconds nothing new is tried; what is under way is finished.
+    weight on harm; 0: int8 that harms is dropped as a whole. shares: of the MACs, pruned in turn where a limit on
+    latency or size is missed. epochs: of training then. limit_s: after this many seconds nothing new is tried; what is
+    under way is finished.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Effort:
     limit_s: float
 
 
-QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 3, (), 0, 60.0)
+QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 0, (), 0, 60.0)
 DEFAULT = Effort(
     "default",
     ("minmax", "percentile", "mse"),

@@ -238,6 +238,9 @@ def _less_harm(branch: Branch, whole: _Whole, best: Tried) -> Tried | None:
     """
     setting, plain = branch.setting, branch.start.graph
     against = branch.trail.against[best.label] = branch.harm(best) or ""
+    if not setting.effort.bisections:
+        branch.drop(INT8, against)
+        return None
     harm = {
         name: 10 ** (-(found.local_sqnr_db if found.output_sqnr_db is None else found.output_sqnr_db) / 10)
         for name, found in layer_harm(plain, whole.graph, setting.samples).items()
