@@ -238,6 +238,7 @@ def _json(made: Conversion, output: Path) -> dict[str, object]:
         "dropped": report["dropped"],
         "policies": report["policies"],
         "tried": report["tried"],
+        "notes": report["notes"],
         "data": report["data"],
         "label": made.report.bundle,
         "content_id": made.finished.content_id,
@@ -298,6 +299,8 @@ def _print(made: Conversion, output: Path) -> None:
     if len(report.dropped) > _DROPPED_SHOWN:
         more = len(report.dropped) - _DROPPED_SHOWN
         console.print(f"taken back: {more} more, see --report or --json", markup=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     for line in report.limits_missed:
         console.print(f"limit missed: {line}", markup=False, soft_wrap=True)
     for use in report.data:

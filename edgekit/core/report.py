@@ -355,6 +355,7 @@ class Report:
     accuracy: `metric` of the last exit, fractions 0-1. latency_before: the fp32 model that came in, run whole;
     latency_after: the bundle under the full policy; both with `latency_provenance` on `latency_on`, in one run.
     tried: what the search measured on the way, the chosen one among them. parity: the same graph on two runtimes.
+    notes: what the user should know, a sentence each.
     """
 
     bundle: str
@@ -377,6 +378,7 @@ class Report:
     data: tuple[DataUse, ...]
     tried: tuple[Attempt, ...] = ()
     parity: Parity | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, value: object, where: str = "report.json") -> Report:
@@ -407,6 +409,7 @@ class Report:
             limits_missed=rows(limits.get("missed"), f"{where}: limits.missed", text),
             data=rows(data.get("data"), f"{where}: data", DataUse.parse),
             tried=rows(data.get("tried", []), f"{where}: tried", Attempt.parse),
+            notes=rows(data.get("notes", []), f"{where}: notes", text),
             parity=optional(data.get("parity"), f"{where}: parity", Parity.parse),
         )
 
@@ -435,5 +438,6 @@ class Report:
             "limits": {"met": not self.limits_missed, "missed": list(self.limits_missed)},
             "data": [d.to_json() for d in self.data],
             "tried": [t.to_json() for t in self.tried],
+            "notes": list(self.notes),
             "parity": None if self.parity is None else self.parity.to_json(),
         }

@@ -79,6 +79,7 @@ OUTPUTS: Mapping[str, Schema] = {
         exits=rows(table(name=TEXT, accuracy=FRACTION, cost_share=FRACTION)),
         limits=table(met=FLAG, missed=rows(TEXT)),
         dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
+        notes=rows(TEXT),
         tried=rows(
             table(
                 label=TEXT,

@@ -100,9 +100,7 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
         found = search(setting, request.base)
     else:
         followed = follow(setting, request.recipe.steps[len(BEFORE) :])
-        said = "the recipe says so"
-        backs = tuple(Dropped(back.layer, back.step, said) for back in request.recipe.taken_back)
-        found = Found(followed, (followed.attempt(chosen=True, why=said),), backs)
+        found = Found(followed, (followed.attempt(chosen=True, why="the recipe says so"),), ())
     chosen = found.chosen
     dropped = (
         *(Dropped(name, "output", _why_left_out(loaded, name)) for name in loaded.left_out),
@@ -231,6 +229,7 @@ def _judged(
         dropped=dropped,
         limits=request.limits,
         tried=found.attempts,
+        notes=found.notes,
         why=found.chosen.why,
         rounds=request.effort.rounds,
         hurried=not request.effort.improve,

@@ -87,6 +87,7 @@ class Judged:
     limits: Limits
     tried: tuple[Attempt, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     rounds: int = ROUNDS
     hurried: bool = False
     bench: Bench | None = None  # the board that was asked for; None: this machine, or nobody
@@ -139,6 +140,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         data=subject.data.uses(),
         tried=subject.tried,
         parity=_parity(subject),
+        notes=subject.notes,
     )
 
 

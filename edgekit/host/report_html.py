@@ -87,9 +87,10 @@ def _header(page: Page) -> str:
         if met
         else '<span class="bad">a limit is missed</span>'
     )
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes)
     return (
         f"<header><h1>{escape(report.bundle)} <small>for {escape(report.profile)}</small></h1>"
-        f'<p class="verdict">{escape(verdict(report))} {badge}</p></header>'
+        f'<p class="verdict">{escape(verdict(report))} {badge}</p>{notes}</header>'
     )
 
 

@@ -8,7 +8,7 @@ stored in few bits; smaller or fewer weights where a limit is still missed. Vali
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -16,7 +16,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
 from edgekit.core.report import Attempt, Dropped
 from edgekit.host.formats import dense_weight_share, float_weight_bytes
-from edgekit.host.passes import Step, resolve_steps, step
+from edgekit.host.passes import Step, resolve_steps, run_steps, step
 from edgekit.host.passes.quantize_static import is_quantized
 from edgekit.host.search_int8 import FASTER, INT8, STORE, best_int8
 from edgekit.host.trail import Branch, Trail, slower
@@ -24,6 +24,7 @@ from edgekit.host.tried import Setting, Tried, harm_of, try_steps
 
 NO_SLOWER = 1.02  # what counts as the same time
 _WORTH_STORING = 0.95  # of the size: below it, codes instead of floats pay
+_FEW = 200  # validation samples: below it two answers are a point
 _MOSTLY_DENSE = 0.5  # of the float weights: from there on integer dense layers are tried
 _BLOCK = 32  # weights that share a scale where dense layers compute on their codes
 _WIDE, _NARROW = 16, 8  # channels a vector register or two hold: pruned layers keep multiples
@@ -31,11 +32,12 @@ _WIDE, _NARROW = 16, 8  # channels a vector register or two hold: pruned layers 
 
 @dataclass(frozen=True)
 class Found:
-    """What was chosen, all that was tried with the reasons, and what was taken back."""
+    """What was chosen, all that was tried with the reasons, what was taken back, and what the user should know."""
 
     chosen: Tried
     attempts: tuple[Attempt, ...]
     dropped: tuple[Dropped, ...]
+    notes: tuple[str, ...] = ()
 
 
 def search(setting: Setting, base: Sequence[Step] = ()) -> Found:
@@ -55,7 +57,25 @@ def search(setting: Setting, base: Sequence[Step] = ()) -> Found:
         chosen = _smaller(branch, chosen)
     if not base and not _meets(setting, chosen):
         chosen, branch = _pruned(branch, chosen)
-    return Found(chosen, trail.attempts(chosen), tuple(branch.dropped))
+    notes = (*_of_samples(setting), *_of_base(setting, start, base))
+    return Found(chosen, trail.attempts(chosen), tuple(branch.dropped), notes)
+
+
+def _of_samples(setting: Setting) -> Iterator[str]:
+    count = setting.samples.count
+    if count < _FEW:
+        yield f"candidates were compared on {count} validation samples, which decides little: give more with --val"
+
+
+def _of_base(setting: Setting, start: Tried, base: Sequence[Step]) -> Iterator[str]:
+    """What came of the steps the user asked for, where that is not what was hoped for."""
+    if base and base[-1].name == "recover":
+        untrained = run_steps(setting.plain, start.steps[:-1], setting.context)
+        if untrained.fingerprint() == start.graph.fingerprint():
+            yield "recover: training brought the answers no nearer to the original's, so nothing of it was kept"
+    against = harm_of(setting, start) if base else None
+    if against is not None:
+        yield f"{start.label}: {against}; train with --recover, give more --calib inputs, or --prune less"
 
 
 def follow(setting: Setting, steps: Sequence[Step]) -> Tried:

@@ -441,3 +441,28 @@ def test_when_the_time_is_up_nothing_new_is_tried_and_that_is_told(files: Files)
     report = convert(request(files, effort=replace(DEFAULT, limit_s=0.0))).report
     assert labels(report) == ["float32", "int8"]  # without these two there is nothing to say
     assert any("not tried: 0 s were over" in entry.why for entry in report.dropped)
+
+
+def test_what_came_of_pruning_and_of_few_samples_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = wide(tmp_path)
+    monkeypatch.setattr(tried, "_lost", lambda a, b: (0.0, 0.0) if a is b else (40.0, 1.0))
+    notes = convert(request(files, base=pruning_steps(0.5, None, BOARD), limits=Limits())).report.notes
+    assert notes[0].startswith("candidates were compared on 12 validation samples")
+    assert notes[1].startswith("prune_channels 0.5: it costs 40.00 points of accuracy")
+
+
+def test_training_that_did_not_help_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = replace(PASSES["recover"], apply=lambda graph, options, context: graph)
+    monkeypatch.setitem(PASSES, "recover", idle)  # type: ignore[arg-type, call-overload]
+    base = pruning_steps(0.5, 1, BOARD)
+    notes = convert(request(wide(tmp_path), base=base)).report.notes
+    assert any(note.startswith("recover: training brought the answers no nearer") for note in notes)
+
+
+def test_an_edited_recipe_tells_of_nothing_that_was_taken_back_once(files: Files, tmp_path: Path) -> None:
+    first = convert(request(files, bench=clock(1.5)))
+    assert first.report.dropped
+    (tmp_path / "recipe.toml").write_bytes(first.finished.files[MEMBER])
+    assert convert(request(files, recipe=read_recipe(tmp_path / "recipe.toml"))).report.dropped == ()

@@ -96,7 +96,7 @@ def choose(known: Dependency, costs: Costs, options: PruneChannels, context: Con
         raise BadInput(
             f"prune_channels: share {options.share:g} is out of reach: with max_share_per_group "
             f"{options.max_share_per_group:g} and granularity {options.granularity} at most "
-            f"{int(1000 * (1 - left / max(1, whole))) / 1000:g} of the multiply-accumulates can go"
+            f"{int(1000 * (1 - left / max(1, whole))) / 1000:g} of the multiply-accumulates can go: ask for less"
         )
     return removed
 
