@@ -171,8 +171,8 @@ def _integer(branch: Branch, best: Tried) -> Tried | None:
     against = branch.harm(found)
     if against is None:
         _, before, found = branch.timed(best, found)
-        if found.problem is not None or (found.ratio or 0.0) >= (before.ratio or 1.0):
-            against = slower(found, before)
+        if found.problem is not None or (found.ratio or 0.0) > FASTER * (before.ratio or 1.0):
+            against = slower(found, before) if found.problem else f"no faster than {before.label}"
     branch.trail.add(found, against)
     return found if against is None else None
 
