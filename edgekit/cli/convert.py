@@ -53,7 +53,9 @@ _limit = click.FloatRange(min=0)
     "--eval", "evaluation", type=_path, help="Data that only judges; without it the validation data does."
 )
 @click.option(
-    "--val", type=_path, help="Data for the exits' thresholds; without it a seeded fifth of --calib."
+    "--val",
+    type=_path,
+    help="Data that decides between candidates and sets the exits' thresholds; without it a seeded fifth of --calib.",
 )
 @click.option("--name", help="The bundle's name; the model file's if nothing is said.")
 @click.option(
@@ -71,7 +73,7 @@ _limit = click.FloatRange(min=0)
     type=click.Choice(tuple(EFFORTS)),
     default=DEFAULT.name,
     show_default=True,
-    help="How much to try.",
+    help="How much to try, and how long to begin something new: 1, 3 or 60 minutes.",
 )
 @click.option(
     "--prune", type=click.FloatRange(0, 0.95), help="Remove channels until this share of the MACs is gone."
@@ -82,7 +84,10 @@ _limit = click.FloatRange(min=0)
     help="Train what --prune left for so many epochs on the --calib inputs, towards the original's answers "
     "(needs PyTorch: pip install 'edgekit[train]').",
 )
-@click.option("--backend", help="The runtime to convert for; the first that the profile lists if not given.")
+@click.option(
+    "--backend",
+    help="The runtime to convert for; if not given, the fastest of the profile's where they can be timed, else its first.",
+)
 @click.option(
     "--cache/--no-cache",
     default=True,
