@@ -86,7 +86,7 @@ _limit = click.FloatRange(min=0)
 )
 @click.option(
     "--backend",
-    help="The runtime to convert for; if not given, the fastest of the profile's where they can be timed, else its first.",
+    help="The runtime to convert for; if not given, the profile's fastest where they can be timed, else its first.",
 )
 @click.option(
     "--cache/--no-cache",
