@@ -796,6 +796,9 @@ the inputs are real ones only for Fashion-MNIST, the others are crops, rendering
 def page(results: Sequence[Mapping[str, Any]]) -> str:
     """The kept results as Markdown."""
     lines = [INTRODUCTION]
+    missing = [case.name for case in CASES if case.name not in {result["network"] for result in results}]
+    if missing:
+        lines += [f"Without a finished run, and so not here: {', '.join(missing)}.", ""]
     for result in results:
         lines += network_page(result)
     return "\n".join(lines) + "\n"
