@@ -95,7 +95,7 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
 
     plain = run_steps(loaded.graph, BEFORE, Context())
     check_holds(plain, backend)
-    setting = _setting(request, backend, plain, data, watch, f"{fraction} {seed}")
+    setting = _setting(request, backend, plain, data, watch, fraction, seed)
     if request.recipe is None:
         found = search(setting, request.base)
     else:
@@ -142,11 +142,19 @@ def whole_stage(graph: Graph) -> Stage:
 
 
 def _setting(
-    request: Request, backend: Backend, plain: Graph, data: Datasets, watch: Watch, split: str
+    request: Request,
+    backend: Backend,
+    plain: Graph,
+    data: Datasets,
+    watch: Watch,
+    fraction: float,
+    seed: int,
 ) -> Setting:
     """What the search works with."""
     effort, validation = request.effort, data.validation
-    data_key = _data_key(request, plain, split) if request.cache.folder is not None else ""
+    data_key = _data_key(request, plain, f"{fraction} {seed}") if request.cache.folder is not None else ""
+    followed = request.recipe is not None  # then nothing is compared, and all samples are needed once
+    count = validation.count if followed else _affordable(plain, validation, effort)
     bench = request.bench
     if bench is None and request.on_this_machine:
         bench = local_bench(effort.rounds)
@@ -155,12 +163,12 @@ def _setting(
         backend=backend,
         plain=plain,
         data=data,
-        samples=validation.subset(spread(validation.count, _affordable(plain, validation, effort))).held(),
+        samples=validation.subset(spread(validation.count, count)).held(),
         until=time.monotonic() + effort.limit_s,
         context=Context(
             data.calibration,
             plain,
-            SEED,
+            seed,
             watch,
             hurried=len(effort.methods) == 1,
             cache=request.cache,

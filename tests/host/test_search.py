@@ -26,7 +26,7 @@ from edgekit.host.formats import NodeCosts
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
 from edgekit.host.pack import MEMBER
-from edgekit.host.passes import PASSES, step
+from edgekit.host.passes import PASSES, Context, step
 from edgekit.host.recipe import read_recipe
 from edgekit.host.search import pruning_steps
 from edgekit.host.tried import work_of
@@ -466,3 +466,21 @@ def test_an_edited_recipe_tells_of_nothing_that_was_taken_back_once(files: Files
     assert first.report.dropped
     (tmp_path / "recipe.toml").write_bytes(first.finished.files[MEMBER])
     assert convert(request(files, recipe=read_recipe(tmp_path / "recipe.toml"))).report.dropped == ()
+
+
+def test_a_recipes_seed_is_the_one_its_steps_draw_with(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = convert(request(files))
+    text = first.finished.files[MEMBER].decode().replace("seed = 1\n", "seed = 7\n")
+    (tmp_path / "recipe.toml").write_text(text)
+    seen: list[int] = []
+
+    def noting(graph: Graph, options: object, context: Context) -> Graph:
+        seen.append(context.seed)
+        return PASSES["equalize"].apply(graph, PASSES["equalize"].options(), context)
+
+    spied = replace(PASSES["quantize_static"], apply=noting)
+    monkeypatch.setitem(PASSES, "quantize_static", spied)  # type: ignore[arg-type, call-overload]
+    convert(request(files, recipe=read_recipe(tmp_path / "recipe.toml")))
+    assert set(seen) == {7}
