@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgekit.host.graph import Graph, static_shape
+from edgekit.host.graph import Graph, inner_graphs, static_shape
 from edgekit.host.work import MACS
 
 FROZEN = -1
@@ -266,17 +266,10 @@ class _Walk:
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
     """What the node's sub-graphs read of the graph around them."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            inner = list(attribute.as_graphs())
-        else:
-            continue
-        for graph in inner:
-            for below in ir.traversal.RecursiveGraphIterator(graph):
-                yield from (value for value in below.inputs if value is not None)
-            yield from graph.outputs
+    for graph in inner_graphs(node):
+        for below in ir.traversal.RecursiveGraphIterator(graph):
+            yield from (value for value in below.inputs if value is not None)
+        yield from graph.outputs
 
 
 # --- what nodes say of themselves -------------------------------------------------------------------------------------
@@ -345,12 +338,15 @@ def _broadcast(walk: _Walk, node: ir.Node) -> None:
         walk.barrier(node)
         return
     (axis,) = axes
+    places = [(value, axis - (rank - len(shape_of(value)))) for value in inputs]
     units = next(found[1] for value in inputs if (found := walk.layout(value)))
-    for value in inputs:
-        shape = shape_of(value)
-        place = axis - (rank - len(shape))
-        if place < 0 or shape[place] == 1:
-            continue
+    _tie(walk, units, [(v, place) for v, place in places if place >= 0 and shape_of(v)[place] != 1])
+    walk.put(out, axis, units)
+
+
+def _tie(walk: _Walk, units: Units, inputs: Sequence[tuple[ir.Value, int]]) -> None:
+    """The channels of all inputs, each on its own axis, go together with `units`, or none goes."""
+    for value, place in inputs:
         found = walk.layout(value)
         if found is not None:
             walk.unite(units, found[1])
@@ -358,7 +354,6 @@ def _broadcast(walk: _Walk, node: ir.Node) -> None:
             walk.reads(value, place, units)
         else:
             walk.freeze(units)
-    walk.put(out, axis, units)
 
 
 def _per_channel(walk: _Walk, node: ir.Node) -> None:
@@ -442,14 +437,7 @@ def _concat(walk: _Walk, node: ir.Node) -> None:
         return
     (axis,) = axes
     units = next(found[1] for value in inputs if (found := walk.layout(value)))
-    for value in inputs:
-        found = walk.layout(value)
-        if found is not None:
-            walk.unite(units, found[1])
-        elif value.const_value is not None:
-            walk.reads(value, axis, units)
-        else:
-            walk.freeze(units)
+    _tie(walk, units, [(value, axis) for value in inputs])
     walk.put(out, axis, units)
 
 

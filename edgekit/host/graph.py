@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import onnx
@@ -108,6 +109,15 @@ def values(model: ir.Model) -> dict[str, ir.Value]:
     found = {value.name: value for value in (*model.graph.inputs, *initializers(model)) if value.name}
     found.update((value.name, value) for node in model.graph for value in node.outputs if value.name)
     return found
+
+
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The sub-graphs of a node's attributes: branches of If, bodies of Loop and Scan."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:

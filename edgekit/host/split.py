@@ -15,7 +15,7 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedOpsetsPass
 
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Tensor
-from edgekit.host.graph import Graph, GraphExit, infer_shapes, static_shape, tensor_of, values
+from edgekit.host.graph import Graph, GraphExit, infer_shapes, inner_graphs, static_shape, tensor_of, values
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,9 @@ def _live(model: ir.Model) -> set[ir.Node]:
 def _uses(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, in its sub-graphs too."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            inner = list(attribute.as_graphs())
-        else:
-            continue
-        for graph in inner:
-            for below in ir.traversal.RecursiveGraphIterator(graph):
-                yield from (
-                    value for value in below.inputs if value is not None and value.graph is node.graph
-                )
+    for graph in inner_graphs(node):
+        for below in ir.traversal.RecursiveGraphIterator(graph):
+            yield from (value for value in below.inputs if value is not None and value.graph is node.graph)
 
 
 def _hand_overs(model: ir.Model, home: Mapping[ir.Node | None, int]) -> list[list[str]]:
