@@ -375,7 +375,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plai
     """A table; numbers are not broken over lines."""
 
     def cell(text: str) -> str:
-        kind = ' class="n"' if text[:1].isdigit() or text == "unknown" else ""
+        kind = ' class="n"' if text.lstrip("+-")[:1].isdigit() or text == "unknown" else ""
         return f"<td{kind}>{escape(text)}</td>"
 
     top = "".join(f"<th>{escape(name)}</th>" for name in head)

@@ -54,5 +54,7 @@ svg .name { fill: var(--ink); }
   --exits: #bf5b04; --policies: #1a7f5a; --bad: #b42318; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } section, .tiles div { break-inside: avoid; }
   section:has(table tr:nth-child(20)) { break-inside: auto; }
+  .scroll { overflow: visible; } .wide { font-size: 8pt; } .wide td, .wide td:last-child, .wide td:first-child
+  { white-space: normal; min-width: 0; } th, td { padding-right: .5rem; }
   thead { display: table-header-group; } tr { break-inside: avoid; } }
 """
