@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -39,10 +40,13 @@ class Policy(Protocol):
     deadline_ms: float | None
 
     def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
-        """Whether to answer at this exit. Not asked at the last one."""
+        """Whether to answer at this exit. Not asked at the last one.
 
-    def observe(self, exit_index: int, latency_ms: float) -> None:
-        """What the request that just ended came to."""
+        confidence: NaN never leaves; -inf where the exit has none. elapsed_ms: since the request came.
+        """
+
+    def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
+        """What the request that just ended came to; waited_ms: the part of it that passed before its first stage."""
 
 
 class Thresholds:
@@ -58,7 +62,7 @@ class Thresholds:
         del elapsed_ms
         return confidence >= self.thresholds[exit_index]
 
-    def observe(self, exit_index: int, latency_ms: float) -> None:
+    def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
         """See Policy."""
 
 
@@ -71,10 +75,9 @@ class Anytime:
 
     def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
         """See Policy."""
-        del confidence
-        return elapsed_ms > self._latest_ms[exit_index]
+        return elapsed_ms > self._latest_ms[exit_index] and not math.isnan(confidence)
 
-    def observe(self, exit_index: int, latency_ms: float) -> None:
+    def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
         """See Policy."""
 
 
@@ -138,9 +141,11 @@ class BudgetPolicy:
         del elapsed_ms
         return confidence >= self._points[self._index][exit_index]
 
-    def observe(self, exit_index: int, latency_ms: float) -> None:
+    def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
         """See Policy."""
-        cost = self._exit_costs[exit_index] if self._per_ms is None else latency_ms * self._per_ms
+        cost = (
+            self._exit_costs[exit_index] if self._per_ms is None else (latency_ms - waited_ms) * self._per_ms
+        )
         self._index, self.state = choose(correct(self.state, self.budget, cost, self.costs), self.costs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ Clock = Callable[[], float]  # seconds, monotonic
 class Answer:
     """What one request brought.
 
-    outputs: the exit's output by name. confidence: None where the network has none. latency_ms: from the call of `run`
-    to the answer. deadline_missed: the policy had a deadline and the answer came after it.
+    outputs: the exit's output by name. confidence: None where the network has none. latency_ms: from the coming of the
+    request (what it waited before `run` was called counts) to the answer. deadline_missed: the policy had a deadline
+    and the answer came after it. nan_confidences: how many exits gave no number for a confidence.
     """
 
     outputs: Mapping[str, Array]
@@ -31,6 +33,7 @@ class Answer:
     confidence: float | None
     latency_ms: float
     deadline_missed: bool = False
+    nan_confidences: int = 0
 
     @property
     def label(self) -> int | None:
@@ -71,30 +74,35 @@ class Session:
         self._last = len(self.exits) - 1
         self._clock = clock
 
-    def run(self, inputs: Mapping[str, Array], policy: Policy) -> Answer:
+    def run(self, inputs: Mapping[str, Array], policy: Policy, waited_ms: float = 0.0) -> Answer:
         """Answer one request. inputs: each model input by name, of its full shape and dtype (batch 1).
 
-        Raises BadInput for inputs that do not fit, BadBundle when the runtime fails.
+        waited_ms: what the request has already waited, in a queue say: it counts against a deadline and into the
+        latency. Raises BadInput for inputs that do not fit, BadBundle when the runtime fails.
         """
         clock = self._clock
-        start = clock()
+        start = clock() - waited_ms / 1e3
         self._fill(inputs)
-        index, confidence = 0, None
+        index, confidence, nans = 0, None, 0
         for index, stage in enumerate(self._runs):
             for run in stage:
                 run()
             buffer = self._confidences[index]
             confidence = None if buffer is None else float(buffer.flat[0])
+            if confidence is not None and math.isnan(confidence):
+                nans += 1
             if index == self._last:
                 break
-            if confidence is not None and policy.leave(index, confidence, (clock() - start) * 1e3):
+            # Without a confidence only a deadline can leave.
+            asked = -math.inf if confidence is None else confidence
+            if policy.leave(index, asked, (clock() - start) * 1e3):
                 break
         leaving = self.exits[index]
         outputs = {name: self._buffers[name].copy() for name in leaving.outputs}
         latency_ms = (clock() - start) * 1e3
-        policy.observe(index, latency_ms)
+        policy.observe(index, latency_ms, waited_ms)
         missed = policy.deadline_ms is not None and latency_ms > policy.deadline_ms
-        return Answer(outputs, leaving.name, index, confidence, latency_ms, missed)
+        return Answer(outputs, leaving.name, index, confidence, latency_ms, missed, nans)
 
     def stages(self, inputs: Mapping[str, Array]) -> Iterator[tuple[int, float]]:
         """Run stage after stage to the end; yields its index and the ms since the start. For measuring."""

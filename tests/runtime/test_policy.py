@@ -161,6 +161,7 @@ def test_no_deciding_function_takes_a_label() -> None:
                 "confidence",
                 "elapsed_ms",
                 "latency_ms",
+                "waited_ms",
                 "return",
             }
     for function in (choose, correct, make_policy):

@@ -12,7 +12,7 @@ from bundles import CLASSES, SHAPE, null_files, null_manifest, write_null_bundle
 
 from edgekit.core.bundle import Bundle, members_of
 from edgekit.core.errors import BadInput, Refused
-from edgekit.core.policy import PolicySpec
+from edgekit.core.policy import Budget, PolicySpec
 from edgekit.runtime.policy import StageCosts, Thresholds, make_policy
 from edgekit.runtime.session import Answer, Session, open_session
 
@@ -75,6 +75,32 @@ def test_a_missed_deadline_is_said_and_still_answered(bundle: Bundle) -> None:
     assert answer.exit == "exit1"
     assert answer.deadline_missed
     assert answer.latency_ms == 2000.0
+
+
+def test_what_a_request_waited_counts_against_its_deadline_and_into_its_latency(bundle: Bundle) -> None:
+    ticks = iter(range(1000))
+    slow = open_session(bundle.manifest, bundle.read, clock=lambda: next(ticks) * 1e-3)
+    policy = make_policy(
+        PolicySpec("anytime", None, 100.0), bundle.manifest, StageCosts((1.0,) * 3, (1.0,) * 3)
+    )
+    patient = slow.run(image(1), policy)
+    assert (patient.exit, patient.deadline_missed) == ("exit3", False)
+    hurried = slow.run(image(1), policy, waited_ms=98.5)
+    assert (hurried.exit, hurried.deadline_missed) == ("exit1", True)
+    assert hurried.latency_ms == pytest.approx(100.5)
+
+
+@pytest.mark.parametrize("kind", ["confidence", "budget", "anytime"])
+def test_a_confidence_that_is_no_number_goes_on_and_is_counted(session: Session, kind: str) -> None:
+    spec = {
+        "confidence": PolicySpec("confidence", max_drop=100),
+        "budget": PolicySpec("budget", Budget(1, "%")),
+        "anytime": PolicySpec("anytime", None, 1e-6),
+    }[kind]
+    policy = make_policy(spec, session.manifest, StageCosts((1.0,) * 3, (1.0,) * 3))
+    assert (session.run(image(1), policy).exit_index, session.run(image(1), policy).nan_confidences) == (0, 0)
+    answer = session.run(image(float("nan")), policy)
+    assert (answer.exit, answer.nan_confidences) == ("exit3", 3)
 
 
 @pytest.mark.parametrize(
