@@ -112,6 +112,7 @@ def _graph(
     model.graph.outputs[:] = [outputs[name] for name in kept]
     RemoveUnusedNodesPass()(model)
     _find_missing_shapes(model, inputs, path)
+    _check_confidences(exits, outputs, path)
     graph = Graph(model, exits, inputs, spec.labels or told.labels)
     _check_labels(graph, path)
     return graph, tuple(name for name in outputs if name not in kept)
@@ -300,6 +301,7 @@ def _parse_exits(value: object, where: str) -> tuple[GraphExit, ...] | None:
         return GraphExit(
             checks.name(row.get("name"), f"{at}.name"),
             checks.text(row.get("output"), f"{at}.output"),
+            checks.optional(row.get("confidence"), f"{at}.confidence", checks.text),
             also=checks.rows(row.get("also", []), f"{at}.also", checks.text),
         )
 
@@ -390,7 +392,7 @@ def _exits(model: ir.Model, named: tuple[GraphExit, ...] | None, path: Path) -> 
     if named is None:
         first, *others = outputs
         return (GraphExit("final", first, also=tuple(others)),)
-    wanted = [(entry, name) for entry in named for name in entry.outputs]
+    wanted = [(entry, name) for entry in named for name in entry.tensors]
     for entry, name in wanted:
         if name not in outputs:
             raise BadInput(
@@ -399,6 +401,19 @@ def _exits(model: ir.Model, named: tuple[GraphExit, ...] | None, path: Path) -> 
     if len({name for _, name in wanted}) != len(wanted):
         raise BadInput(f"{path}: two exits have the same output")
     return named
+
+
+def _check_confidences(exits: Sequence[GraphExit], outputs: Mapping[str, ir.Value], path: Path) -> None:
+    """What decides at an exit is one float32. Raises BadInput."""
+    for entry in exits:
+        if entry.confidence is not None:
+            value = outputs[entry.confidence]
+            shape = static_shape(value)
+            if value.dtype != ir.DataType.FLOAT or shape is None or math.prod(shape) != 1:
+                raise BadInput(
+                    f"{path}: the confidence of exit {entry.name!r} must be one float32, "
+                    f"got {value.dtype} {list(shape or ())}"
+                )
 
 
 def _find_missing_shapes(model: ir.Model, inputs: tuple[Input, ...], path: Path) -> None:

@@ -230,6 +230,17 @@ def test_an_output_that_is_no_exit_is_left_out_and_said(tmp_path: Path) -> None:
         ("exits", '[{"name": "a", "output": "nowhere"}]', "wants the output 'nowhere'"),
         ("exits", '[{"name": "a b", "output": "exit1"}]', "must be a name"),
         ("exits", '[{"name": "a", "output": "exit1"}, {"name": "b", "output": "exit1"}]', "the same output"),
+        (
+            "exits",
+            '[{"name": "a", "output": "exit1", "confidence": "sure"}]',
+            "wants the output 'sure'",
+        ),
+        (
+            "exits",
+            '[{"name": "a", "output": "exit1", "confidence": "exit2"}]',
+            "the confidence of exit 'a' must be one float32",
+        ),
+        ("exits", '[{"name": "a", "output": "exit1", "confidence": 0.5}]', "confidence must be"),
         ("labels", '["a", "b"]', "does not fit 2 labels"),
         ("input", '{"name": "x", "layout": "CHWN"}', "layout must be one of NCHW"),
         ("input", '{"name": "y", "layout": "NCHW"}', "no input is called 'y'"),
@@ -241,6 +252,19 @@ def test_wrong_metadata_is_one_sentence(tmp_path: Path, key: str, value: str, sa
         model, {f"edgekit.{key}": value, **({} if key == "exits" else {"edgekit.exits": EXITS})}
     )
     assert said in complaint(save(model, tmp_path / "m.onnx"))
+
+
+def test_an_exit_may_bring_its_own_confidence(tmp_path: Path) -> None:
+    b = Builder()
+    b.head(b.conv("x", "c", (3, 4)), "y", 4)
+    b.op("ReduceMax", ["y"], "sure", axes=[1], keepdims=0)
+    model = b.model([("y", (1, CLASSES)), ("sure", (1,))])
+    rows = [{"name": "only", "output": "y", "confidence": "sure"}]
+    helper.set_model_props(model, {"edgekit.exits": json.dumps(rows)})
+    loaded = load(save(model, tmp_path / "m.onnx"))
+    assert [(entry.output, entry.confidence) for entry in loaded.graph.exits] == [("y", "sure")]
+    assert [value.name for value in loaded.graph.model.graph.outputs] == ["y", "sure"]
+    assert loaded.left_out == ()
 
 
 EXITS = json.dumps([{"name": name, "output": name} for name in ("exit1", "exit2", "exit3")])

@@ -1,0 +1,47 @@
+"""Networks of ours by name: a frozen config and a module made from it. Training them is not done here.
+
+A module's forward takes [N, C, H, W] and gives logits per exit or Outputs (host/train/outputs.py). A config's defaults
+are ours for images of 28x28x1 and ten classes; the papers' own are in the module's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgekit.core.errors import BadInput
+from edgekit.host.train.networks import mobilenet, msdnet, resnet
+
+
+@dataclass(frozen=True)
+class Kind:
+    """config: the dataclass that describes one network of this kind; module: what makes it."""
+
+    config: Callable[[], Any]
+    module: Callable[[Any], nn.Module]
+
+
+NETWORKS: Mapping[str, Kind] = {
+    "resnet20": Kind(resnet.Config, resnet.ResNet),
+    "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
+    "msdnet": Kind(msdnet.Config, msdnet.MSDNet),
+}
+
+
+def build(name: str, config: Any = None) -> nn.Module:
+    """A network of this name with fresh weights from PyTorch's generator; config None: the kind's defaults.
+
+    Raises BadInput for a name that is not known, a config of another kind, or one that makes no network.
+    """
+    if name not in NETWORKS:
+        raise BadInput(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+    kind = NETWORKS[name]
+    config = kind.config() if config is None else config
+    if type(config) is not kind.config:
+        raise BadInput(
+            f"network {name} wants its own Config, got {type(config).__module__}.{type(config).__name__}"
+        )
+    return kind.module(config)

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Train one of our networks on Fashion-MNIST and export it as one ONNX file, with its figures beside it as JSON.
+
+    python tools/train_network.py --network resnet20 --epochs 10 --seed 1 --bfloat16
+
+Needs the extra `train`. Of the 60,000 training images the first 55,000 are trained on; the last 5,000 are held out, so
+that calibration and thresholds can be found on images the network has never seen. The test images are read once, after
+training, and decide nothing. A run that was stopped goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core.errors import EdgekitError
+from edgekit.core.files import write_atomic
+from edgekit.core.manifest import Input, Preprocess, Tensor
+from edgekit.host.cache import FOLDER
+from edgekit.host.load import load
+from edgekit.host.ort import open_model
+from edgekit.host.split import split
+from edgekit.host.train import require_torch
+from edgekit.host.work import layers
+from edgekit.runtime.data import read_idx
+
+require_torch("tools/train_network.py")
+
+import torch  # noqa: E402
+
+from edgekit.host.train.fit import Hook, Moment, reproducible  # noqa: E402
+from edgekit.host.train.networks import NETWORKS, build  # noqa: E402
+from edgekit.host.train.samples import Augment  # noqa: E402
+from edgekit.host.train.supervised import Labelled, Training, evaluate, train_classifier  # noqa: E402
+from edgekit.host.train.to_onnx import to_onnx  # noqa: E402
+
+LABELS = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+HELD_OUT = 5_000  # the last images of the training file
+SCALE = 1.0 / 255.0
+COMPARED = 100  # held-out images on which the file must give the module's answers
+
+DEFAULT = Training(shift=2, flip=True)
+TRAININGS: Mapping[str, Training] = {}  # where a network wants another
+
+
+@dataclass(frozen=True)
+class Images:
+    """`x`: uint8 [N, 28, 28]; `y`: uint8 [N]."""
+
+    x: NDArray[np.uint8]
+    y: NDArray[np.uint8]
+
+    def part(self, which: slice) -> Images:
+        return Images(self.x[which], self.y[which])
+
+
+def find_data() -> Path:
+    """The folder that tools/fetch_data.py answers with."""
+    script = Path(__file__).with_name("fetch_data.py")
+    answer = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode != 0:
+        sys.exit(answer.returncode)
+    return Path(answer.stdout.strip())
+
+
+def read_split(folder: Path, prefix: str) -> Images:
+    """`train` or `t10k` of the folder."""
+    x, y = folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
+    return Images(read_idx(x, 3), read_idx(y, 1))
+
+
+class Progress(Hook):
+    """A line for each epoch."""
+
+    def __init__(self, module: torch.nn.Module, held_out: Labelled, epochs: int) -> None:
+        self._module, self._held_out, self._epochs = module, held_out, epochs
+        self._start = time.monotonic()
+
+    def after_epoch(self, moment: Moment) -> bool:
+        accuracy = " ".join(f"{each:.2%}" for each in evaluate(self._module, self._held_out).accuracy)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in moment.losses.items())
+        spent = time.monotonic() - self._start
+        say(f"epoch {moment.epoch + 1}/{self._epochs}: {losses}; held out {accuracy}; {spent:.0f} s")
+        return False
+
+
+def judge(content: bytes, names: Sequence[str], image: Input, images: Images) -> dict[str, float]:
+    """Accuracy per exit of the exported file, one image at a time."""
+    session = open_model(content)
+    batches = Labelled(images.x, images.y, image)
+    right = dict.fromkeys(names, 0)
+    for start in range(0, batches.count, 1000):
+        stretch = batches.plain(start, start + 1000)
+        for one, label in zip(stretch["x"].contiguous().numpy(), stretch["y"].tolist(), strict=True):
+            answers = session.run(list(names), {image.tensor.name: np.ascontiguousarray(one[None])})
+            for name, answer in zip(names, answers, strict=True):
+                right[name] += int(answer.argmax()) == label
+    return {name: count / batches.count for name, count in right.items()}
+
+
+def exit_figures(path: Path, judged: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One row an exit; MACs are cumulative."""
+    stages = split(load(path).graph)
+    macs = np.cumsum([sum(layer.macs for layer in layers(stage.model)) for stage in stages]).tolist()
+    return [
+        {
+            "name": stage.exit.name,
+            "macs": spent,
+            "cost_share": spent / macs[-1],
+            "accuracy_held_out": judged["held_out"][stage.exit.name],
+            "accuracy_test": judged["test"][stage.exit.name],
+        }
+        for stage, spent in zip(stages, macs, strict=True)
+    ]
+
+
+def default_file(network: str, seed: int) -> Path:
+    root = Path(os.environ.get(FOLDER) or "~/.cache/edgekit").expanduser()
+    return root / "networks" / f"{network}-{seed}.onnx"
+
+
+def run(wanted: argparse.Namespace) -> None:
+    name, seed = wanted.network, wanted.seed
+    out = wanted.out or default_file(name, seed)
+    options = replace(TRAININGS.get(name, DEFAULT), bfloat16=wanted.bfloat16)
+    if wanted.epochs is not None:
+        options = replace(options, epochs=wanted.epochs)
+    folder = wanted.data or find_data()
+    everything = read_split(folder, "train")
+    images, held_out = everything.part(slice(0, -HELD_OUT)), everything.part(slice(-HELD_OUT, None))
+    images = images.part(slice(0, wanted.limit_train))
+    mean, std = (round(float(f(everything.x[:-HELD_OUT])) * SCALE, 6) for f in (np.mean, np.std))
+    image = Input(
+        Tensor("image", "float32", (1, 1, *images.x.shape[1:])),
+        "NCHW",
+        Preprocess("L", "stretch", "bilinear", SCALE, (mean,), (std,)),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = out.with_suffix(".checkpoint")
+    if not wanted.resume:
+        checkpoint.unlink(missing_ok=True)
+    resumed = checkpoint.exists()
+
+    with reproducible(seed, wanted.threads):
+        module = build(name)
+    augment = Augment(shift=options.shift, flip=options.flip)
+    exam = Labelled(held_out.x, held_out.y, image)
+    started = time.monotonic()
+    train_classifier(
+        module,
+        Labelled(images.x, images.y, image, augment),
+        options,
+        seed=seed,
+        threads=wanted.threads,
+        hooks=[Progress(module, exam, options.epochs)],
+        checkpoint=checkpoint,
+    )
+    seconds = time.monotonic() - started
+
+    content = to_onnx(module, image, LABELS, samples=exam.plain(0, COMPARED)["x"].contiguous().numpy())
+    write_atomic(out, content)
+    names = [entry.name for entry in load(out).graph.exits]
+    test = read_split(folder, "t10k")
+    judged = {part: judge(content, names, image, of) for part, of in (("held_out", held_out), ("test", test))}
+    figures = {
+        "v": 1,
+        "network": name,
+        "config": asdict(NETWORKS[name].config()),
+        "training": asdict(options),
+        "exits": exit_figures(out, judged),
+        "images": {"train": len(images.x), "held_out": len(held_out.x), "test": len(test.x)},
+        "parameters": sum(math.prod(each.shape) for each in module.parameters()),
+        "size_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "epochs": options.epochs,
+        "seed": seed,
+        "threads": wanted.threads,
+        "seconds": None
+        if resumed
+        else round(seconds, 1),  # None: a resumed run does not know all of its time
+        "versions": {each: version(each) for each in ("torch", "numpy", "onnx", "onnxruntime")},
+    }
+    write_atomic(out.with_suffix(".json"), (json.dumps(figures, indent=2) + "\n").encode())
+    report(figures, out)
+
+
+def report(figures: Mapping[str, Any], out: Path) -> None:
+    print(f"{'exit':<8}{'test':>9}{'held out':>10}{'MACs':>13}{'of all':>8}")
+    for each in figures["exits"]:
+        print(
+            f"{each['name']:<8}{each['accuracy_test']:>8.2%} {each['accuracy_held_out']:>8.2%}"
+            f"{each['macs']:>14,}{each['cost_share']:>8.1%}"
+        )
+    spent = "resumed" if figures["seconds"] is None else f"{figures['seconds']:.0f} s"
+    print(f"{figures['parameters']:,} parameters, {figures['size_bytes']:,} bytes, {spent}")
+    print(f"sha256 {figures['sha256']}  {out}")
+    print("versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--network", choices=tuple(NETWORKS), required=True)
+    parser.add_argument("--epochs", type=positive, help="default: what the network wants")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: networks/NETWORK-SEED.onnx in edgekit's cache"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with the four IDX files (default: ask tools/fetch_data.py)"
+    )
+    parser.add_argument("--threads", type=positive, default=2, help="the result depends on it")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="train in mixed precision: faster on CPUs that have it"
+    )
+    parser.add_argument("--limit-train", type=positive, metavar="N", help="train on the first N images only")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a run with the same options stopped"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    wanted = arguments()
+    try:
+        run(wanted)
+    except EdgekitError as err:
+        say(f"train_network: {err}")
+        sys.exit(err.exit_code)
+    except OSError as err:
+        say(f"train_network: {err}")
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
