@@ -1,32 +1,41 @@
 """Decide at each exit whether to leave. Sees confidence and time, never a label.
 
-The budget policy follows a table of operating points found on validation data: a budget between two of them alternates
-between both, and a small integral correction holds the mean when the stream drifts from what validation promised.
+A confidence that is NaN goes on, whatever the policy. A threshold above 1 is never reached, not even by an infinite
+confidence. The policies that have a state are in policies/: `budget` and `anytime`.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Manifest, OperatingPoint
 from edgekit.core.policy import Budget, PolicySpec
+from edgekit.runtime.policies.anytime import Anytime, Pace
+from edgekit.runtime.policies.budget import BudgetPlan, BudgetState, Spent, start, step
 
 NEVER = 2.0  # a threshold no confidence reaches
-CORRECTION = 1 / 512  # share of one request's deviation that moves the next requests' aim
 
 
 @dataclass(frozen=True)
 class StageCosts:
-    """What each stage takes on this machine. mj_per_ms: energy per ms of inference; None where nothing measures it."""
+    """What each stage takes on this machine. mj_per_ms: energy per ms of inference; None where nothing measures it.
+
+    pace: what policies with a deadline learn from the requests they serve, on top of what was measured; it is made
+    here, kept by `dataclasses.replace`, and shared by all policies made with these costs.
+    """
 
     mean_ms: tuple[float, ...]
     p95_ms: tuple[float, ...]
     mj_per_ms: float | None = None
+    pace: Pace = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.pace is None:
+            object.__setattr__(self, "pace", Pace(self.mean_ms, self.p95_ms))
 
     @property
     def cumulative_ms(self) -> tuple[float, ...]:
@@ -37,16 +46,19 @@ class StageCosts:
 class Policy(Protocol):
     """The controller of one stream of requests."""
 
-    deadline_ms: float | None
+    @property
+    def deadline_ms(self) -> float | None:
+        """After how many ms an answer is late; None where it never is."""
 
-    def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
-        """Whether to answer at this exit. Not asked at the last one.
+    def leave(self, exit_index: int, confidence: float, elapsed_ms: float, waited_ms: float = 0.0) -> bool:
+        """Whether to answer at this exit. Asked at every exit a request comes to but the last.
 
-        confidence: NaN never leaves; -inf where the exit has none. elapsed_ms: since the request came.
+        confidence: NaN never leaves. elapsed_ms: since the request came. waited_ms: the part of it before its first
+        stage.
         """
 
     def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
-        """What the request that just ended came to; waited_ms: the part of it that passed before its first stage."""
+        """What the request that just ended came to; the times as in `leave`."""
 
 
 class Thresholds:
@@ -56,61 +68,24 @@ class Thresholds:
 
     def __init__(self, thresholds: tuple[float, ...]) -> None:
         self.thresholds = thresholds
+        self._least = reachable(thresholds)
 
-    def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
+    def leave(self, exit_index: int, confidence: float, elapsed_ms: float, waited_ms: float = 0.0) -> bool:
         """See Policy."""
-        del elapsed_ms
-        return confidence >= self.thresholds[exit_index]
+        del elapsed_ms, waited_ms
+        return confidence >= self._least[exit_index]
 
     def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
         """See Policy."""
 
 
-class Anytime:
-    """Go on only while the next stage's p95 fits into what is left of the deadline."""
-
-    def __init__(self, deadline_ms: float, costs: StageCosts) -> None:
-        self.deadline_ms: float | None = deadline_ms
-        self._latest_ms = tuple(deadline_ms - next_ms for next_ms in costs.p95_ms[1:])
-
-    def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
-        """See Policy."""
-        return elapsed_ms > self._latest_ms[exit_index] and not math.isnan(confidence)
-
-    def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
-        """See Policy."""
-
-
-@dataclass(frozen=True)
-class BudgetState:
-    """aim: the mean cost the next requests are chosen for. carry: how much of the dearer point is owed, 0-1."""
-
-    aim: float
-    carry: float = 0.0
-
-
-def choose(state: BudgetState, costs: tuple[float, ...]) -> tuple[int, BudgetState]:
-    """The operating point (index into rising expected `costs`) for the next request.
-
-    Between two points the dearer one is taken just as often as makes the mean cost equal the aim.
-    """
-    if state.aim <= costs[0]:
-        return 0, replace(state, carry=0.0)
-    if state.aim >= costs[-1]:
-        return len(costs) - 1, replace(state, carry=0.0)
-    low = bisect.bisect_right(costs, state.aim) - 1
-    owed = state.carry + (state.aim - costs[low]) / (costs[low + 1] - costs[low])
-    return (low + 1, replace(state, carry=owed - 1)) if owed >= 1 else (low, replace(state, carry=owed))
-
-
-def correct(state: BudgetState, budget: float, cost: float, costs: tuple[float, ...]) -> BudgetState:
-    """Move the aim against what the last request cost more or less than the budget, within the table."""
-    aim = state.aim + CORRECTION * (budget - cost)
-    return replace(state, aim=min(max(aim, costs[0]), costs[-1]))
+def reachable(thresholds: tuple[float, ...]) -> tuple[float, ...]:
+    """The thresholds for `>=`, those above 1 as NaN: so not even an infinite confidence reaches one."""
+    return tuple(math.nan if threshold > 1 else threshold for threshold in thresholds)
 
 
 class BudgetPolicy:
-    """Hold a mean cost over the stream; its whole state is one BudgetState."""
+    """Hold a mean cost over the stream: the controller of policies/budget on one bundle's operating points."""
 
     deadline_ms: float | None = None
 
@@ -121,43 +96,52 @@ class BudgetPolicy:
         exit_costs: tuple[float, ...],
         *,
         per_ms: float | None,
+        before: BudgetPolicy | None = None,
     ) -> None:
-        """exit_costs: cumulative cost of each exit in the budget's unit. per_ms: cost of one ms, where time is cost."""
+        """exit_costs: cumulative cost of each exit in the budget's unit. per_ms: cost of one ms, where time is cost.
+
+        before: the policy this one replaces; what it learnt is kept where it ran the same operating points.
+        """
         expected = [
             sum(s * c for s, c in zip(point.exit_shares, exit_costs, strict=True)) for point in points
         ]
         order = sorted(range(len(points)), key=expected.__getitem__)
-        self._points = tuple(points[index].thresholds for index in order)
-        self.costs = tuple(expected[index] for index in order)
+        self.points = points
+        self.plan = BudgetPlan(budget, tuple(expected[index] for index in order))
+        self._least = tuple(reachable(points[index].thresholds) for index in order)
         self._exit_costs = exit_costs
         self._per_ms = per_ms
-        self.budget = budget
-        self._index, self.state = choose(
-            BudgetState(min(max(budget, self.costs[0]), self.costs[-1])), self.costs
-        )
+        known = before.state if before is not None and before.points == points else BudgetState()
+        if per_ms is None:
+            known = known._replace(slowdown=1.0)
+        self.state: BudgetState = start(self.plan, known)
 
-    def leave(self, exit_index: int, confidence: float, elapsed_ms: float) -> bool:
+    def leave(self, exit_index: int, confidence: float, elapsed_ms: float, waited_ms: float = 0.0) -> bool:
         """See Policy."""
-        del elapsed_ms
-        return confidence >= self._points[self._index][exit_index]
+        del elapsed_ms, waited_ms
+        return confidence >= self._least[self.state.point][exit_index]
 
     def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:
         """See Policy."""
-        cost = (
-            self._exit_costs[exit_index] if self._per_ms is None else (latency_ms - waited_ms) * self._per_ms
-        )
-        self._index, self.state = choose(correct(self.state, self.budget, cost, self.costs), self.costs)
+        promised = self._exit_costs[exit_index]
+        really = promised if self._per_ms is None else (latency_ms - waited_ms) * self._per_ms
+        self.state = step(self.state, self.plan, Spent(promised, really))
 
 
-def make_policy(spec: PolicySpec, manifest: Manifest, costs: StageCosts | None) -> Policy:
-    """The controller for `spec` on this bundle and machine.
+def make_policy(
+    spec: PolicySpec, manifest: Manifest, costs: StageCosts | None, before: Policy | None = None
+) -> Policy:
+    """The controller for `spec` on this bundle and machine. With a deadline it is made in microseconds.
+
+    before: the one it replaces on the same open session. Another budget (a command, a throttled board) then starts with
+    what was learnt of the stream and of the machine's slowdown. What policies with a deadline learn is in `costs`.
 
     Raises BadInput when the bundle has no operating points, or the budget's unit needs costs nobody measured here.
     """
     if spec.deadline_ms is not None:
         if costs is None:
             raise BadInput("policy anytime needs the stages' times measured on this machine")
-        return Anytime(spec.deadline_ms, costs)
+        return Anytime(spec.deadline_ms, costs.pace)
     exits = len(manifest.exits)
     if spec.kind == "full" or exits == 1:  # with one exit there is nothing to decide
         return Thresholds((NEVER,) * (exits - 1))
@@ -168,7 +152,8 @@ def make_policy(spec: PolicySpec, manifest: Manifest, costs: StageCosts | None) 
         )
     if spec.budget is not None:
         exit_costs, per_ms = _exit_costs(spec.budget, manifest, costs)
-        return BudgetPolicy(spec.budget.value, points, exit_costs, per_ms=per_ms)
+        known = before if isinstance(before, BudgetPolicy) else None
+        return BudgetPolicy(spec.budget.value, points, exit_costs, per_ms=per_ms, before=known)
     enough = points[-1].quality - spec.max_drop / 100
     return Thresholds(next(point.thresholds for point in points if point.quality >= enough))
 

@@ -93,9 +93,7 @@ class Session:
                 nans += 1
             if index == self._last:
                 break
-            # Without a confidence only a deadline can leave.
-            asked = -math.inf if confidence is None else confidence
-            if policy.leave(index, asked, (clock() - start) * 1e3):
+            if confidence is not None and policy.leave(index, confidence, (clock() - start) * 1e3, waited_ms):
                 break
         leaving = self.exits[index]
         outputs = {name: self._buffers[name].copy() for name in leaving.outputs}

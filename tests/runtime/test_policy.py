@@ -9,22 +9,18 @@ from typing import get_type_hints
 
 import pytest
 from bundles import null_files, null_manifest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.runtime import policy as module
+from edgekit.runtime.policies import anytime, budget
 from edgekit.runtime.policy import (
     Anytime,
     BudgetPolicy,
-    BudgetState,
     Policy,
     StageCosts,
     Thresholds,
-    choose,
-    correct,
     make_policy,
 )
 
@@ -64,15 +60,6 @@ def test_confidence_takes_the_cheapest_point_within_the_allowed_loss(manifest: M
     loose = make_policy(PolicySpec("confidence", max_drop=50.0), manifest, None)
     assert isinstance(loose, Thresholds)
     assert loose.thresholds == (0.0, 0.0)
-
-
-def test_anytime_goes_on_only_while_the_next_stage_fits(manifest: Manifest) -> None:
-    policy = make_policy(PolicySpec("anytime", None, 4.0), manifest, COSTS)
-    assert not policy.leave(0, 1.0, 2.4)
-    assert policy.leave(0, 0.0, 2.6)
-    assert not policy.leave(1, 1.0, 0.9)
-    assert policy.leave(1, 0.0, 1.1)
-    assert policy.deadline_ms == 4.0
 
 
 @pytest.mark.parametrize("percent", [30.0, 37.5, 45.0, 60.0, 80.0])
@@ -134,25 +121,6 @@ def test_a_time_policy_without_measured_stages_is_refused(manifest: Manifest) ->
             make_policy(spec, manifest, None)
 
 
-@given(st.floats(0.0, 2.0), st.lists(st.floats(0.01, 1.0), min_size=2, max_size=6, unique=True))
-def test_alternating_between_points_costs_what_is_aimed_for(aim: float, costs: list[float]) -> None:
-    table = tuple(sorted(costs))
-    state, spent, rounds = BudgetState(aim), 0.0, 2_000
-    for _ in range(rounds):
-        index, state = choose(state, table)
-        spent += table[index]
-    assert spent / rounds == pytest.approx(min(max(aim, table[0]), table[-1]), abs=1e-3)
-
-
-@given(st.floats(0.2, 1.0), st.floats(0.0, 5.0), st.floats(0.2, 1.0))
-def test_the_correction_moves_against_the_deviation_and_stays_in_the_table(
-    budget: float, cost: float, aim: float
-) -> None:
-    after = correct(BudgetState(aim), budget, cost, (0.2, 1.0)).aim
-    assert 0.2 <= after <= 1.0
-    assert after >= aim if cost < budget else after <= aim
-
-
 def test_no_deciding_function_takes_a_label() -> None:
     for kind in (Thresholds, Anytime, BudgetPolicy, Policy):
         for name in ("leave", "observe"):
@@ -164,6 +132,7 @@ def test_no_deciding_function_takes_a_label() -> None:
                 "waited_ms",
                 "return",
             }
-    for function in (choose, correct, make_policy):
+    for function in (budget.start, budget.step, budget.choose, make_policy):
         assert not {"label", "labels", "y", "target"} & set(inspect.signature(function).parameters)
-    assert "label" not in inspect.getsource(module).replace("never a label", "")
+    for each in (module, budget, anytime):
+        assert "label" not in inspect.getsource(each).replace("never a label", "")
