@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from dataclasses import replace
 from typing import get_type_hints
@@ -16,6 +17,7 @@ from edgekit.core.policy import Budget, PolicySpec
 from edgekit.runtime import policy as module
 from edgekit.runtime.policies import anytime, budget
 from edgekit.runtime.policy import (
+    NEVER,
     Anytime,
     BudgetPolicy,
     Policy,
@@ -60,6 +62,39 @@ def test_confidence_takes_the_cheapest_point_within_the_allowed_loss(manifest: M
     loose = make_policy(PolicySpec("confidence", max_drop=50.0), manifest, None)
     assert isinstance(loose, Thresholds)
     assert loose.thresholds == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0, math.inf])
+def test_a_threshold_of_0_is_always_reached_and_one_above_1_never(confidence: float) -> None:
+    assert Thresholds((0.0, 0.0)).leave(0, confidence, 0.0)
+    assert not Thresholds((NEVER, 1.001)).leave(0, confidence, 0.0)
+    assert not Thresholds((NEVER, 1.001)).leave(1, confidence, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["full", "confidence", "budget", "anytime"])
+def test_no_policy_leaves_at_a_confidence_that_is_no_number(manifest: Manifest, kind: str) -> None:
+    spec = {
+        "full": PolicySpec(),
+        "confidence": PolicySpec("confidence", max_drop=100),
+        "budget": PolicySpec("budget", Budget(1, "%")),
+        "anytime": PolicySpec("anytime", None, 1e-3),
+    }[kind]
+    policy = make_policy(spec, manifest, COSTS)
+    assert not policy.leave(0, math.nan, 5.0)
+    assert policy.leave(0, 1.0, 5.0) == (kind != "full")
+
+
+def test_another_budget_starts_with_what_was_learnt_and_another_kind_does_not(manifest: Manifest) -> None:
+    slow = make_policy(PolicySpec("budget", Budget(6, "ms")), manifest, COSTS)
+    assert isinstance(slow, BudgetPolicy)
+    stream(slow, uniform(500, 5), ms_per_share=8.0)
+    tighter = make_policy(PolicySpec("budget", Budget(3, "ms")), manifest, COSTS, slow)
+    assert isinstance(tighter, BudgetPolicy)
+    assert tighter.state.slowdown == pytest.approx(2.0)
+    assert tighter.plan.budget == 3.0
+    fresh = make_policy(PolicySpec("budget", Budget(3, "ms")), manifest, COSTS, Thresholds((0.5, 0.5)))
+    assert isinstance(fresh, BudgetPolicy)
+    assert fresh.state.slowdown == 1.0
 
 
 @pytest.mark.parametrize("percent", [30.0, 37.5, 45.0, 60.0, 80.0])
