@@ -20,6 +20,7 @@ import numpy as np
 from edgekit.core.errors import BadBundle, MissingExtra, one_line
 from edgekit.core.manifest import Part, Tensor
 from edgekit.runtime.backends import Array, Options
+from edgekit.runtime.backends._mapped import WORTH_A_FILE, opened_from_file
 
 # A model that doubles four numbers, zlib and base 64: building an interpreter over it tells whether a runtime works.
 
@@ -76,8 +77,7 @@ def open_tflite(
     Raises BadBundle when the runtime refuses the part.
     """
     try:
-        opened = interpreter(model_content=data, num_threads=options.threads)
-        opened.allocate_tensors()
+        opened = _interpreter(interpreter, data, options.threads)
     except (RuntimeError, ValueError) as err:
         raise BadBundle(f"{part.file}: {provider} refuses it: {one_line(err)[:300]}") from err
     given = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
@@ -85,6 +85,26 @@ def open_tflite(
     reads = [_reader(opened, index, buffer) for index, buffer in given]
     writes = [(opened.tensor(index), buffer) for index, buffer in made]
     return TfliteRunner(opened, provider, part.file, reads, writes)
+
+
+def _interpreter(interpreter: Interpreter, data: bytes, threads: int) -> Any:
+    """An interpreter ready to run. It keeps its model's bytes, though XNNPACK repacks the weights: see _mapped.
+
+    Only bytes are verified before they are read, so a large model is opened from them first; nothing is repacked yet.
+    """
+    opened = interpreter(model_content=data, num_threads=threads)
+    if len(data) >= WORTH_A_FILE:
+        mapped = opened_from_file(
+            data, lambda path: _allocated(interpreter(model_path=path, num_threads=threads))
+        )
+        if mapped is not None:
+            return mapped
+    return _allocated(opened)
+
+
+def _allocated(opened: Any) -> Any:
+    opened.allocate_tensors()
+    return opened
 
 
 def check_works(interpreter: Interpreter, remedy: str) -> None:
