@@ -12,6 +12,7 @@ import numpy as np
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Exit, Manifest
 from edgekit.core.trust import refusal
+from edgekit.runtime import heap
 from edgekit.runtime.backends import Array, Options, Runner, allocate, opener
 from edgekit.runtime.policy import Policy
 
@@ -138,6 +139,7 @@ class Session:
     def close(self) -> None:
         """Free the runtimes. The session cannot be used afterwards."""
         self._runs = ()
+        heap.give_back()
 
 
 def open_session(
@@ -169,4 +171,5 @@ def open_session(
             runners.append(opener(part.backend)(read(part.file), part, inputs, outputs, options))
             buffers.update(outputs)
         stages.append(tuple(runners))
+    heap.give_back()
     return Session(manifest, tuple(stages), buffers, clock)
