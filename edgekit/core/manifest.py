@@ -245,12 +245,15 @@ class OperatingPoint:
 
     thresholds: one per exit but the last; leave where confidence >= threshold. cost_share: expected MACs over the
     full network's. exit_shares: expected fraction leaving at each exit. quality: expected accuracy or agreement.
+    quality_low: lower one-sided 95 % bound of the quality, given the full network's: what few validation samples can
+    really promise (paired score bound: only answers that leaving early changed count). None: nobody worked it out.
     """
 
     thresholds: tuple[float, ...]
     cost_share: float
     exit_shares: tuple[float, ...]
     quality: float
+    quality_low: float | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> OperatingPoint:
@@ -261,15 +264,17 @@ class OperatingPoint:
             number(data.get("cost_share"), f"{where}.cost_share", 0.0, 1.0),
             rows(data.get("exit_shares"), f"{where}.exit_shares", lambda v, w: number(v, w, 0.0, 1.0)),
             number(data.get("quality"), f"{where}.quality", 0.0, 1.0),
+            optional(data.get("quality_low"), f"{where}.quality_low", lambda v, w: number(v, w, 0.0, 1.0)),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of parse."""
+        """The inverse of parse; `quality_low` only where it is known."""
         return {
             "thresholds": list(self.thresholds),
             "cost_share": self.cost_share,
             "exit_shares": list(self.exit_shares),
             "quality": self.quality,
+            **({} if self.quality_low is None else {"quality_low": self.quality_low}),
         }
 
 

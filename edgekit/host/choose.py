@@ -1,38 +1,29 @@
 """Find operating points: thresholds from the cheapest to the full network, from validation data alone.
 
-A direct search over quantiles of each exit's confidences. The decision itself is runtime/policy.py's; it sees no label,
-and nothing here ever sees the data a bundle is judged on.
+The table is nested: from one point to the next every threshold only rises, so that more budget never lowers the exit
+any request reaches, and cost rises from point to point whatever a board's stages take. The decision itself is
+runtime/policy.py's; it sees no label, and nothing here ever sees the data a bundle is judged on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.core.manifest import OperatingPoint
+from edgekit.host.thresholds.bound import paired_low
+from edgekit.host.thresholds.chain import best_chain, best_within, improve
+from edgekit.host.thresholds.geometric import nested_family
+from edgekit.host.thresholds.paths import Window, downwards, exchange, nested_of, upwards
+from edgekit.host.thresholds.ranked import Ranked, Thresholds, Tried
 from edgekit.runtime.measure import ExitTable
-from edgekit.runtime.policy import NEVER
 
-POINTS = 24
-_COMBINATIONS = 20_000  # bounds the search whatever the number of exits
-_MOST, _FEWEST = 48, 2  # thresholds tried per exit, "never" not counted
-_DIGITS = 6
-
-
-@dataclass(frozen=True)
-class _Tried:
-    thresholds: tuple[float, ...]
-    cost_share: float
-    exit_shares: tuple[float, ...]
-    quality: float
-    agreement: float  # with the last exit
-
-    def score(self, full: float) -> float:
-        """What the search prefers at equal cost: see operating_points."""
-        return min(self.quality, full) + self.agreement
+POINTS = 48
+FAMILY = 64  # geometric points that the table is held against
+PRICES = tuple(np.geomspace(20.0, 1e-3, 40).tolist())  # samples' score per cost share of one
+_WINDOWS = (Window(1 / 96, 1 / 24), Window(1 / 24, 1 / 4))  # of the cost between cheapest and full, a step
 
 
 def operating_points(
@@ -41,85 +32,81 @@ def operating_points(
     """At most `points` choices of thresholds: cost and quality rise from one to the next, the last is the full network.
 
     table: every exit's confidence and answer on validation data. cost_shares: cumulative share of each exit. Quality
-    is accuracy where the data has labels, else agreement with the last exit. At each cost the best sum of the two is
-    taken, accuracy above the full network's not counted: a lead over it is mostly chance, and agreement scatters less.
-    The promised quality is the lowest of a point and of all dearer ones, so that more cost never promises less.
+    is accuracy where the data has labels, else agreement with the last exit. Searched is the best sum of the two at
+    each of `points` even levels of cost, accuracy above the full network's not counted. At each level the table scores
+    at least what any point of MSDNet's geometric family (made nested) scores for that cost.
+    The promised quality is the lowest of a point and of all dearer ones, so that more cost never promises less;
+    quality_low its lower bound, see core.manifest.OperatingPoint.
     """
-    good = table.correct if table.correct is not None else table.agreement
-    tried = sorted(
-        _search(table.confidence, good, table.agreement, cost_shares),
-        key=lambda t: (t.cost_share, -t.quality),
-    )
-    full = max(tried, key=lambda t: (t.cost_share, t.thresholds))
-    chosen: list[_Tried] = []
-    best, place = tried[0], 0
-    for level in np.linspace(tried[0].cost_share, full.cost_share, points)[:-1].tolist():
-        while place < len(tried) and tried[place].cost_share <= level + 1e-12:
-            best = max(best, tried[place], key=lambda t: t.score(full.quality))
-            place += 1
-        if best is not full and best not in chosen:
-            chosen.append(best)
-    chosen.append(full)
-    promised = np.minimum.accumulate([min(t.quality, full.quality) for t in reversed(chosen)])[::-1].tolist()
+    ranked = Ranked.of(table, cost_shares)
+    chosen = [ranked.tried(ranked.never)] if ranked.early == 0 else _search(ranked, points)
+    full = chosen[-1]
+    promised = np.minimum.accumulate([min(t.good, full.good) for t in reversed(chosen)])[::-1] / ranked.count
+    low = np.minimum.accumulate([_low(ranked, t) for t in reversed(chosen)])[::-1]
+    costs = np.maximum.accumulate([t.cost_share for t in chosen]).tolist()  # rounding apart, they rise
     return tuple(
-        OperatingPoint(t.thresholds, t.cost_share, t.exit_shares, quality)
-        for t, quality in zip(chosen, promised, strict=True)
+        OperatingPoint(
+            ranked.confidences(t.thresholds),
+            cost,
+            tuple(n / ranked.count for n in t.leaving),
+            quality,
+            max(0.0, min(quality, bound)),
+        )
+        for t, cost, quality, bound in zip(chosen, costs, promised.tolist(), low.tolist(), strict=True)
     )
 
 
-def _search(
-    confidence: NDArray[np.float64],
-    good: NDArray[np.bool_],
-    agrees: NDArray[np.bool_],
-    cost_shares: Sequence[float],
-) -> Iterator[_Tried]:
-    """Every combination of the grid, with what it costs and brings."""
-    count, exits = good.shape
-    grids = [_grid(confidence[:, index], exits - 1) for index in range(exits - 1)]
-    leaves = [[confidence[:, k] >= threshold for threshold in grids[k]] for k in range(exits - 1)]
-
-    def walk(
-        staying: NDArray[np.bool_], thresholds: tuple[float, ...], taken: tuple[_Taken, ...]
-    ) -> Iterator[_Tried]:
-        index = len(thresholds)
-        if index == exits - 1:
-            yield _tried(
-                thresholds, (*taken, _take(staying, good[:, index], agrees[:, index])), cost_shares, count
-            )
-            return
-        for threshold, leave in zip(grids[index], leaves[index], strict=True):
-            leaving = _take(staying & leave, good[:, index], agrees[:, index])
-            yield from walk(staying & ~leave, (*thresholds, threshold), (*taken, leaving))
-
-    yield from walk(np.ones(count, np.bool_), (), ())
+def _low(ranked: Ranked, tried: Tried) -> float:
+    """Lower one-sided 95 % bound of the quality, given the full network's: only changed answers count."""
+    rows, taken = np.arange(ranked.count), ranked.taken(tried.thresholds)
+    change = ranked.good[rows, taken] - ranked.good[:, -1]
+    full = float(ranked.good[:, -1].mean())
+    if not change.any() and tried.leaving[-1] == ranked.count:
+        return full  # the full network itself
+    gained, lost = int((change > 0).sum()), int((change < 0).sum())
+    return full + paired_low(gained, lost, ranked.count)
 
 
-_Taken = tuple[
-    int, int, int
-]  # samples leaving at an exit; how many of them are good; how many agree with the last exit
+def _search(ranked: Ranked, points: int) -> list[Tried]:
+    """The table's points, each different from the others in what it does."""
+    cheapest, full = ranked.tried(ranked.always), ranked.tried(ranked.never)
+    costs = np.linspace(float(ranked.shares[0]), float(ranked.shares[-1]), FAMILY).tolist()
+    family = [cheapest, *map(ranked.tried, nested_family(ranked, costs))]
+    ways = list(map(ranked.tried, _ways(ranked, full.cost_share - cheapest.cost_share)))
+    pool = [*family, *ways, full]
+    levels = np.linspace(cheapest.cost_share, full.cost_share, points).tolist()
+    floors = [best_within(family, level).score for level in levels]
+    neighbours = [best_within(each, level) for level in levels for each in (family, ways)]
+    pool += map(ranked.tried, _bridges(neighbours))
+    for least in ([0] * points, floors):  # what is better may not be near the family: look for that first
+        chain = best_chain(pool, levels, [cheapest.score, *least[1:-1], full.score])
+        chain = improve(ranked, [cheapest, *chain[1:-1], full], levels)
+        pool += chain
+    distinct = [cheapest]
+    for tried in chain[1:]:
+        if (tried.leaving, tried.score) != (distinct[-1].leaving, distinct[-1].score):
+            distinct.append(tried)
+    distinct[-1] = full
+    return distinct
 
 
-def _take(leaving: NDArray[np.bool_], good: NDArray[np.bool_], agrees: NDArray[np.bool_]) -> _Taken:
-    return (
-        int(np.count_nonzero(leaving)),
-        int(np.count_nonzero(leaving & good)),
-        int(np.count_nonzero(leaving & agrees)),
-    )
+def _ways(ranked: Ranked, span: float) -> list[Thresholds]:
+    """Nested ways through the thresholds: exits alone, greedily down and up, by exchange with the gaps filled."""
+    always, never = ranked.always, ranked.never
+    small, large = (Window(each.least * span, each.most * span) for each in _WINDOWS)
+    found = [(*never[:k], *always[k:]) for k in range(ranked.early + 1)]
+    for window in (small, large):
+        found += [*downwards(ranked, window, never, always), *upwards(ranked, window)]
+    traded = [always, *dict.fromkeys(nested_of(exchange(ranked, PRICES))), never]
+    for cheap, dear in itertools.pairwise(traded):
+        found += downwards(ranked, small, dear, cheap)
+    return found
 
 
-def _tried(
-    thresholds: tuple[float, ...], taken: Sequence[_Taken], cost_shares: Sequence[float], count: int
-) -> _Tried:
-    left, hits, agreeing = zip(*taken, strict=True)
-    cost = sum(n * share for n, share in zip(left, cost_shares, strict=True)) / count
-    return _Tried(
-        thresholds, min(1.0, cost), tuple(n / count for n in left), sum(hits) / count, sum(agreeing) / count
-    )
-
-
-def _grid(confidence: NDArray[np.float64], early_exits: int) -> tuple[float, ...]:
-    """Thresholds to try at one exit: quantiles of its confidences, always and never leaving included."""
-    size = int(min(_MOST, max(_FEWEST, _COMBINATIONS ** (1 / early_exits) - 1)))
-    quantiles = np.quantile(confidence, np.linspace(0, 1, size))
-    rounded = {0.0, *(round(float(value), _DIGITS) for value in quantiles[1:])}
-    return (*sorted(rounded), NEVER)
+def _bridges(found: Sequence[Tried]) -> list[Thresholds]:
+    """Thresholds below and above both of two neighbours: where a chain can change from one way to another."""
+    return [
+        tuple(map(which, left.thresholds, right.thresholds))
+        for left, right in itertools.pairwise(found)
+        for which in (min, max)
+    ]

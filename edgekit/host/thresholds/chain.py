@@ -1,0 +1,138 @@
+"""Choose a chain: thresholds that only rise from point to point, the best score at every level of cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from edgekit.host.thresholds.paths import exits_after, higher, lower
+from edgekit.host.thresholds.ranked import Ranked, Thresholds, Tried
+
+_EPSILON = 1e-12
+_LEAN = 1e-6  # what a whole network's cost weighs against one sample's score: between equals, the surer one
+_SWEEPS = 2
+_TRIED = (
+    0.03,
+    -0.03,
+    0.1,
+    -0.1,
+    0.01,
+    -0.01,
+    0.3,
+    -0.3,
+)  # shares of those who come to an exit, the first ones first
+_EVALUATIONS = 1_500  # bounds the search between neighbours, whatever the number of exits
+
+
+def best_within(tried: Iterable[Tried], level: float) -> Tried:
+    """The best of what costs no more than `level`; one of `tried` must."""
+    return max(
+        (entry for entry in tried if entry.cost_share <= level + _EPSILON),
+        key=lambda entry: (entry.score, -entry.cost_share),
+    )
+
+
+def best_chain(pool: Iterable[Tried], levels: Sequence[float], floors: Sequence[int]) -> list[Tried]:
+    """One choice per level: within its cost, with at least its floor's score, nested, and the largest mean score.
+
+    levels: cost shares, rising. pool: must hold a nested choice that meets all floors. Exact, by dynamic programming
+    over the elementwise order of the thresholds.
+    """
+    tried = sorted(
+        {entry.thresholds: entry for entry in pool}.values(), key=lambda t: (t.cost_share, t.thresholds)
+    )
+    thresholds = np.array([entry.thresholds for entry in tried], np.int64).reshape(len(tried), -1)
+    cost = np.array([entry.cost_share for entry in tried])
+    score = np.array([entry.score for entry in tried], np.float64)
+    above = np.ones((len(tried), len(tried)), np.bool_)  # [a, b]: b may follow a
+    for k in range(thresholds.shape[1]):
+        above &= thresholds[None, :, k] >= thresholds[:, None, k]
+    total, came_from = np.zeros(len(tried)), []
+    for index, (level, floor) in enumerate(zip(levels, floors, strict=True)):
+        if index:
+            reach = np.where(above, total[:, None], -np.inf)
+            before = reach.argmax(axis=0)
+            total = reach[before, np.arange(len(tried))]
+            came_from.append(before)
+        allowed = (cost <= level + _EPSILON) & (score >= floor)
+        total = np.where(allowed, total + score + _LEAN * cost, -np.inf)
+    place = int(total.argmax())
+    chain = [place]
+    for before in reversed(came_from):
+        place = int(before[place])
+        chain.append(place)
+    return [tried[place] for place in reversed(chain)]
+
+
+def improve(ranked: Ranked, chain: Sequence[Tried], levels: Sequence[float]) -> list[Tried]:
+    """Move each point between its neighbours while its score rises at no more than its level's cost.
+
+    One threshold moves a little, then another takes the best value that is left; the first and last point stay.
+    """
+    found = list(chain)
+    inner = range(1, len(found) - 1)
+    pairs = ranked.early * max(1, ranked.early - 1)
+    width = min(len(_TRIED), max(1, _EVALUATIONS // (2 * _SWEEPS * max(1, len(inner)) * pairs)))
+    for _ in range(_SWEEPS):
+        before = list(found)
+        for index in inner:
+            found[index] = _better(ranked, found, index, levels[index], width)
+        if found == before:
+            break
+    return found
+
+
+def _better(ranked: Ranked, chain: Sequence[Tried], index: int, level: float, width: int) -> Tried:
+    low, high = chain[index - 1].thresholds, chain[index + 1].thresholds
+    if low == high:
+        return chain[index]
+    best = _one_moved(ranked, chain[index], low, high, level)
+    for k in range(ranked.early):
+        for value in _nearby(ranked, best.thresholds, k, width):
+            if low[k] <= value <= high[k]:
+                start = ranked.tried((*best.thresholds[:k], value, *best.thresholds[k + 1 :]))
+                best = max(
+                    best, _one_moved(ranked, start, low, high, level), key=lambda t: _standing(t, level)
+                )
+    return best
+
+
+def _standing(tried: Tried, level: float) -> tuple[bool, int, float]:
+    """What makes one choice better than another at a level of cost."""
+    return tried.cost_share <= level + _EPSILON, tried.score, tried.cost_share
+
+
+def _one_moved(ranked: Ranked, start: Tried, low: Thresholds, high: Thresholds, level: float) -> Tried:
+    """The best that the move of one threshold between `low` and `high` makes of `start`, or `start`."""
+    best = start
+    taken, after = ranked.taken(start.thresholds), exits_after(ranked, start.thresholds)
+    for k in range(ranked.early):
+        for moves in (lower(ranked, k, start, taken), higher(ranked, k, start, taken, after[k])):
+            inside = (moves.thresholds >= low[k]) & (moves.thresholds <= high[k])
+            places = np.flatnonzero(inside & (moves.cost <= level + _EPSILON))
+            if not places.size:
+                continue
+            top = places[moves.score[places] == moves.score[places].max()]
+            place = int(top[moves.cost[top].argmax()])
+            if (True, int(moves.score[place]), float(moves.cost[place]) - _EPSILON) > _standing(best, level):
+                value = int(moves.thresholds[place])
+                moved = ranked.tried((*start.thresholds[:k], value, *start.thresholds[k + 1 :]))
+                best = max(best, moved, key=lambda t: _standing(t, level))
+    return best
+
+
+def _nearby(ranked: Ranked, thresholds: Thresholds, k: int, width: int) -> list[int]:
+    """Other thresholds for exit k: so that some more, or some fewer, of those who come there leave."""
+    come = (~ranked.leaves(thresholds)[:, :k].any(axis=1)) & (ranked.ranks[:, k] >= 0)
+    ranks = np.sort(ranked.ranks[come, k])
+    place = int(np.searchsorted(ranks, thresholds[k]))
+    found = []
+    for share in _TRIED[:width]:
+        at = place + math.copysign(max(1, round(abs(share) * len(ranks))), share)
+        if 0 <= at < len(ranks):
+            found.append(int(ranks[int(at)]))
+        elif share > 0:
+            found.append(len(ranked.values[k]))
+    return [value for value in dict.fromkeys(found) if value != thresholds[k]]
