@@ -85,6 +85,12 @@ _limit = click.FloatRange(min=0)
     "(needs PyTorch: pip install 'edgekit[train]').",
 )
 @click.option(
+    "--exits",
+    metavar="auto|N|NODE,...",
+    help="Give a classifier that has none early exits: as many as pay, N at most, or behind these nodes. Their heads "
+    "learn the network's own answers to the --calib inputs, no labels are needed; with PyTorch they are better.",
+)
+@click.option(
     "--backend",
     help="The runtime to convert for; if not given, the profile's fastest where they can be timed, else its first.",
 )
@@ -133,6 +139,7 @@ def command(
     effort: str,
     prune: float | None,
     recover: int | None,
+    exits: str | None,
     backend: str | None,
     cache: bool,
     board: str | None,
@@ -155,14 +162,16 @@ def command(
     """
     from edgekit.host.cache import Cache, default_cache
     from edgekit.host.convert import Request, check_recipe, convert  # onnx and onnxruntime: not for --help
+    from edgekit.host.exits.plan import parse_exits
     from edgekit.host.load import InputSpec, parse_shapes, read_input_spec
     from edgekit.host.recipe import read_recipe
     from edgekit.host.search import pruning_steps
 
     if recover is not None and not prune:
         raise BadInput("--recover trains what --prune left: give --prune as well")
-    if recipe is not None and prune:
-        raise BadInput("--recipe says all that is done: --prune cannot be given with it")
+    for option, given in (("--prune", prune), ("--exits", exits)):
+        if recipe is not None and given:
+            raise BadInput(f"--recipe says all that is done: {option} cannot be given with it")
     if recipe is not None and backend is not None:
         raise BadInput("--recipe says which runtime it is for: --backend cannot be given with it")
     target = find_profile(profile)
@@ -180,6 +189,7 @@ def command(
         limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
         effort=EFFORTS[effort],
         base=pruning_steps(prune, recover, target) if prune else (),
+        exits=parse_exits(exits) if exits is not None else None,
         backend=backend,
         cache=default_cache() if cache and effort != QUICK.name else Cache(),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgekit.core.errors import BadInput
@@ -14,6 +14,7 @@ from edgekit.host.cache import Cache, content_key
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
 from edgekit.host.effort import DEFAULT, Effort
+from edgekit.host.exits.plan import NOTHING, Planned, Wanted, plan_exits, target_times
 from edgekit.host.graph import Graph, model_bytes, tensor_of
 from edgekit.host.judge import Judged, judge
 from edgekit.host.limits import Limits
@@ -37,14 +38,15 @@ SEED = 1
 _TRIAL_SHARE = 0.03  # of the time a search has, that one candidate's answers may take
 _FEWEST_SAMPLES = 100
 BEFORE = tuple(step(name) for name in ("opset", "confidence", "fold"))  # what every network goes through
+EXITS = "exits"
 
 
 @dataclass(frozen=True)
 class Request:
     """What the user wants. recipe: make it exactly so, deciding nothing. base: steps to take before formats are chosen.
 
-    backend: by name, the profile's first where None. bench: where candidates are timed; None: here, if this machine is
-    the target, else nowhere.
+    exits: early exits that a network without any shall get. backend: by name, the profile's first where None. bench:
+    where candidates are timed; None: here, if this machine is the target, else nowhere.
     """
 
     model: Path
@@ -60,6 +62,7 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     effort: Effort = DEFAULT
     base: tuple[Step, ...] = ()
+    exits: Wanted | None = None
     backend: str | None = None
     bench: Bench | None = None
     cache: Cache = field(default_factory=Cache)
@@ -93,24 +96,29 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     seed, fraction = _split_of(request.recipe)
     data = read_datasets(loaded.graph, request.calib, request.val, request.evaluation, fraction, seed)
 
-    plain = run_steps(loaded.graph, BEFORE, Context())
-    check_holds(plain, backend)
-    setting = _setting(request, backend, plain, data, watch, fraction, seed)
+    bare = run_steps(loaded.graph, BEFORE, Context())
+    check_holds(bare, backend)
+    context = _context(request, bare, data, watch, fraction, seed)
+    planned = _exits(request, bare, data, context)
+    before = BEFORE if planned.step is None else (*BEFORE, planned.step)
+    plain = run_steps(bare, before[len(BEFORE) :], context)
+    setting = _setting(request, backend, plain, data, replace(context, reference=plain))
     if request.recipe is None:
         found = search(setting, request.base)
     else:
-        followed = follow(setting, request.recipe.steps[len(BEFORE) :])
+        followed = follow(setting, request.recipe.steps[len(before) :])
         found = Found(followed, (followed.attempt(chosen=True, why="the recipe says so"),), ())
     chosen = found.chosen
     dropped = (
         *(Dropped(name, "output", _why_left_out(loaded, name)) for name in loaded.left_out),
+        *planned.dropped,
         *found.dropped,
     )
     recipe = request.recipe or Recipe(
         profile=request.profile.name,
         backend=chosen.backend,
-        steps=(*BEFORE, *chosen.steps),
-        taken_back=tuple(TakenBack(entry.layer, entry.step) for entry in found.dropped),
+        steps=(*before, *chosen.steps),
+        taken_back=tuple(TakenBack(entry.layer, entry.step) for entry in (*planned.dropped, *found.dropped)),
         seed=seed,
         validation_fraction=fraction,
         points=POINTS,
@@ -125,7 +133,11 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     metric = "top1" if validated.correct is not None else "agreement"
     golden = golden_cases(chosen.made, data.calibration, recipe.golden)
     finished = finish(chosen.made, points, metric, golden, recipe)
-    report = judge(_judged(request, backend, loaded, setting, found, finished, dropped), watch)
+    found = replace(found, notes=(*planned.notes, *found.notes))
+    source = bare if problems(loaded.graph, backend) else loaded.graph  # folding can make it fit
+    report = judge(
+        _judged(request, backend, source, loaded.size_bytes, setting, found, finished, dropped), watch
+    )
     return Conversion(finished, report, finished.pack(report))
 
 
@@ -141,18 +153,36 @@ def whole_stage(graph: Graph) -> Stage:
     return Stage(0, graph.exits[-1], model, inputs, outputs)
 
 
-def _setting(
-    request: Request,
-    backend: Backend,
-    plain: Graph,
-    data: Datasets,
-    watch: Watch,
-    fraction: float,
-    seed: int,
-) -> Setting:
+def _context(
+    request: Request, plain: Graph, data: Datasets, watch: Watch, fraction: float, seed: int
+) -> Context:
+    """What passes may know."""
+    data_key = _data_key(request, plain, f"{fraction} {seed}") if request.cache.folder is not None else ""
+    return Context(
+        data.calibration,
+        plain,
+        seed,
+        watch,
+        hurried=len(request.effort.methods) == 1,
+        cache=request.cache,
+        data_key=data_key,
+    )
+
+
+def _exits(request: Request, plain: Graph, data: Datasets, context: Context) -> Planned:
+    """Where the network gets early exits: as the recipe says, or where they pay, if they are wanted at all."""
+    if request.recipe is not None:
+        return Planned(next((entry for entry in request.recipe.steps if entry.name == EXITS), None), (), ())
+    if request.exits is None:
+        return NOTHING
+    times, border_ms = target_times(request.profile, data.validation, here=request.on_this_machine)
+    cuts, epochs = request.effort.cuts, request.effort.head_epochs
+    return plan_exits(plain, request.exits, context, times, border_ms, candidates=cuts, epochs=epochs)
+
+
+def _setting(request: Request, backend: Backend, plain: Graph, data: Datasets, context: Context) -> Setting:
     """What the search works with."""
     effort, validation = request.effort, data.validation
-    data_key = _data_key(request, plain, f"{fraction} {seed}") if request.cache.folder is not None else ""
     followed = request.recipe is not None  # then nothing is compared, and all samples are needed once
     count = validation.count if followed else _affordable(plain, validation, effort)
     bench = request.bench
@@ -165,15 +195,7 @@ def _setting(
         data=data,
         samples=validation.subset(spread(validation.count, count)).held(),
         until=time.monotonic() + effort.limit_s,
-        context=Context(
-            data.calibration,
-            plain,
-            seed,
-            watch,
-            hurried=len(effort.methods) == 1,
-            cache=request.cache,
-            data_key=data_key,
-        ),
+        context=context,
         limits=request.limits,
         effort=effort,
         bench=bench,
@@ -215,20 +237,20 @@ def _others(request: Request, backend: Backend) -> tuple[Backend, ...]:
 def _judged(
     request: Request,
     backend: Backend,
-    loaded: Loaded,
+    source: Graph,
+    size_before: int,
     setting: Setting,
     found: Found,
     finished: Finished,
     dropped: tuple[Dropped, ...],
 ) -> Judged:
-    """All that the judge compares."""
-    source = setting.plain if problems(loaded.graph, backend) else loaded.graph  # folding can make it fit
+    """All that the judge compares. source: the network that came in, as the board's runtime can run it."""
     whole = draft(source, [whole_stage(source)], backend, request.name, request.version, HOST)
     return Judged(
         profile=request.profile,
         on_this_machine=request.on_this_machine,
         whole=whole,
-        size_before=loaded.size_bytes,
+        size_before=size_before,
         plain=run_steps(setting.plain, unrounded(found.chosen.steps), setting.context),
         graph=found.chosen.graph,
         made=found.chosen.made,

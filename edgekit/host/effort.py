@@ -13,8 +13,8 @@ class Effort:
     rounds: turns each candidate is timed. refine: how often the assignment of formats is worked out anew from what was
     measured. improve: lists of steps that may bring int8 closer to float, each tried on its own. bisections: of the
     weight on harm; 0: int8 that harms is dropped as a whole. shares: of the MACs, pruned in turn where a limit on
-    latency or size is missed. epochs: of training then. limit_s: after this many seconds nothing new is tried; what is
-    under way is finished.
+    latency or size is missed. epochs: of training then. cuts: places where exits are tried; head_epochs: to fit a head
+    there. limit_s: after this many seconds nothing new is tried; what is under way is finished.
     """
 
     name: str
@@ -26,10 +26,12 @@ class Effort:
     bisections: int
     shares: tuple[float, ...]
     epochs: int
+    cuts: int
+    head_epochs: int
     limit_s: float
 
 
-QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 0, (), 0, 60.0)
+QUICK = Effort("quick", ("minmax",), 512, 5, 0, (), 0, (), 0, 4, 6, 60.0)
 DEFAULT = Effort(
     "default",
     ("minmax", "percentile", "mse"),
@@ -40,6 +42,8 @@ DEFAULT = Effort(
     5,
     (0.25, 0.5),
     3,
+    8,
+    15,
     180.0,
 )
 EXTENSIVE = Effort(
@@ -58,6 +62,8 @@ EXTENSIVE = Effort(
     8,
     (0.2, 0.35, 0.5, 0.65, 0.8),
     10,
+    12,
+    40,
     3600.0,
 )
 EFFORTS: Mapping[str, Effort] = {entry.name: entry for entry in (QUICK, DEFAULT, EXTENSIVE)}

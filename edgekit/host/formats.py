@@ -43,7 +43,7 @@ def measured_costs(plain: Graph, quantized: Graph, data: Data) -> NodeCosts:
 
 def estimated_costs(plain: Graph, quantized: Graph, profile: Profile) -> NodeCosts | None:
     """By the profile's cost model; None where it lacks a coefficient."""
-    tables = [_estimates(graph, profile) for graph in (plain, quantized)]
+    tables = [estimates(graph, profile) for graph in (plain, quantized)]
     rounding = [
         predict(profile, [Work("QuantizeLinear", "int8", 0, _CODE_BYTES * n, 1)]).value for n in (1, 10**6)
     ]
@@ -54,7 +54,8 @@ def estimated_costs(plain: Graph, quantized: Graph, profile: Profile) -> NodeCos
     return NodeCosts(in_float, in_int8, rounding[0] - value_ms, value_ms, "estimated")
 
 
-def _estimates(graph: Graph, profile: Profile) -> dict[str, float] | None:
+def estimates(graph: Graph, profile: Profile) -> dict[str, float] | None:
+    """Node -> ms by the profile's cost model, of those with a kernel of their own; None where a coefficient lacks."""
     found = {}
     for layer in layers(graph.model):
         if layer.calls:

@@ -65,7 +65,7 @@ def split(graph: Graph) -> tuple[Stage, ...]:
 def _homes(graph: Graph, model: ir.Model) -> Mapping[ir.Node | None, int]:
     """Node -> the first stage that needs it. What comes from weights alone is nobody's: each stage has its own."""
     named = values(model)
-    live = _live(model)
+    live = live_nodes(model)
     home: dict[ir.Node | None, int] = {}
     for index, entry in enumerate(graph.exits):
         before = len(home)
@@ -75,7 +75,7 @@ def _homes(graph: Graph, model: ir.Model) -> Mapping[ir.Node | None, int]:
             if node is None or node in home or node not in live:
                 continue
             home[node] = index
-            stack.extend(value.producer() for value in _uses(node))
+            stack.extend(value.producer() for value in reads(node))
         if len(home) == before and not any(named[name].producer() in home for name in entry.tensors):
             raise BadInput(f"output {entry.output!r} does not depend on an input: it is always the same")
         if len(home) == before:
@@ -86,16 +86,16 @@ def _homes(graph: Graph, model: ir.Model) -> Mapping[ir.Node | None, int]:
     return home
 
 
-def _live(model: ir.Model) -> set[ir.Node]:
+def live_nodes(model: ir.Model) -> set[ir.Node]:
     """The nodes that depend on an input."""
     live: set[ir.Node] = set()
     for node in model.graph:
-        if any(value.is_graph_input() or value.producer() in live for value in _uses(node)):
+        if any(value.is_graph_input() or value.producer() in live for value in reads(node)):
             live.add(node)
     return live
 
 
-def _uses(node: ir.Node) -> Iterator[ir.Value]:
+def reads(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, in its sub-graphs too."""
     yield from (value for value in node.inputs if value is not None)
     for graph in inner_graphs(node):
@@ -111,7 +111,7 @@ def _hand_overs(model: ir.Model, home: Mapping[ir.Node | None, int]) -> list[lis
         index = home.get(node)
         if index is None or _is_pair_end(node):
             continue
-        for value in _uses(node):
+        for value in reads(node):
             crossing = _before_pair_end(value)
             if crossing.is_graph_input() or home.get(crossing.producer(), index) < index:
                 taken[index][crossing.name or ""] = None

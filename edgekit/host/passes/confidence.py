@@ -48,7 +48,7 @@ def _add(model: ir.Model, output: ir.Value, entry: GraphExit, opset: int) -> str
     """Add the nodes; the confidence's name."""
     name = f"{entry.name}/confidence"
     probabilities = output
-    if not _ends_in_softmax(output):
+    if not ends_in_softmax(output):
         probabilities = _node(
             model, "Softmax", [_as_row(model, output, name)], f"{name}/softmax", {"axis": 1}
         )
@@ -65,7 +65,7 @@ def _add(model: ir.Model, output: ir.Value, entry: GraphExit, opset: int) -> str
     return name
 
 
-def _ends_in_softmax(value: ir.Value) -> bool:
+def ends_in_softmax(value: ir.Value) -> bool:
     """Whether the network itself already gives probabilities."""
     node = value.producer()
     while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:

@@ -1,0 +1,355 @@
+"""Decide where a finished network gets exits, and which heads: those that lower its mean cost at equal answers.
+
+Every candidate cut gets candidate heads, fitted on one part of the calibration data and judged on the other: by the
+mean cost of a request when as many leave early as keep a given agreement with the last exit. What does not pay goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core.cost import STAGE, Work, predict
+from edgekit.core.errors import BadInput
+from edgekit.core.profile import Profile
+from edgekit.core.report import Dropped
+from edgekit.host.exits.cuts import Cut, check_can_have_exits, named_cuts, spread_cuts
+from edgekit.host.exits.heads import LINEAR, Place, place_of, samples_seen, see
+from edgekit.host.formats import estimates
+from edgekit.host.graph import Graph, static_shape, values
+from edgekit.host.node_times import node_times
+from edgekit.host.passes import Context, Step
+from edgekit.host.passes.exits import Exits, fit
+from edgekit.host.split import live_nodes, reads
+from edgekit.host.work import layers
+from edgekit.runtime.data import Data
+
+AGREEMENT = 0.99  # with the last exit, at which candidates are compared
+MOST_EXITS = 4  # that "auto" puts in
+_WORTH = 0.02  # of the full cost: what a head must save to stay
+_CHUNKS = 100  # in which samples are let go early
+_CONVS = (16, 32, 64)
+_MOST_HEAD = 0.06  # of the network's MACs, a head with a convolution
+_FEWEST = 64  # samples to fit a head on, and as many to judge it
+
+_BORDER_MS = 0.006  # a stage's call, its confidence and its answer, on a desktop processor
+NodeTimes = Callable[[Graph], Mapping[str, float] | None]
+"""Node -> ms on the target, None where nobody knows: then MACs are the cost."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: as many early exits as pay ("auto"), that many, or behind these nodes or tensors."""
+
+    count: int | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def auto(self) -> bool:
+        """Nothing but that there be exits."""
+        return self.count is None and not self.names
+
+
+def parse_exits(text: str) -> Wanted:
+    """Read `auto`, a number, or names with commas between them. Raises BadInput."""
+    if text == "auto":
+        return Wanted()
+    if text.isdecimal():
+        if not 1 <= int(text) <= MOST_EXITS * 2:
+            raise BadInput(f"--exits must be auto, 1 to {MOST_EXITS * 2}, or names of nodes, got {text}")
+        return Wanted(int(text))
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise BadInput(f"--exits must be auto, a number, or names of nodes with commas between, got {text!r}")
+    return Wanted(None, names)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The step to take (None: no exit pays), what was dropped, and what the user should know."""
+
+    step: Step | None
+    dropped: tuple[Dropped, ...]
+    notes: tuple[str, ...]
+
+
+NOTHING = Planned(None, (), ())
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head that could stand at a cut, judged on samples it was not fitted to.
+
+    at, own: cost of the network up to there, and of the head with its border, both over the whole network's.
+    confidence: of its answers; right: those that are the last exit's.
+    """
+
+    cut: Cut
+    kind: str
+    at: float
+    own: float
+    confidence: NDArray[np.float32]
+    right: NDArray[np.bool_]
+
+    @property
+    def agreement(self) -> float:
+        """Share of samples that it answers as the last exit does."""
+        return float(self.right.mean())
+
+
+def plan_exits(
+    graph: Graph,
+    wanted: Wanted,
+    context: Context,
+    times: NodeTimes,
+    border_ms: float | None,
+    *,
+    candidates: int = 8,
+    epochs: int = 12,
+) -> Planned:
+    """Choose cuts and heads for a classifier with one exit. Reads no label.
+
+    times: what each node takes on the target; border_ms: what one more stage does. candidates: cuts that are tried
+    where none are named. Raises BadInput for a network that cannot have exits, without calibration data, or for names
+    that are no place for one.
+    """
+    check_can_have_exits(graph)
+    cuts = named_cuts(graph, wanted.names) if wanted.names else _narrow(spread_cuts(graph, candidates))
+    data = context.samples("--exits")
+    if data.count < 2 * _FEWEST:
+        raise BadInput(f"--exits wants at least {2 * _FEWEST} calibration inputs, got {data.count}")
+    if not cuts:
+        return Planned(None, (), ("--exits: the network has no place where an exit could stand",))
+    judged, costs_ms = _judge(graph, cuts, context, times, border_ms, epochs)
+    most = len(cuts) if wanted.names else wanted.count or MOST_EXITS
+    chosen = _named(judged) if wanted.names else _choose(judged, most)
+    dropped = tuple(_dropped(judged, chosen, cut) for cut in cuts if cut not in [c.cut for c in chosen])
+    notes = [*_told(chosen, costs_ms, named=bool(wanted.names))]
+    if wanted.count is not None and len(chosen) < wanted.count:
+        notes.append(f"--exits {wanted.count}: only {len(chosen)} pay for themselves")
+    if not find_spec("torch"):
+        notes.append(
+            "--exits: heads with a convolution want PyTorch (pip install 'edgekit[train]'); linear ones were tried"
+        )
+    if not chosen:
+        return Planned(None, dropped, tuple(notes))
+    options = Exits(
+        tuple(entry.cut.tensor for entry in chosen), tuple(entry.kind for entry in chosen), epochs=epochs
+    )
+    return Planned(Step("exits", options), dropped, tuple(notes))
+
+
+def _narrow(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+    """Without those where far more crosses the border than elsewhere."""
+    typical = float(np.median([cut.handed_bytes for cut in cuts])) if cuts else 0.0
+    return tuple(cut for cut in cuts if cut.handed_bytes <= 4 * typical)
+
+
+# --- candidates -------------------------------------------------------------------------------------------------------
+
+
+def _judge(
+    graph: Graph,
+    cuts: Sequence[Cut],
+    context: Context,
+    times: NodeTimes,
+    border_ms: float | None,
+    epochs: int,
+) -> tuple[list[Candidate], float | None]:
+    """Every head that could stand at a cut, fitted on one part of the data, run on the other; the full cost in ms."""
+    data = context.samples("--exits")
+    places = [place_of(graph, cut.tensor) for cut in cuts]
+    with context.watch("answers to learn from", samples_seen(data)) as tick:
+        seen = see(graph, places, data, tick)
+    shape = static_shape(values(graph.model)[graph.exits[-1].output]) or ()
+    classes = math.prod(shape)
+    measured = times(graph)
+    macs = {layer.name: float(layer.macs) for layer in layers(graph.model)}
+    cost = measured or macs
+    whole = sum(cost.values())
+    per_mac = whole / max(1.0, sum(macs.values()))  # heads are charged at the network's own pace
+    border = (border_ms or 0.0) if measured else 0.0
+    up_to = _costs_up_to(graph, [cut.node for cut in cuts], cost)
+    found = []
+    for cut, place, mine in zip(cuts, places, seen, strict=True):
+        learn, check = _halves(len(mine.tensors), context.seed)
+        fitted_on, judged_on = mine.part(learn), mine.part(check)
+        last = judged_on.wanted.argmax(axis=1)
+        for kind in _kinds(place, classes, sum(macs.values())):
+            head = fit(kind, place, fitted_on, Exits(epochs=epochs), context)
+            answers = head.answer(judged_on)
+            own = place.macs(kind, classes) * per_mac + border
+            found.append(
+                Candidate(
+                    cut,
+                    kind,
+                    up_to[cut.node] / whole,
+                    own / whole,
+                    answers.max(axis=1),
+                    answers.argmax(axis=1) == last,
+                )
+            )
+    return found, whole if measured else None
+
+
+def _halves(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Three quarters of the samples to fit a head on, the rest to judge it."""
+    order = np.random.default_rng(seed).permutation(count)
+    judged = max(_FEWEST // 2, count // 4)
+    return sorted(order[judged:].tolist()), sorted(order[:judged].tolist())
+
+
+def _kinds(place: Place, classes: int, whole: float) -> list[str]:
+    """Heads worth a try: a linear one; with PyTorch the widest convolution that costs little."""
+    found = [LINEAR]
+    if place.takes_convolution and find_spec("torch"):
+        able = [f"conv{n}" for n in _CONVS if place.macs(f"conv{n}", classes) <= _MOST_HEAD * whole]
+        found += able[-1:]
+    return found
+
+
+def _costs_up_to(graph: Graph, nodes: Sequence[str], cost: Mapping[str, float]) -> dict[str, float]:
+    """Node -> cost of all that it needs, itself included."""
+    live = live_nodes(graph.model)
+    by_name = {node.name or "": node for node in graph.model.graph}
+    found = {}
+    for name in nodes:
+        stack, needed = [by_name[name]], set()
+        while stack:
+            node = stack.pop()
+            if node in needed or node not in live:
+                continue
+            needed.add(node)
+            stack += [maker for value in reads(node) if (maker := value.producer()) is not None]
+        found[name] = sum(cost.get(node.name or "", 0.0) for node in needed)
+    return found
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def mean_cost(chosen: Sequence[Candidate], agreement: float = AGREEMENT) -> float:
+    """Mean cost of a request over the whole network's, when exits let go as many as keep that agreement.
+
+    chosen: cheapest first. Samples leave in the order of an exit's confidence; in each step it is the exit that saves
+    most per answer it changes.
+    """
+    if not chosen:
+        return 1.0
+    count = len(chosen[0].right)
+    heads = np.cumsum([entry.own for entry in chosen])
+    costs = np.array([*(entry.at + own for entry, own in zip(chosen, heads, strict=True)), 1.0 + heads[-1]])
+    wrong = np.array([*(~entry.right for entry in chosen), np.zeros(count, np.bool_)])
+    orders = [np.argsort(-entry.confidence, kind="stable") for entry in chosen]
+    leaves_at = np.full(count, len(chosen))
+    left = [0] * len(chosen)
+    spent, allowed = 0, int(count * (1 - agreement) + 1e-9)
+    step = max(1, count // _CHUNKS)
+    while True:
+        best: tuple[float, int, NDArray[np.int64], int] | None = None
+        for place, order in enumerate(orders):
+            for reach in (step, 4 * step):  # a farther look over a few bad answers
+                chunk = order[left[place] : left[place] + reach]
+                moved = chunk[leaves_at[chunk] > place]
+                saved = float((costs[leaves_at[moved]] - costs[place]).sum())
+                harm = int(wrong[place, moved].sum()) - int(wrong[leaves_at[moved], moved].sum())
+                if saved <= 0 or spent + harm > allowed:
+                    continue
+                worth = saved / max(harm, 0.1)
+                if best is None or worth > best[0]:
+                    best = (worth, place, chunk, harm)
+        if best is None:
+            return float(costs[leaves_at].mean())
+        _, place, chunk, harm = best
+        left[place] += len(chunk)
+        leaves_at[chunk] = np.minimum(leaves_at[chunk], place)
+        spent += harm
+
+
+def _choose(judged: Sequence[Candidate], most: int) -> list[Candidate]:
+    """One after another the head that lowers the mean cost most, while it pays; then those that no longer do go."""
+    chosen: list[Candidate] = []
+    cost = 1.0
+    while len(chosen) < most:
+        taken = {entry.cut for entry in chosen}
+        offers = [
+            (mean_cost(_in_order([*chosen, entry])), place)
+            for place, entry in enumerate(judged)
+            if entry.cut not in taken
+        ]
+        if not offers or min(offers)[0] > cost - _WORTH:
+            break
+        cost, place = min(offers)
+        chosen = _in_order([*chosen, judged[place]])
+    for entry in list(chosen):
+        rest = [other for other in chosen if other is not entry]
+        if rest and mean_cost(rest) <= cost + _WORTH / 2:
+            chosen, cost = rest, mean_cost(rest)
+    return chosen
+
+
+def _named(judged: Sequence[Candidate]) -> list[Candidate]:
+    """Of each cut the head that alone brings the lowest cost."""
+    best: dict[str, Candidate] = {}
+    for entry in judged:
+        other = best.get(entry.cut.tensor)
+        if other is None or mean_cost([entry]) < mean_cost([other]):
+            best[entry.cut.tensor] = entry
+    return _in_order(list(best.values()))
+
+
+def _in_order(chosen: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(chosen, key=lambda entry: entry.at)
+
+
+def _dropped(judged: Sequence[Candidate], chosen: Sequence[Candidate], cut: Cut) -> Dropped:
+    """Why no exit stands there."""
+    entry = min((c for c in judged if c.cut == cut), key=lambda c: mean_cost([c]))
+    alone, now = mean_cost([entry]), mean_cost(chosen)
+    why = f"alone it brings {alone:.2f}x of the full cost at {AGREEMENT:.0%} agreement"
+    if chosen:
+        beside = mean_cost(_in_order([*chosen, entry]))
+        why += f", beside the chosen ones {beside:.2f}x where they bring {now:.2f}x"
+    return Dropped(cut.node, f"exit ({entry.kind}) after {cut.cost_share:.0%} of the MACs", why)
+
+
+def _told(chosen: Sequence[Candidate], whole_ms: float | None, *, named: bool) -> list[str]:
+    """What is expected of them, in a sentence each."""
+    if not chosen:
+        return ["--exits: no exit pays for itself here, so the network keeps its only one"]
+    cost = mean_cost(chosen)
+    unit = "its time" if whole_ms is not None else "its MACs"
+    notes = [
+        f"exits: {len(chosen)} early; expected mean cost {cost:.2f}x of {unit} at {AGREEMENT:.0%} of the same answers"
+    ]
+    if named:
+        for entry in chosen:
+            rest = [other for other in chosen if other is not entry]
+            if mean_cost(rest) <= cost + _WORTH / 2:
+                notes.append(f"exits: the one behind {entry.cut.node} does not pay for itself")
+    return notes
+
+
+def without(options: Exits, cut: str) -> Exits:
+    """The same without the exit behind this cut."""
+    kept = [place for place, name in enumerate(options.cuts) if name != cut]
+    return replace(
+        options,
+        cuts=tuple(options.cuts[place] for place in kept),
+        heads=tuple(options.heads[place] for place in kept),
+    )
+
+
+def target_times(profile: Profile, data: Data, *, here: bool) -> tuple[NodeTimes, float | None]:
+    """What nodes and borders take on the target: by this machine's profiler, else by the profile's cost model."""
+    if here:
+        return (lambda graph: node_times(graph, data)), _BORDER_MS
+
+    return (lambda graph: estimates(graph, profile)), predict(
+        profile, [Work(STAGE, "float32", 0, 0, 1)]
+    ).value
