@@ -16,6 +16,7 @@ from edgekit.runtime.data import load_data
 from edgekit.runtime.detect import find_profile
 from edgekit.runtime.energy import metered, per_unit, with_energy
 from edgekit.runtime.measure import golden_data, machine_name, measure_policy, stage_costs
+from edgekit.runtime.memory import Memory, measure_memory
 from edgekit.runtime.power import open_sensor
 from edgekit.runtime.session import open_session
 
@@ -26,6 +27,12 @@ from edgekit.runtime.session import open_session
     "--data", type=click.Path(path_type=Path), help="Inputs; without it the bundle's own golden cases."
 )
 @policy_options
+@click.option(
+    "--memory",
+    "with_memory",
+    is_flag=True,
+    help="Also open it in a process of its own and tell what memory that takes.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -33,11 +40,13 @@ def command(
     policy: str | None,
     budget: str | None,
     deadline_ms: float | None,
+    with_memory: bool,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE here: latency, exits taken, accuracy where labels are known, energy where a sensor is."""
     spec = policy_from_options(policy, budget, deadline_ms)
     opened = open_bundle(bundle)
+    memory = measure_memory(bundle) if with_memory else None
     manifest = opened.manifest
     golden = golden_data(manifest, opened.read)
     inputs = load_data(data, manifest.inputs, manifest.labels) if data else golden
@@ -68,6 +77,7 @@ def command(
                     "on": machine_name() if known else None,
                     "why": energy.why,
                 },
+                "memory": None if memory is None else memory.to_json() | {"on": machine_name()},
                 "bundle": opened.label,
                 "on": machine_name(),
             }
@@ -90,3 +100,24 @@ def command(
         "energy per request", number(energy.mj, 3, " mJ, measured") if known else f"unknown ({energy.why})"
     )
     console.print(table)
+    if memory is not None:
+        console.print(_memory_table(memory))
+
+
+def _memory_table(memory: Memory) -> Table:
+    table = Table(title="memory, measured in a process of its own", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rows = {
+        "weights in the file": memory.weights_file_bytes,
+        "weights as they compute": memory.weights_bytes,
+        "buffers between stages": memory.buffers_bytes,
+        "the runtime alone": memory.base_bytes,
+        "the bundle, opened": memory.opened_bytes,
+        "the bundle, after running": memory.ran_bytes,
+        "at most while opening": memory.peak_bytes,
+    }
+    for name, value in rows.items():
+        table.add_row(name, number(None if value is None else value / 2**20, 2, " MiB"))
+    table.add_row("weights held", number(memory.times, 2, " times"))
+    return table

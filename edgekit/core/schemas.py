@@ -14,6 +14,7 @@ Schema = dict[str, Any]
 
 NUMBER: Schema = {"type": ["number", "null"]}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
 TEXT: Schema = {"type": "string", "minLength": 1}
 TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 FLAG: Schema = {"type": "boolean"}
@@ -39,6 +40,19 @@ def output(**properties: Schema) -> Schema:
 
 LATENCY = table(mean=NUMBER, p50=NUMBER, p95=NUMBER, p99=NUMBER)
 ENERGY = table(mean=NUMBER, provenance=PROVENANCE, on=TEXT_OR_NULL)
+MEMORY = table(
+    weights_file_bytes=COUNT_OR_NULL,
+    weights_bytes=COUNT_OR_NULL,
+    buffers_bytes=COUNT,
+    base_bytes=COUNT,
+    opened_bytes=COUNT,
+    ran_bytes=COUNT,
+    mapped_bytes=COUNT,
+    peak_bytes=COUNT,
+    times=NUMBER,
+    provenance=PROVENANCE,
+    on=TEXT,
+)
 BEFORE_AFTER = table(before=NUMBER, after=NUMBER)
 
 ROLES: Schema = {
@@ -146,6 +160,7 @@ OUTPUTS: Mapping[str, Schema] = {
         exit_counts=COUNTS,
         accuracy=FRACTION,
         energy_mj=ENERGY,
+        memory={"anyOf": [MEMORY, {"type": "null"}]},
     ),
     "demo": output(
         boards=rows(

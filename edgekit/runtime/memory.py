@@ -70,8 +70,8 @@ class Memory:
             raise WorldFailed(f"measuring memory: the child process gave no answer: {one_line(err)}") from err
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, with `times`."""
-        return {**asdict(self), "times": self.times}
+        """The figures, with `times` and how they came about."""
+        return {**asdict(self), "times": self.times, "provenance": "measured"}
 
 
 def measure_memory(path: Path, *, threads: int = 1, timeout_s: float = TIMEOUT_S) -> Memory:

@@ -26,6 +26,7 @@ def test_every_schema_is_one(name: str) -> None:
         ("run", ["run", "toy.edge", "x.npz"]),
         ("run", ["run", "toy.edge", "x.npz", "--budget", "50%"]),
         ("bench", ["bench", "toy.edge"]),
+        ("bench", ["bench", "toy.edge", "--memory"]),
         ("bench", ["bench", "toy.edge", "--data", "x.npz", "--deadline-ms", "5"]),
         ("profile list", ["profile", "list"]),
         ("profile show", ["profile", "show", "pynq-z2"]),
