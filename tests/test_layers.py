@@ -41,6 +41,7 @@ THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "runtime/backends": frozenset(_NUMBERS | {"ai_edge_litert", "pynq", "tflite_runtime"}),
     "runtime/quiet_ort": frozenset({"onnxruntime"}),
     "agent": frozenset(_NUMBERS | _TUF | {"paho", "urllib3"}),
+    "agent/api/server": frozenset({"h11", "uvicorn"}),
     "host": frozenset(_HOST),
     "host/train": frozenset(_HOST | {"torch"}),
     "repo": frozenset(_TUF),

@@ -70,6 +70,7 @@ def problems(config: Config) -> Iterator[Problem]:
             yield Problem(what, one_line(err), 0)
         except EdgekitError as err:
             yield Problem(what, one_line(err), err.exit_code)
+    yield from _api(config)
 
 
 def exit_code(found: list[Problem]) -> int:
@@ -141,6 +142,22 @@ def _trust(config: Config) -> None:
 
 def _source(config: Config) -> None:
     open_source(config.source)
+
+
+def _api(config: Config) -> Iterator[Problem]:
+    """What the local API would listen on, and whether it can; its address is tried, but not beside a running agent."""
+    if config.api is None:
+        return
+    try:
+        from edgekit.agent.api.listen import try_listen
+        from edgekit.agent.api.server import Api  # noqa: F401  (raises MissingExtra)
+
+        if not is_held(config.state_dir):
+            try_listen(config.api)
+    except EdgekitError as err:
+        yield Problem("api", one_line(err), err.exit_code)
+        return
+    yield Problem("api", f"listens on {config.api.address}, {config.api.openness}", 0)
 
 
 def _broker(config: Config) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -20,8 +23,10 @@ T = TypeVar("T")
 AUTO = "auto"
 PROTOCOLS = (AUTO, "5", "3.1.1")
 ACKS = ("server", "broker")
+_MAX_PORT = 65535
+_MAX_SOCKET_PATH = 100  # the system's limit is 107, and a socket is bound under a longer name first
 _SECTIONS = (
-    "device", "broker", "repository", "trust", "telemetry", "sensors", "policy", "limits", "source",
+    "device", "broker", "repository", "trust", "telemetry", "sensors", "policy", "limits", "source", "api",
 )  # fmt: skip
 
 
@@ -105,8 +110,40 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Api:
+    """The local API: `host` and `port`, or `path` of a Unix socket. timeout_s: what a slow client may take at most.
+
+    max_connections: more at once are refused. allow_remote: addresses beyond this machine may be listened on.
+    """
+
+    host: str | None = None
+    port: int = 0
+    path: Path | None = None
+    socket_mode: int = 0o660
+    timeout_s: float = 10.0
+    max_connections: int = 64
+    allow_remote: bool = False
+
+    @property
+    def address(self) -> str:
+        """As in `listen`."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in (self.host or "") else f"{self.host}:{self.port}"
+
+    @property
+    def openness(self) -> str:
+        """Who may come in."""
+        if self.path is not None:
+            return f"for whom the permissions {self.socket_mode:04o} let in"
+        if ip_address(self.host or "127.0.0.1").is_loopback:
+            return "for this machine only"
+        return "for everybody who can reach it: nobody is asked who he is"
+
+
+@dataclass(frozen=True)
 class Config:
-    """Everything in agent.toml.
+    """Everything in agent.toml. api: None where there is no such section.
 
     unknown: keys this version does not know, by dotted path; kept and ignored. secret_files: nobody else's to read.
     """
@@ -126,6 +163,7 @@ class Config:
     source: Source
     unknown: tuple[str, ...]
     secret_files: tuple[Path, ...]
+    api: Api | None = None
 
     @property
     def address(self) -> str:
@@ -172,6 +210,7 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
             for table, key in ((sections["broker"], "password_file"), (sections["repository"], "token_file"))
             if key in table.data
         ),
+        api=None if data.get("api") is None else _api(sections["api"], folder),
     )
     top.close()
     return replace(config, unknown=tuple(sorted(top.extra)))
@@ -318,3 +357,52 @@ def _source(table: Table, folder: Path) -> Source:
         loop=_get(table, "loop", checks.flag, False),
         rate_hz=_maybe(table, "rate_hz", _number(1e-6, 1e6)),
     )
+
+
+def _api(table: Table, folder: Path) -> Api:
+    listen = _get(table, "listen", checks.text, "127.0.0.1:8000")
+    where = f"{table.where}: {table.key('listen')}"
+    allow_remote = _get(table, "allow_remote", checks.flag, False)
+    api = Api(
+        socket_mode=int(_get(table, "socket_mode", _octal, "0660"), 8),
+        timeout_s=_get(table, "timeout_s", _number(0.1, 600), 10.0),
+        max_connections=_get(table, "max_connections", _whole(1, 1000), 64),
+        allow_remote=allow_remote,
+    )
+    if listen.startswith("unix:"):
+        return replace(api, path=_socket_path(folder, listen.removeprefix("unix:"), where))
+    host, port = _host_and_port(listen, where)
+    if not (allow_remote or ip_address(host).is_loopback):
+        raise checks.wrong(
+            where,
+            "an address of this machine only (api.allow_remote = true lifts that; nobody is asked who he is)",
+            listen,
+        )
+    return replace(api, host=host, port=port)
+
+
+def _octal(value: object, where: str) -> str:
+    text = checks.text(value, where)
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise checks.wrong(where, 'permissions such as "0660"', value)
+    return text
+
+
+def _socket_path(folder: Path, name: str, where: str) -> Path:
+    path = folder / name
+    if not name or len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise checks.wrong(where, f"unix:PATH with a path of at most {_MAX_SOCKET_PATH} bytes", str(path))
+    return path
+
+
+def _host_and_port(listen: str, where: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    host = {"localhost": "127.0.0.1"}.get(host, host.removeprefix("[").removesuffix("]"))
+    try:
+        ip_address(host)
+        number = int(port) if port.isascii() and port.isdigit() else 0
+    except ValueError:
+        number = 0
+    if not 1 <= number <= _MAX_PORT:
+        raise checks.wrong(where, "ADDRESS:PORT (an IP address, a port from 1 to 65535) or unix:PATH", listen)
+    return host, number

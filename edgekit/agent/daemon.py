@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.agent import clock
+from edgekit.agent.api import open_api
 from edgekit.agent.bench import time_candidates
 from edgekit.agent.child import ChildLimits
 from edgekit.agent.commands import Commands
@@ -137,6 +138,7 @@ class Agent:
         )
         self._measurer = self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s))
         self._commands.attach(self._state, self._worker, self._measurer, self._report_refusal)
+        self._api = _named(config, "api", lambda: open_api(config.api, self._runner, version))
         self._meter = EnergyMeter(sensor, time.monotonic)
         health = partial(read_health, sysroot, self._run_command)
         self._monitor = Monitor(self._meter, health, self._throttle, config.sensors.sample_s)
@@ -185,6 +187,8 @@ class Agent:
     def run(self) -> Summary:
         """Serve until `stop`; then flush and say goodbye."""
         self._runner.start()
+        if self._api is not None:
+            self._api.start()
         self._tell_what_was_repaired()
         self._worker.restore()
         self._measurer.restore()
@@ -218,9 +222,13 @@ class Agent:
     def _end(self) -> Summary:
         end = time.monotonic() + FLUSH_S
         self._source_stop.set()
+        if self._api is not None:
+            self._api.begin_stop()
         self._measurer.stop(_STOP_S)
         self._worker.stop(_STOP_S)
         self._monitor.stop()
+        if self._api is not None:
+            self._api.stop(_STOP_S)
         self._runner.drain(_STOP_S)
         self._runner.stop(_STOP_S)
         self._record(self._runner.collect())

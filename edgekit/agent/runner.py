@@ -1,7 +1,9 @@
-"""One thread owns the Session; everybody else hands it requests and orders through one bounded queue.
+"""One thread owns the Session; everybody else hands it requests and orders through bounded queues.
 
-A switch brings a session that is already open: requests wait in the queue for no longer than the one that is running.
-Labels are compared after the answer, for counting; no policy ever sees one. Opens no file and sends nothing.
+Sources wait for room and callers (the local API) are refused at once: each kind has a queue of its own, and while both
+wait they take turns. A switch brings a session that is already open: requests wait in their queue for no longer than
+the one that is running. Labels are compared after the answer, for counting; no policy ever sees one. Opens no file and
+sends nothing.
 """
 
 from __future__ import annotations
@@ -11,38 +13,70 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgekit.core.errors import BadInput, EdgekitError, one_line
 from edgekit.core.histogram import Histogram, bucket_of
 from edgekit.core.manifest import Manifest
+from edgekit.core.policy import PolicySpec
 from edgekit.runtime.backends import Array
-from edgekit.runtime.policy import Policy
+from edgekit.runtime.policy import Policy, StageCosts, make_policy
 from edgekit.runtime.session import Answer, Session
 
 log = logging.getLogger(__name__)
 CAPACITY = 32
+_OWN_POLICIES = 16  # controllers kept for requests that bring their policy
+_RECENT = 1 / 16  # weight of one request in the mean time of a request
 
 Sample = tuple[Mapping[str, Array], int | None]
 """The inputs, and the label where the source knows it."""
 
 
+class NothingServes(EdgekitError):
+    """No bundle is there to answer; the request was not kept."""
+
+    exit_code = 3
+
+
+class RequestDefect(BadInput):
+    """A request met a defect of ours, not one of its own."""
+
+
 @dataclass(frozen=True)
 class Request:
-    """read: gives the inputs when its turn has come, for the bundle that serves then. done: gets the answer."""
+    """read: gives the inputs when its turn has come, for the bundle that serves then. done: gets the answer.
+
+    policy: this request's own, instead of the board's. arrived_s: when it came, of the runner's clock, where the time
+    it waited counts. cancelled: whether nobody waits for the answer any more; then it is dropped and `done` not called.
+    begun: told the bundle and the policy that answer.
+    """
 
     read: Callable[[Manifest], Sample]
     done: Callable[[Answer | EdgekitError], None] | None = None
+    policy: PolicySpec | None = None
+    arrived_s: float | None = None
+    cancelled: Callable[[], bool] | None = None
+    begun: Callable[[Manifest, str], None] | None = None
+
+
+def unlimited(spec: PolicySpec) -> PolicySpec:
+    """A request's own policy on a board that sets it no limit."""
+    return spec
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What answers requests: an open session, its label, the controller, and the controller's name in records."""
+    """What answers requests: an open session, its label, the controller, and the controller's name in records.
+
+    costs: of its stages on this board, None where nobody measured them. limit: what becomes of a request's own policy.
+    """
 
     session: Session
     label: str
     policy: Policy
     policy_name: str
+    costs: StageCosts | None = None
+    limit: Callable[[PolicySpec], PolicySpec] = unlimited
 
 
 @dataclass
@@ -55,6 +89,7 @@ class Interval:
     ended_s: float = 0.0
     requests: int = 0
     errors: int = 0
+    cancelled: int = 0
     deadline_missed: int = 0
     labelled: int = 0
     correct: int = 0
@@ -82,7 +117,7 @@ class Interval:
 
 
 class Runner(threading.Thread):
-    """Answers requests in order. With nothing installed they wait in the queue, and a full queue makes sources wait."""
+    """Answers each kind of requests in order. With nothing installed a source's wait, and a caller's are refused."""
 
     def __init__(
         self,
@@ -90,16 +125,20 @@ class Runner(threading.Thread):
         capacity: int = CAPACITY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """on_closed: called when a switch or another policy has closed an interval."""
+        """on_closed: called when a switch or another policy has closed an interval. capacity: of each queue."""
         super().__init__(name="runner", daemon=True)
         self._on_closed = on_closed
-        self._capacity = capacity
-        self._clock = clock
+        self.capacity = capacity
+        self.clock = clock
         self._wake = threading.Condition()
-        self._requests: deque[Request] = deque()
+        self._requests: deque[Request] = deque()  # of sources
+        self._calls: deque[Request] = deque()
+        self._call_next = True
         self._orders: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._serving: Serving | None = None
+        self._own: dict[PolicySpec, tuple[Policy, str]] = {}
+        self._mean_s = 0.0
         self._counting = threading.Lock()
         self._closed: list[Interval] = []
         self._interval = Interval(None, None, clock())
@@ -114,19 +153,55 @@ class Runner(threading.Thread):
             return True
 
     def _has_room(self) -> bool:
-        return self._stopping or len(self._requests) < self._capacity
+        return self._stopping or len(self._requests) < self.capacity
+
+    def call(self, request: Request) -> bool:
+        """Queue a caller's request without waiting. False: no room, or the runner has stopped.
+
+        While nothing serves it is not kept: raises NothingServes, or `done` gets one where that begins later.
+        """
+        with self._wake:
+            if len(self._calls) >= self.capacity:
+                self._drop_cancelled()
+            if self._stopping or len(self._calls) >= self.capacity:
+                return False
+            if self._serving is None:
+                raise NothingServes("nothing is installed on this board yet")
+            self._calls.append(request)
+            self._wake.notify_all()
+            return True
+
+    def _drop_cancelled(self) -> None:
+        """Free the places of calls whose callers are gone."""
+        kept = [request for request in self._calls if request.cancelled is None or not request.cancelled()]
+        with self._counting:
+            self._interval.cancelled += len(self._calls) - len(kept)
+        self._calls = deque(kept)
+
+    @property
+    def serving(self) -> Serving | None:
+        """What answers at the moment; a switch may come at any time."""
+        return self._serving
+
+    @property
+    def wait_s(self) -> float:
+        """About how long a call that came now would wait: those before it, at the recent mean time of a request."""
+        return len(self._calls) * self._mean_s
 
     def swap(self, serving: Serving | None) -> None:
-        """Let the next request be answered by `serving` (None: by nothing, they wait). Returns when that is so."""
+        """Let the next request be answered by `serving` (None: by nothing, see Runner). Returns when that is so."""
         self._order(lambda: self._exchange(serving))
 
-    def set_policy(self, policy: Policy, name: str) -> None:
-        """Let the next request run under another controller."""
+    def set_policy(self, policy: Policy, name: str, costs: StageCosts | None = None) -> None:
+        """Let the next request run under another controller. costs: of the stages, where they are newly known."""
 
         def change() -> None:
             if self._serving is not None:
                 now = self._serving
-                self._exchange(Serving(now.session, now.label, policy, name))
+                if costs is not None and costs != now.costs:
+                    now = replace(now, costs=costs)
+                    self._own.clear()
+                self._exchange(replace(now, policy=policy, policy_name=name))
 
         self._order(change)
 
@@ -147,15 +222,20 @@ class Runner(threading.Thread):
         done.wait()
 
     def _exchange(self, serving: Serving | None) -> None:
-        before, self._serving = self._serving, serving
+        with self._wake:
+            before, self._serving = self._serving, serving
+            calls = [self._calls.popleft() for _ in range(len(self._calls))] if serving is None else []
+        for request in calls:
+            _tell(request, NothingServes("the bundle was taken out of service while the request waited"))
         with self._counting:
             self._close_interval()
         if before is not None and (serving is None or before.session is not serving.session):
+            self._own.clear()
             before.session.close()
         self._on_closed()
 
     def _close_interval(self) -> None:
-        now, serving = self._clock(), self._serving
+        now, serving = self.clock(), self._serving
         self._interval.ended_s = now
         self._closed.append(self._interval)
         if serving is None:
@@ -183,7 +263,9 @@ class Runner(threading.Thread):
     def drain(self, timeout_s: float) -> bool:
         """Wait until no request is queued; False when that takes longer, or nothing is there to answer."""
         with self._wake:
-            return self._wake.wait_for(lambda: not self._requests or self._serving is None, timeout_s)
+            return self._wake.wait_for(
+                lambda: not (self._requests or self._calls) or self._serving is None, timeout_s
+            )
 
     def stop(self, timeout_s: float) -> None:
         """End after the request that is running; what is queued is not answered."""
@@ -201,7 +283,7 @@ class Runner(threading.Thread):
                 if self._stopping:
                     break
                 order = self._orders.popleft() if self._orders else None
-                request = None if order else self._requests.popleft()
+                request = None if order else self._next()
                 self._wake.notify_all()
             if order is not None:
                 self._obey(order)
@@ -210,6 +292,12 @@ class Runner(threading.Thread):
         for order in self._orders:
             self._obey(order)
 
+    def _next(self) -> Request:
+        """A source's request and a call in turns, where both wait."""
+        queue = self._calls if self._calls and (self._call_next or not self._requests) else self._requests
+        self._call_next = queue is self._requests
+        return queue.popleft()
+
     def _obey(self, order: Callable[[], None]) -> None:
         try:
             order()
@@ -217,26 +305,61 @@ class Runner(threading.Thread):
             log.exception("a switch met a defect")
 
     def _has_work(self) -> bool:
-        return self._stopping or bool(self._orders) or bool(self._requests and self._serving)
+        waits = bool(self._requests or self._calls)
+        return self._stopping or bool(self._orders) or (waits and self._serving is not None)
 
     def _answer(self, request: Request, serving: Serving) -> None:
+        if request.cancelled is not None and request.cancelled():
+            with self._counting:
+                self._interval.cancelled += 1
+            return
         result: Answer | EdgekitError
         try:
-            inputs, label = request.read(serving.session.manifest)
-            begun = self._clock()
-            result = serving.session.run(inputs, serving.policy)
+            manifest = serving.session.manifest
+            inputs, label = request.read(manifest)
+            policy, name = serving.policy, serving.policy_name
+            if request.policy is not None:
+                policy, name = self._own_policy(request.policy, serving)
+            if request.begun is not None:
+                request.begun(manifest, name)
+            begun = self.clock()
+            waited_ms = 0.0 if request.arrived_s is None else (begun - request.arrived_s) * 1e3
+            result = serving.session.run(inputs, policy, waited_ms)
+            took_s = self.clock() - begun
             with self._counting:
                 self._interval.count(result, label)
-                self._interval.busy_s += self._clock() - begun
+                self._interval.busy_s += took_s
+            self._mean_s += (took_s - self._mean_s) * (_RECENT if self._mean_s else 1.0)
         except EdgekitError as err:
             result = err
             self._count_error(err)
         except Exception as err:
             log.exception("a request met a defect")
-            result = BadInput(f"request failed: {one_line(err)}")
+            result = RequestDefect(f"request failed: {one_line(err)}")
             self._count_error(result)
-        if request.done is not None:
-            request.done(result)
+        _tell(request, result)
+
+    def _own_policy(self, wanted: PolicySpec, serving: Serving) -> tuple[Policy, str]:
+        """The controller of requests that bring the policy `wanted`, and its name.
+
+        One for all that bring the same, so that a mean budget is held over them. Raises BadInput.
+        """
+        spec = serving.limit(wanted)
+        found = self._own.get(spec)
+        if found is None:
+            manifest, costs = serving.session.manifest, serving.costs
+            try:
+                found = make_policy(spec, manifest, costs), str(spec)
+            except BadInput:
+                if spec == wanted:
+                    raise
+                # As for the board's own policy: a limit that this bundle cannot keep does not stop it from answering.
+                found = make_policy(wanted, manifest, costs), str(wanted)
+            if spec.kind != "anytime":  # deadlines are drawn, and remember nothing
+                if len(self._own) >= _OWN_POLICIES:
+                    del self._own[next(iter(self._own))]
+                self._own[spec] = found
+        return found
 
     def _count_error(self, err: EdgekitError) -> None:
         with self._counting:
@@ -244,3 +367,12 @@ class Runner(threading.Thread):
             first = self._interval.errors == 1
         if first:
             log.warning("a request failed: %s", one_line(err))
+
+
+def _tell(request: Request, result: Answer | EdgekitError) -> None:
+    if request.done is None:
+        return
+    try:
+        request.done(result)
+    except Exception:
+        log.exception("who asked met a defect when the answer came")

@@ -104,7 +104,9 @@ class Server:
                 return
             spec, policy, why = self._policy(loaded)
             self.in_force = InForce(loaded.label, loaded.content_id, spec, why)
-            self._runner.swap(Serving(loaded.session, loaded.label, policy, str(spec)))
+            self._runner.swap(
+                Serving(loaded.session, loaded.label, policy, str(spec), loaded.costs, self._limited)
+            )
 
     def want(self, wanted: PolicySpec) -> None:
         """Another policy for the bundle that serves."""
@@ -154,13 +156,17 @@ class Server:
         spec, policy, why = self._policy(self._loaded)
         if (spec, why) != (self.in_force.policy, self.in_force.why):
             self.in_force = InForce(self._loaded.label, self._loaded.content_id, spec, why)
-            self._runner.set_policy(policy, str(spec))
+            self._runner.set_policy(policy, str(spec), self._loaded.costs)
+
+    def _limited(self, spec: PolicySpec) -> PolicySpec:
+        """What becomes of a policy, the board's or a request's own, while the board is throttled."""
+        return tightened(spec, self._factor) if self._throttled and self._factor < 1 else spec
 
     def _policy(self, loaded: Loaded) -> tuple[PolicySpec, Policy, str | None]:
         """The controller to run under; where this bundle or board cannot have the wanted one, the full network."""
-        spec, why = self._wanted, None
-        if self._throttled and self._factor < 1 and (cut := tightened(spec, self._factor)) != spec:
-            spec, why = cut, f"throttled: costs cut to {self._factor:g} of {self._wanted}"
+        spec, why = self._limited(self._wanted), None
+        if spec != self._wanted:
+            why = f"throttled: costs cut to {self._factor:g} of {self._wanted}"
         try:
             return spec, make_policy(spec, loaded.session.manifest, loaded.costs), why
         except BadInput as err:
