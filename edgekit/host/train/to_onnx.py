@@ -104,6 +104,7 @@ def _traced(module: nn.Module, example: Tensor, name: str, outputs: list[str]) -
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # tracing still works everywhere
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # the comparison says it better
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)  # convert folds anyway
         path = Path(folder) / "module.onnx"
         options: dict[str, Any] = {"input_names": [name], "output_names": outputs, "opset_version": OPSET}
         try:

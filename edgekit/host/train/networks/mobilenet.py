@@ -39,8 +39,8 @@ class Config:
     channels: int = 1
     classes: int = 10
     stem: tuple[int, int] = (16, 2)
-    blocks: tuple[Block, ...] = (Block(1, 16), Block(4, 24, 3), Block(4, 40, 3, 2), Block(4, 64, 2))
-    last: int = 128
+    blocks: tuple[Block, ...] = (Block(1, 16), Block(3, 24, 2), Block(3, 48, 4, 2), Block(3, 96, 2))
+    last: int = 192
     most: float | None = None
 
     def __post_init__(self) -> None:

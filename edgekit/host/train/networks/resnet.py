@@ -16,6 +16,9 @@ SHORTCUTS = ("identity", "projection")  # the paper's options A and B
 class Config:
     """6 blocks + 2 weight layers where there are three widths: blocks 3 is ResNet-20.
 
+    The defaults take about as many multiply-accumulates on 28x28 as the paper's widths would: half the resolution and
+    twice the channels, which trains in less time.
+
     widths: channels of each stage; every stage but the first halves the resolution. shortcut where the shape changes:
     identity (every second pixel, zeros for the new channels) or projection (a 1x1 convolution).
     """
@@ -23,8 +26,8 @@ class Config:
     channels: int = 1
     classes: int = 10
     blocks: int = 3
-    widths: tuple[int, ...] = (16, 32, 64)
-    stem_stride: int = 1
+    widths: tuple[int, ...] = (32, 64, 128)
+    stem_stride: int = 2
     shortcut: str = "projection"
 
     def __post_init__(self) -> None:
@@ -38,7 +41,7 @@ class Config:
             raise BadInput(f"resnet: identity shortcuts cannot narrow, got widths {self.widths}")
 
 
-RESNET20_CIFAR = Config(channels=3, shortcut="identity")  # 0.27 M parameters, 41 MMACs at 32x32
+RESNET20_CIFAR = Config(3, 10, 3, (16, 32, 64), 1, "identity")  # 0.27 M parameters, 41 MMACs at 32x32
 
 
 def _conv(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
