@@ -64,6 +64,23 @@ def test_confidence_takes_the_cheapest_point_within_the_allowed_loss(manifest: M
     assert loose.thresholds == (0.0, 0.0)
 
 
+def test_confidence_believes_a_point_no_more_than_its_samples_can_tell(manifest: Manifest) -> None:
+    def taken(*lows: float | None) -> tuple[float, ...]:
+        points = tuple(
+            replace(point, quality_low=low)
+            for point, low in zip(manifest.operating_points, lows, strict=True)
+        )
+        doubtful = replace(manifest, operating_points=points)
+        policy = make_policy(PolicySpec("confidence", max_drop=1.0), doubtful, None)
+        assert isinstance(policy, Thresholds)
+        return policy.thresholds
+
+    assert taken(0.89, 0.94, 0.985, 1.0) == (2.0, 2.0)
+    assert taken(0.89, 0.94, 0.99, 1.0) == (0.5, 0.5)
+    assert taken(None, None, None, None) == (0.5, 0.5)
+    assert taken(0.89, 0.94, 0.98, 0.97) == (2.0, 2.0)
+
+
 @pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0, math.inf])
 def test_a_threshold_of_0_is_always_reached_and_one_above_1_never(confidence: float) -> None:
     assert Thresholds((0.0, 0.0)).leave(0, confidence, 0.0)
