@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from edgekit.core.errors import BadInput
-from edgekit.host.train.networks import mobilenet, msdnet, resnet
+from edgekit.host.train.networks import iamnn, iamnn_plan, mobilenet, msdnet, msdnet_plan, resnet
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Kind:
 NETWORKS: Mapping[str, Kind] = {
     "resnet20": Kind(resnet.Config, resnet.ResNet),
     "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
-    "msdnet": Kind(msdnet.Config, msdnet.MSDNet),
+    "msdnet": Kind(msdnet_plan.Config, msdnet.MSDNet),
+    "iamnn": Kind(iamnn_plan.Config, iamnn.IamNN),
 }
 
 
