@@ -308,7 +308,7 @@ class Server:
 
     def _on_message(self, client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         _, device, kind = messages.parse_topic(message.topic)
-        if kind in messages.TO_BOARD:
+        if kind in (*messages.TO_BOARD, messages.INPUT):
             return
         payload = messages.decode(bytes(message.payload))
         self.heard.append((kind, payload))

@@ -18,6 +18,8 @@ from edgekit.core.target import parse_label
 ROOT = "edgekit/v1"
 TO_BOARD = ("desired", "job", "ack")
 FROM_BOARD = ("status", "info", "reported", "job/event", "telemetry", "event")
+INPUT, ANSWER = "input", "answer"  # opt-in: a board's source and sink; the server hears neither
+_KINDS = (*TO_BOARD, *FROM_BOARD, INPUT, ANSWER)
 ACTIONS = ("measure",)
 RETAINED = ("status", "info", "desired", "reported")
 COMPRESS_ABOVE = 1024
@@ -33,29 +35,33 @@ def topic(fleet: str, device: str, kind: str) -> str:
 def parse_topic(value: str) -> tuple[str, str, str]:
     """fleet, device, kind. Raises BadInput for a topic that is not ours."""
     parts = value.split("/", 4)
-    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in TO_BOARD + FROM_BOARD:
+    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in _KINDS:
         raise checks.wrong("topic", f"{ROOT}/FLEET/DEVICE/KIND", value)
     return name(parts[2], "topic: fleet"), name(parts[3], "topic: device"), parts[4]
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:
     """JSON with `"v":1`; zlib-compressed above 1 KiB."""
-    data = canonical_json({**payload, "v": 1})
+    return compressed(canonical_json({**payload, "v": 1}))
+
+
+def compressed(data: bytes) -> bytes:
+    """JSON text as it goes out: zlib-compressed above 1 KiB."""
     return zlib.compress(data, 6) if len(data) > COMPRESS_ABOVE else data
 
 
-def decode(data: bytes, where: str = "message") -> Mapping[str, Any]:
-    """The JSON object in a payload, compressed or not. Raises BadInput; memory is bounded by MAX_PAYLOAD."""
+def decode(data: bytes, where: str = "message", limit: int = MAX_PAYLOAD) -> Mapping[str, Any]:
+    """The JSON object in a payload, compressed or not. Raises BadInput; memory is bounded by `limit` (bytes)."""
     if data[:1] != b"{":
         unpacker = zlib.decompressobj()
         try:
-            data = unpacker.decompress(data, MAX_PAYLOAD)
+            data = unpacker.decompress(data, limit)
         except zlib.error as err:
             raise BadInput(f"{where} must be JSON or zlib-compressed JSON: {err}") from err
         if unpacker.unconsumed_tail or not unpacker.eof:
-            raise BadInput(f"{where} is cut short or larger than {MAX_PAYLOAD} bytes")
-    elif len(data) > MAX_PAYLOAD:
-        raise BadInput(f"{where} is larger than {MAX_PAYLOAD} bytes")
+            raise BadInput(f"{where} is cut short or larger than {limit} bytes")
+    elif len(data) > limit:
+        raise BadInput(f"{where} is larger than {limit} bytes")
     payload = table(checks.parse_json(data, where), where)
     if payload.get("v") != 1:
         raise checks.wrong(

@@ -39,6 +39,8 @@ class Record:
     throttled: bool | None = None
     under_voltage: bool | None = None
     memory_mb: float | None = None  # resident memory of the agent
+    inputs_dropped: int = 0  # before they were requests: replaced camera frames, refused messages
+    answers_lost: int = 0  # that a sink could not give
 
     def to_json(self) -> dict[str, Any]:
         """Every key present; unknown is null."""
@@ -66,6 +68,8 @@ class Record:
             "throttled": self.throttled,
             "under_voltage": self.under_voltage,
             "memory_mb": self.memory_mb,
+            "inputs_dropped": self.inputs_dropped,
+            "answers_lost": self.answers_lost,
         }
 
     @classmethod
@@ -114,4 +118,6 @@ class Record:
             throttled=optional(data.get("throttled"), f"{where}.throttled", flag),
             under_voltage=optional(data.get("under_voltage"), f"{where}.under_voltage", flag),
             memory_mb=optional(data.get("memory_mb"), f"{where}.memory_mb", number),
+            inputs_dropped=integer(data.get("inputs_dropped", 0), f"{where}.inputs_dropped"),
+            answers_lost=integer(data.get("answers_lost", 0), f"{where}.answers_lost"),
         )

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.core.files import write_atomic
-from edgekit.core.messages import FROM_BOARD, ROOT, TO_BOARD
+from edgekit.core.messages import ANSWER, FROM_BOARD, INPUT, ROOT, TO_BOARD
 
 _ITERATIONS = 101  # mosquitto_passwd's own; the passwords are 256 random bits, so stretching adds nothing
 _SALT_BYTES = 12
 _MAX_INFLIGHT = 1000  # what ingest takes at once; Mosquitto's default of 20 slows it
-_BOARD_WRITES = (*FROM_BOARD, "answer")
-_BOARD_READS = (*TO_BOARD, "input")
+_BOARD_WRITES = (*FROM_BOARD, ANSWER)
+_BOARD_READS = (*TO_BOARD, INPUT)
 
 
 def password_hash(password: str) -> str:
@@ -33,10 +33,14 @@ def write_passwd(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def write_acl(folder: Path, fleet: str, server: str) -> None:
-    """Replace `acl`: the server's topics by name, a board's by its own user name `fleet/device`. Raises WorldFailed."""
+    """Replace `acl`: the server's topics by name, a board's by its own user name `fleet/device`. Raises WorldFailed.
+
+    The server's account may also send inputs to boards and hear their answers, though the server itself does neither:
+    whoever operates the fleet can try a board with it.
+    """
     lines = [f"user {server}"]
-    lines += [f"topic read {ROOT}/{fleet}/+/{kind}" for kind in FROM_BOARD]
-    lines += [f"topic write {ROOT}/{fleet}/+/{kind}" for kind in TO_BOARD]
+    lines += [f"topic read {ROOT}/{fleet}/+/{kind}" for kind in _BOARD_WRITES]
+    lines += [f"topic write {ROOT}/{fleet}/+/{kind}" for kind in _BOARD_READS]
     lines.append("")
     lines += [f"pattern write {ROOT}/%u/{kind}" for kind in _BOARD_WRITES]
     lines += [f"pattern read {ROOT}/%u/{kind}" for kind in _BOARD_READS]

@@ -7,13 +7,14 @@ import gzip
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgekit.core.errors import BadInput, one_line
 from edgekit.core.manifest import Input
@@ -109,7 +110,7 @@ def load_data(path: Path, inputs: tuple[Input, ...], labels: tuple[str, ...] | N
     return data
 
 
-def _single(path: Path, inputs: tuple[Input, ...]) -> Input:
+def _single(path: Path | str, inputs: tuple[Input, ...]) -> Input:
     if len(inputs) != 1:
         names = ", ".join(entry.tensor.name for entry in inputs)
         raise BadInput(f"{path}: the model has several inputs ({names}): give an .npz with an array for each")
@@ -171,6 +172,29 @@ def _reader(array: Array, entry: Input, where: str) -> tuple[int, Callable[[int]
     if entry.preprocess is not None:
         wanted += " or uint8 images (N, height, width[, 3])"
     raise BadInput(f"{where} must be {wanted}, got {array.dtype} {array.shape}")
+
+
+def sample_of(arrays: Mapping[str, Array], inputs: tuple[Input, ...], where: str) -> dict[str, Array]:
+    """One sample given as arrays by input name (`x` does for the first): tensors or a uint8 image, as in an .npz.
+
+    Shapes are those of one sample: with or without a first axis of 1, the batch. Raises BadInput.
+    """
+    sample = {}
+    for position, entry in enumerate(inputs):
+        name = entry.tensor.name
+        array = arrays.get(name, arrays.get("x") if position == 0 else None)
+        if array is None:
+            raise BadInput(f"{where}: needs an array {name!r}, has {', '.join(sorted(arrays)) or 'none'}")
+        sample[name] = _reader(array[None], entry, f"{where}: {name}")[1](0)
+    return sample
+
+
+def image_sample(
+    image: Image.Image | NDArray[np.uint8], inputs: tuple[Input, ...], where: str
+) -> dict[str, Array]:
+    """An image for a model whose one input takes images, see `preprocess`. Raises BadInput."""
+    entry = _single(where, inputs)
+    return {entry.tensor.name: preprocess(image, entry)}
 
 
 def _labels(array: Array, count: int, where: str) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,23 @@ _RESAMPLERS = {
 }
 
 
-def open_image(path: Path) -> Image.Image:
-    """Decode an image file. Raises BadInput for anything that is not one; the caller says which file it was."""
+def open_image(
+    path: Path | BinaryIO, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """Decode an image file. Raises BadInput for anything that is not one; the caller says which file it was.
+
+    formats: the only ones tried, by Pillow's names. max_pixels: a larger image is refused before it is decoded.
+    """
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=formats)
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise BadInput(f"an image may have {max_pixels} pixels, got {image.width}x{image.height}")
         image.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-        raise BadInput(f"not an image that can be read: {one_line(err)}") from err
+        # Of a stream Pillow knows no name, and shows where it lies in memory.
+        unknown = isinstance(err, UnidentifiedImageError) and not isinstance(path, Path)
+        reason = "no " + " or ".join(formats or ("known format",)) if unknown else one_line(err)
+        raise BadInput(f"not an image that can be read: {reason}") from err
     return image
 
 

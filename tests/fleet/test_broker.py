@@ -108,6 +108,25 @@ def test_a_board_speaks_and_hears_on_its_own_topics_alone(broker: Broker) -> Non
         talker.close()
 
 
+def test_inputs_reach_their_board_alone_and_answers_come_back(broker: Broker) -> None:
+    base = "edgekit/v1/demo"
+    server = Talker(broker, SERVER, None, f"{base}/+/answer")
+    a = Talker(broker, "demo/a", None, f"{base}/a/input", f"{base}/b/input", f"{base}/b/answer")
+    b = Talker(broker, "demo/b", None, f"{base}/b/input")
+    a.say(f"{base}/b/input", "forged")
+    a.say(f"{base}/a/input", "forged")
+    a.say(f"{base}/b/answer", "forged")
+    server.say(f"{base}/b/input", "for b")
+    server.say(f"{base}/a/input", "for a")
+    b.say(f"{base}/b/answer", "of b")
+    a.say(f"{base}/a/answer", "of a")
+    until(lambda: len(server.heard) == 2 and a.heard and b.heard, "delivery")
+    assert server.heard == [(f"{base}/b/answer", b"of b"), (f"{base}/a/answer", b"of a")]
+    assert (a.heard, b.heard) == ([(f"{base}/a/input", b"for a")], [(f"{base}/b/input", b"for b")])
+    for talker in (server, a, b):
+        talker.close()
+
+
 def test_a_board_added_later_gets_in_after_a_reload(broker: Broker, tmp_path: Path) -> None:
     folder = tmp_path / "broker"
     write_passwd(folder, {name: password_hash(name) for name in (SERVER, "demo/late")})
