@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -149,6 +149,7 @@ def labelled(data: Data, image: Input, augment: Augment | None = None) -> Labell
     return Labelled(x, data.labels, image, augment)
 
 
+@runtime_checkable
 class HasLosses(Protocol):
     """A module with losses of its own (IamNN's ponder cost): scalars by name, added to the cross entropy."""
 
@@ -169,7 +170,7 @@ class _Pass:
         module, options = models[_STUDENT], self._options
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
             outputs = outputs_of(module(batch["x"]))
-        self._own = module.losses(outputs) if hasattr(module, "losses") else {}
+        self._own = module.losses(outputs) if isinstance(module, HasLosses) else {}
         weights = options.exit_weights or (1.0,) * len(outputs.logits)
         parts = [
             weight
@@ -246,7 +247,7 @@ def _check(module: nn.Module, samples: Labelled, options: Training) -> tuple[str
         raise BadInput(
             f"supervised: the network tells {fewest} classes apart, the samples have {samples.classes}"
         )
-    return tuple(trial.losses(outputs)) if hasattr(trial, "losses") else ()
+    return tuple(trial.losses(outputs)) if isinstance(trial, HasLosses) else ()
 
 
 def _optimizer(module: nn.Module, options: Training) -> torch.optim.Optimizer:
