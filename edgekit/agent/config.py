@@ -101,12 +101,37 @@ class Limits:
 
 @dataclass(frozen=True)
 class Source:
-    """Where requests come from. rate_hz None: as fast as they are answered."""
+    """Where inputs come from. rate_hz None: as fast as they are answered. device: of a camera.
+
+    watch: files as they appear; delete, move_to: what becomes of one that is done. max_waiting: of messages.
+    """
 
     kind: str
-    path: Path | None
-    loop: bool
-    rate_hz: float | None
+    path: Path | None = None
+    loop: bool = False
+    rate_hz: float | None = None
+    watch: bool = False
+    delete: bool = False
+    move_to: Path | None = None
+    device: int | str | None = None
+    exit_at_end: bool = False
+    max_input_bytes: int = 4 * 2**20
+    max_waiting: int = 16
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where the source's answers go.
+
+    outputs: with the network's raw outputs. max_bytes, keep: of a file, and how many old ones stay. qos: of MQTT.
+    """
+
+    kind: str
+    outputs: bool = False
+    path: Path | None = None
+    max_bytes: int = 16 * 2**20
+    keep: int = 5
+    qos: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +186,7 @@ class Config:
     policy: PolicySpec
     limits: Limits
     source: Source
+    sinks: tuple[Sink, ...]
     unknown: tuple[str, ...]
     secret_files: tuple[Path, ...]
     api: Api | None = None
@@ -204,6 +230,7 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
         policy=_policy(sections["policy"], path),
         limits=_limits(sections["limits"]),
         source=_source(sections["source"], folder),
+        sinks=_sinks(top, folder),
         unknown=(),
         secret_files=tuple(
             folder / str(table.data[key])
@@ -351,11 +378,59 @@ def _limits(table: Table) -> Limits:
 def _source(table: Table, folder: Path) -> Source:
     kind = _get(table, "kind", checks.text, "none")
     path = _maybe(table, "path", checks.text)
+    done = _get(table, "done", _done, ("keep", ""))
     return Source(
         kind=kind,
         path=None if path is None else folder / path,
         loop=_get(table, "loop", checks.flag, False),
         rate_hz=_maybe(table, "rate_hz", _number(1e-6, 1e6)),
+        watch=_get(table, "watch", checks.flag, False),
+        delete=done[0] == "delete",
+        move_to=folder / done[1] if done[1] else None,
+        device=_device(_maybe(table, "device", _number_or_text), folder),
+        exit_at_end=_get(table, "exit_at_end", checks.flag, False),
+        max_input_bytes=_get(table, "max_input_bytes", _whole(1024, 2**30), Source.max_input_bytes),
+        max_waiting=_get(table, "max_waiting", _whole(1, 10_000), Source.max_waiting),
+    )
+
+
+def _done(value: object, where: str) -> tuple[str, str]:
+    """`keep`, `delete` or `move:FOLDER`: the word, and the folder."""
+    word, _, target = checks.text(value, where).partition(":")
+    if (word, bool(target)) not in (("keep", False), ("delete", False), ("move", True)):
+        raise checks.wrong(where, "keep, delete or move:FOLDER", value)
+    return word, target
+
+
+def _number_or_text(value: object, where: str) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return checks.integer(value, where, 0, 1000)
+    return checks.text(value, where)
+
+
+def _device(device: int | str | None, folder: Path) -> int | str | None:
+    """A camera's path is relative to the config like all others; an address is none."""
+    return str(folder / device) if isinstance(device, str) and "://" not in device else device
+
+
+def _sinks(top: Table, folder: Path) -> tuple[Sink, ...]:
+    """One `[sink]`, or several `[[sink]]`."""
+    value = top.take("sink")
+    if value is None or value == []:
+        return ()
+    found = (top.table("sink"),) if isinstance(value, Mapping) else top.tables("sink")
+    return tuple(_sink(table, folder) for table in found)
+
+
+def _sink(table: Table, folder: Path) -> Sink:
+    path = _maybe(table, "path", checks.text)
+    return Sink(
+        kind=_get(table, "kind", checks.text),
+        outputs=_get(table, "outputs", checks.flag, False),
+        path=None if path is None else folder / path,
+        max_bytes=round(_get(table, "max_mb", _number(0.001, 1e6), Sink.max_bytes / 2**20) * 2**20),
+        keep=_get(table, "keep", _whole(0, 1000), Sink.keep),
+        qos=_get(table, "qos", _whole(0, 1), Sink.qos),
     )
 
 

@@ -19,16 +19,19 @@ from edgekit.agent.bench import time_candidates
 from edgekit.agent.child import ChildLimits
 from edgekit.agent.commands import Commands
 from edgekit.agent.config import Config
+from edgekit.agent.feed import Feed
 from edgekit.agent.install import Worker
 from edgekit.agent.lock import hold
 from edgekit.agent.measurer import Machine, Measurer
 from edgekit.agent.monitor import Monitor
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
 from edgekit.agent.remote import Repository
-from edgekit.agent.runner import Interval, Request, Runner
+from edgekit.agent.runner import Interval, Runner
 from edgekit.agent.serving import Server
+from edgekit.agent.sinks import Sinks
 from edgekit.agent.slots import Slots
-from edgekit.agent.sources import Source, open_source
+from edgekit.agent.sources import open_source
+from edgekit.agent.sources.mqtt import MqttSource
 from edgekit.agent.state import Job, State, StateFile
 from edgekit.agent.trial import try_out
 from edgekit.agent.uplink import Uplink
@@ -78,7 +81,10 @@ class Agent:
         """Open everything that can fail for the config's sake: raises BadInput, or WorldFailed for the state folder."""
         self._config = config
         self._version = version
-        self._source = _named(config, "source", lambda: open_source(config.source))
+        source = _named(config, "source", lambda: open_source(config.source))
+        self._sinks = _named(
+            config, "sink", lambda: Sinks(config.sinks, lambda: self._uplink, self._time, self._tell)
+        )
         sysroot = config.sensors.sysroot
         self._run_command = command.runner(sysroot)
         sensor, own_sensor = (
@@ -93,7 +99,7 @@ class Agent:
         self._lock = hold(config.state_dir)
         self.boot_id = secrets.token_hex(8)
         self._started_s = time.monotonic()
-        self._wake, self._stopped, self._source_stop = (threading.Event() for _ in range(3))
+        self._wake, self._stopped = threading.Event(), threading.Event()
         self._requests = 0
         self._machine = machine_name()
         self._runtimes = {name: found for name in _PACKAGES if (found := installed_version(name)) is not None}
@@ -150,10 +156,9 @@ class Agent:
             resend_s=config.telemetry.resend_s,
             current={"info": lambda: self._info().to_json(), "reported": lambda: self._reported().to_json()},
             on_message=self._commands.receive,
+            inputs=source if isinstance(source, MqttSource) else None,
         )
-        self._source_thread = threading.Thread(
-            target=self._feed, args=(self._source,), name="source", daemon=True
-        )
+        self._feed = Feed(source, self._sinks, self._runner, ended=self._source_ended, tell=self._tell)
 
     def _make_measurer(self, child: ChildLimits) -> Measurer:
         config, simulated = self._config, self._config.sensors.simulated
@@ -196,7 +201,8 @@ class Agent:
         self._worker.start()
         self._measurer.start()
         self._monitor.start()
-        self._source_thread.start()
+        self._sinks.start()
+        self._feed.start()
         bundle = self._server.in_force.label or "nothing yet"
         log.info("%s is ready: serves %s (boot %s)", self._config.address, bundle, self.boot_id)
         self._tick()
@@ -221,7 +227,7 @@ class Agent:
 
     def _end(self) -> Summary:
         end = time.monotonic() + FLUSH_S
-        self._source_stop.set()
+        self._feed.stop()
         if self._api is not None:
             self._api.begin_stop()
         self._measurer.stop(_STOP_S)
@@ -231,6 +237,8 @@ class Agent:
             self._api.stop(_STOP_S)
         self._runner.drain(_STOP_S)
         self._runner.stop(_STOP_S)
+        self._sinks.finish(_STOP_S)
+        self._feed.join(_STOP_S)
         self._record(self._runner.collect())
         sent = self._uplink.finish(max(0.1, end - time.monotonic() - 0.5))
         counts = self._outbox.counts(RECORD)
@@ -256,20 +264,11 @@ class Agent:
         """The interval in force."""
         return self._state.current.interval_s or self._config.telemetry.interval_s
 
-    def _feed(self, source: Source) -> None:
-        def submit(request: Request) -> bool:
-            while not self._source_stop.is_set():
-                if self._runner.submit(request, 0.2):
-                    return True
-            return False
-
-        try:
-            handed = source.run(submit, self._source_stop)
-        except Exception:
-            log.exception("source met a defect and is over")
-            return
-        if not self._source_stop.is_set():
-            self._tell("source-ended", {"requests": handed})
+    def _source_ended(self, inputs: int) -> None:
+        self._tell("source-ended", {"requests": inputs})
+        if self._config.source.exit_at_end:
+            log.info("the source has no more, and source.exit_at_end is set")
+            self.stop()
 
     # --- what threads call ---------------------------------------------------------------------------------------
 
@@ -388,9 +387,13 @@ class Agent:
         energy, why = window.energy_mj, window.why
         if len(kept) > 1:
             energy, why = None, "a switch fell into the sensor's window"
+        dropped, lost = self._feed.take_counts()
         for interval in kept:
             self._requests += interval.requests
-            self._outbox.put(self._as_record(interval, self._energy(energy), why))
+            record = self._as_record(interval, self._energy(energy), why)
+            if interval is kept[-1]:  # what was counted beside the runner goes with the latest
+                record = replace(record, inputs_dropped=dropped, answers_lost=lost)
+            self._outbox.put(record)
 
     def _energy(self, energy_mj: float | None) -> Figure:
         if energy_mj is None:

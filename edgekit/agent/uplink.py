@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,10 +21,14 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgekit.agent.config import Broker
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Item, Outbox
+from edgekit.agent.sources.envelope import is_id
+from edgekit.agent.sources.mqtt import Message, MqttSource
 from edgekit.core import messages
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
 from edgekit.core.messages import Ack, Status
@@ -39,6 +44,8 @@ _AGAIN_S = 1.0  # an acknowledgement that gets no further this long after the se
 _TICK_S = 1.0
 _GOODBYE_S = 0.3
 _UNSUPPORTED_PROTOCOL = 132
+_PACKET_HEADER = 2**16  # topic and properties, at most
+POSTS, POST_BYTES = 256, 4 * 2**20  # answers that wait here or are on their way to the broker
 PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 _TOPIC_OF = {JOB: "job/event", EVENT: "event"}
 
@@ -85,6 +92,9 @@ class _Link:
     told: dict[str, Payload] = field(default_factory=dict)
     waiting: dict[int, _Sent] = field(default_factory=dict)
     goodbye: int | None = None  # mid of the offline status
+    posted: dict[int, tuple[bytes, int]] = field(
+        default_factory=dict
+    )  # answers, and their QoS, by message number
 
 
 class Uplink(threading.Thread):
@@ -100,10 +110,14 @@ class Uplink(threading.Thread):
         resend_s: float,
         current: Mapping[str, Callable[[], Payload]],
         on_message: Callable[[str, Payload], None],
+        inputs: MqttSource | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """current: kind of a retained topic -> its payload now. on_message: gets decoded commands, with their kind."""
+        """current: kind of a retained topic -> its payload now. on_message: gets decoded commands, with their kind.
+
+        inputs: gets what comes on the topic `input`, which is asked for only then.
+        """
         super().__init__(name="uplink", daemon=True)
         self._broker = broker
         self._address = address
@@ -112,6 +126,10 @@ class Uplink(threading.Thread):
         self._resend_s = resend_s
         self._current = current
         self._on_message = on_message
+        self._inputs = inputs
+        self._posts: deque[tuple[bytes, int]] = deque()
+        self._posted = self._posted_bytes = 0  # of those that wait and those on their way
+        self._answered: deque[tuple[_Link, int]] = deque()  # inputs to acknowledge
         self._clock = clock
         self._jitter = jitter
         self._wake_r, self._wake_w = socket.socketpair()
@@ -139,6 +157,18 @@ class Uplink(threading.Thread):
         with self._lock:
             self._stale.update(kinds)
         self._poke()
+
+    def post(self, data: bytes, qos: int) -> bool:
+        """Send a message on the topic `answer` soon; False: not connected, or too many are on their way."""
+        with self._lock:
+            full = self._posted >= POSTS or self._posted_bytes >= POST_BYTES
+            if full or not self.connected.is_set():
+                return False
+            self._posts.append((data, qos))
+            self._posted += 1
+            self._posted_bytes += len(data)
+        self._poke()
+        return True
 
     def finish(self, timeout_s: float) -> bool:
         """Send what is left and wait for its acknowledgement, say goodbye, end. False: not all of it was confirmed."""
@@ -168,6 +198,8 @@ class Uplink(threading.Thread):
             except Exception:
                 log.exception("uplink met a defect and connects anew")
             self.connected.clear()
+            if link is not None:
+                self._take_back(link)
             if self._finish_by is not None and (link is None or link.goodbye is not None):
                 break
             self._pause(delay * (0.5 + self._jitter() / 2))
@@ -205,7 +237,7 @@ class Uplink(threading.Thread):
 
     def _connect(self) -> _Link | None:
         try:
-            client = new_client(self._broker, self._address, self._protocol)
+            client = new_client(self._broker, self._address, self._protocol, own_ack=self._inputs is not None)
         except WorldFailed as err:
             self._say(one_line(err))
             return None
@@ -216,7 +248,7 @@ class Uplink(threading.Thread):
         client.on_message = lambda _client, _data, message: self._received(link, message)
         client.on_publish = lambda *given: self._published(link, given[2], given[3])
         try:
-            connect(client, self._broker)
+            connect(client, self._broker, 0 if self._inputs is None else 2 * self._inputs.max_input_bytes)
         except WorldFailed as err:
             self._say(one_line(err))
             return None
@@ -231,7 +263,8 @@ class Uplink(threading.Thread):
         link.up = True
         self._say(None)
         log.info("connected to broker %s:%d", self._broker.host, self._broker.port)
-        link.client.subscribe([(self._topic(kind), 1) for kind in messages.TO_BOARD])
+        kinds = messages.TO_BOARD if self._inputs is None else (*messages.TO_BOARD, messages.INPUT)
+        link.client.subscribe([(self._topic(kind), 1) for kind in kinds])
         self._publish(link, "status", Status(online=True, boot_id=self._outbox.boot_id).to_json())
         with self._lock:
             self._stale.update(self._current)
@@ -273,7 +306,7 @@ class Uplink(threading.Thread):
         if not link.up:
             return self._out_of_time()
         if link.goodbye is None:
-            if self._outbox.boots() and not self._out_of_time():
+            if (self._outbox.boots() or self._posted or self._answered) and not self._out_of_time():
                 return False
             link.goodbye = self._publish(
                 link, "status", Status(online=False, boot_id=self._outbox.boot_id).to_json()
@@ -293,6 +326,7 @@ class Uplink(threading.Thread):
     # --- out -----------------------------------------------------------------------------------------------------
 
     def _send_what_changed(self, link: _Link) -> None:
+        self._send_posts(link)
         with self._lock:
             stale, self._stale = self._stale, set()
             fresh, self._fresh_items = self._fresh_items, False
@@ -309,6 +343,32 @@ class Uplink(threading.Thread):
         if fresh:
             for boot_id in self._outbox.boots():
                 self._send_boot(link, boot_id)
+
+    def _send_posts(self, link: _Link) -> None:
+        """Answers out, and the acknowledgements of inputs that were answered."""
+        while self._answered:
+            of, mid = self._answered.popleft()
+            if of is link:  # the broker forgot the others with their connection
+                link.client.ack(mid, 1)
+        while self._posts:
+            with self._lock:
+                data, qos = self._posts.popleft()
+            mid = link.client.publish(self._topic(messages.ANSWER), data, qos=qos).mid
+            if qos == 0:
+                self._let_post_go(data)
+            else:
+                link.posted[mid] = (data, qos)
+
+    def _let_post_go(self, data: bytes) -> None:
+        with self._lock:
+            self._posted -= 1
+            self._posted_bytes -= len(data)
+
+    def _take_back(self, link: _Link) -> None:
+        """A connection broke: what the broker did not confirm goes again over the next one."""
+        with self._lock:
+            self._posts.extendleft(reversed(link.posted.values()))
+        link.posted.clear()
 
     def _begin_again(self, link: _Link, boot_id: str, boot: _Boot) -> bool:
         """Send a boot once more, nothing of which was acknowledged for long. False: the broker is silent too."""
@@ -367,6 +427,9 @@ class Uplink(threading.Thread):
 
     def _published(self, link: _Link, mid: int, code: ReasonCode) -> None:
         """The broker has it; that releases something only where the config says so."""
+        post = link.posted.pop(mid, None)
+        if post is not None:
+            self._let_post_go(post[0])
         sent = link.waiting.pop(mid, None)
         if code.is_failure:
             log.warning("the broker refuses a message: %s", code)
@@ -386,17 +449,39 @@ class Uplink(threading.Thread):
     def _received(self, link: _Link, message: mqtt.MQTTMessage) -> None:
         try:
             kind = messages.parse_topic(message.topic)[2]
-            payload = messages.decode(bytes(message.payload), kind) if message.payload else None
-            if payload is None:
+            if kind == messages.INPUT:
+                self._receive_input(link, message)
                 return
-            if kind == "ack":
-                self._acknowledged(link, Ack.parse(payload))
-            else:
-                self._on_message(kind, payload)
+            if message.payload:
+                self._obey(link, kind, messages.decode(bytes(message.payload), kind))
         except EdgekitError as err:
             log.warning("message ignored: %s", one_line(err))
         except Exception:
             log.exception("a message met a defect")
+        if self._inputs is not None:
+            link.client.ack(message.mid, message.qos)
+
+    def _obey(self, link: _Link, kind: str, payload: Payload) -> None:
+        if kind == "ack":
+            self._acknowledged(link, Ack.parse(payload))
+        else:
+            self._on_message(kind, payload)
+
+    def _receive_input(self, link: _Link, message: mqtt.MQTTMessage) -> None:
+        """Hand an input over; it is acknowledged when it was answered or refused, not before."""
+        qos, mid = message.qos, message.mid
+
+        def acknowledge() -> None:
+            if qos:
+                self._answered.append((link, mid))
+                self._poke()
+
+        if self._inputs is None or message.retain:  # a retained one would be answered at every connection
+            acknowledge()
+            return
+        self._inputs.receive(
+            Message(bytes(message.payload), _name_of(message), acknowledge, time.monotonic())
+        )
 
     def _acknowledged(self, link: _Link, ack: Ack) -> None:
         """Let go of what the server has, but of nothing that was not sent over this connection."""
@@ -419,12 +504,25 @@ class Uplink(threading.Thread):
             self._send_records(link, boot, ack.boot_id, floor, ())
 
 
-def new_client(broker: Broker, client_id: str, protocol: MQTTProtocolVersion) -> mqtt.Client:
+def _name_of(message: mqtt.MQTTMessage) -> str | None:
+    """The id that a message's MQTT 5 properties give its input."""
+    properties = message.properties
+    named = [value for key, value in getattr(properties, "UserProperty", []) if key == "id"]
+    with suppress(UnicodeDecodeError):
+        named.append(bytes(getattr(properties, "CorrelationData", b"")).decode())
+    return next((name for name in named if is_id(name)), None)
+
+
+def new_client(
+    broker: Broker, client_id: str, protocol: MQTTProtocolVersion, *, own_ack: bool = False
+) -> mqtt.Client:
     """A client with the board's credentials and TLS settings; it reconnects to nothing by itself.
 
-    Raises WorldFailed where the certificates cannot be read.
+    own_ack: messages are acknowledged by `ack`, not on their own. Raises WorldFailed where the certificates cannot be
+    read.
     """
     options: dict[str, Any] = {} if protocol == MQTTProtocolVersion.MQTTv5 else {"clean_session": True}
+    options["manual_ack"] = own_ack
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2, client_id, protocol=protocol, reconnect_on_failure=False, **options
     )
@@ -441,10 +539,17 @@ def new_client(broker: Broker, client_id: str, protocol: MQTTProtocolVersion) ->
     return client
 
 
-def connect(client: mqtt.Client, broker: Broker) -> None:
-    """Open the connection; the answer comes later. Raises WorldFailed."""
+def connect(client: mqtt.Client, broker: Broker, max_packet: int = 0) -> None:
+    """Open the connection; the answer comes later. Raises WorldFailed.
+
+    max_packet: an MQTT 5 broker is asked to send nothing larger (bytes), but commands always fit. 0: no limit.
+    """
+    properties = None
+    if max_packet and client.protocol == MQTTProtocolVersion.MQTTv5:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = max(max_packet, messages.MAX_PAYLOAD) + _PACKET_HEADER
     try:
-        client.connect(broker.host, broker.port, broker.keepalive_s)
+        client.connect(broker.host, broker.port, broker.keepalive_s, properties=properties)
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or one_line(err)
         raise WorldFailed(f"broker {broker.host}:{broker.port} cannot be reached: {reason}") from err

@@ -121,6 +121,6 @@ def test_an_empty_secret_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, source={"kind": '"camera"'}))
-    with pytest.raises(BadInput, match="unknown source 'camera'; known: folder, none"):
+    config = load_config(write(tmp_path, source={"kind": '"radio"'}))
+    with pytest.raises(BadInput, match="unknown source 'radio'; known: camera, folder, mqtt, none, stdin"):
         open_source(config.source)

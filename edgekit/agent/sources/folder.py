@@ -1,44 +1,25 @@
-"""Where requests come from: a table of kinds. A source hands requests over and counts nothing."""
+"""Every sample of a folder of images (or another data file), in order, once or over and over."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from edgekit.agent import config
-from edgekit.agent.runner import Request, Sample
-from edgekit.core import registry
-from edgekit.core.errors import BadInput, EdgekitError, one_line
+from edgekit.agent.runner import Sample
+from edgekit.agent.sources.base import Input, Taker
+from edgekit.core.errors import EdgekitError, one_line
 from edgekit.core.manifest import Manifest
 from edgekit.runtime.data import Data, load_data
 
 log = logging.getLogger(__name__)
 _RETRY_S = 5.0
-Submit = Callable[[Request], bool]
-"""Takes a request, waiting for room; False: the agent is stopping."""
-
-
-class Source(Protocol):
-    """Brings requests until it has no more or `stopped` is set."""
-
-    def run(self, submit: Submit, stopped: threading.Event) -> int:
-        """Returns how many requests were handed over."""
-
-
-class NoSource:
-    """A board whose requests come another way."""
-
-    def run(self, submit: Submit, stopped: threading.Event) -> int:
-        stopped.wait()
-        return 0
 
 
 class FolderSource:
-    """Every sample of a folder of images (or another data file), in order, once or over and over.
+    """The samples of `path`; an input's id is its file's path below it.
 
     What the samples must look like is the serving bundle's to say: they are read when their turn has come, and the
     data is opened anew when a bundle with other inputs or classes serves.
@@ -52,11 +33,11 @@ class FolderSource:
         self._first = threading.Event()
         self._count: int | None = None
 
-    def run(self, submit: Submit, stopped: threading.Event) -> int:
+    def run(self, take: Taker, stopped: threading.Event) -> int:
         handed = index = 0
         due = time.monotonic()
         while not stopped.is_set():
-            if not submit(Request(self._reader(index))):
+            if not take(Input(self._namer(index), self._reader(index))):
                 break
             handed += 1
             count = self._wait_for_count(stopped)
@@ -81,6 +62,15 @@ class FolderSource:
                 break
         return self._count
 
+    def _namer(self, index: int) -> Callable[[], str]:
+        def name() -> str:
+            opened = self._opened
+            return (
+                f"{self._path.name}[{index}]" if opened is None else opened[1].name(index % opened[1].count)
+            )
+
+        return name
+
     def _reader(self, index: int) -> Callable[[Manifest], Sample]:
         def read(manifest: Manifest) -> Sample:
             data = self._data(manifest)
@@ -103,22 +93,3 @@ class FolderSource:
             finally:
                 self._first.set()
         return self._opened[1]
-
-
-def _folder(source: config.Source) -> Source:
-    if source.path is None:
-        raise BadInput("source folder needs a path")
-    if not source.path.exists():
-        raise BadInput(f"source folder: path must be a folder of images, {source.path} is not there")
-    return FolderSource(source.path, loop=source.loop, rate_hz=source.rate_hz)
-
-
-SOURCES: Mapping[str, Callable[[config.Source], Source]] = {
-    "none": lambda source: NoSource(),
-    "folder": _folder,
-}
-
-
-def open_source(source: config.Source) -> Source:
-    """The source that the config names. Raises BadInput; an unknown kind lists the known ones."""
-    return registry.pick("source", SOURCES, source.kind)(source)

@@ -10,9 +10,9 @@ import pytest
 from bundles import write_null_bundle
 from PIL import Image
 
-from edgekit.agent import sources
 from edgekit.agent.config import Source
 from edgekit.agent.runner import Request
+from edgekit.agent.sources import folder as folder_source
 from edgekit.agent.sources import open_source
 from edgekit.core.errors import BadInput, EdgekitError
 from edgekit.core.manifest import Manifest
@@ -78,7 +78,7 @@ def test_a_rate_is_kept(folder: Path, manifest: Manifest, monkeypatch: pytest.Mo
             now[0] += timeout or 0.0
             return self.is_set()
 
-    monkeypatch.setattr(sources.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(folder_source.time, "monotonic", lambda: now[0])
     source = open_source(Source("folder", folder, loop=False, rate_hz=10.0))
 
     def submit(request: Request) -> bool:
@@ -93,7 +93,7 @@ def test_a_rate_is_kept(folder: Path, manifest: Manifest, monkeypatch: pytest.Mo
 def test_data_that_does_not_fit_the_bundle_is_tried_again_until_it_does(
     folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_RETRY_S", 0.0)
+    monkeypatch.setattr(folder_source, "_RETRY_S", 0.0)
     later = folder.rename(folder.with_name("later"))
     folder.mkdir()
     calls: list[int] = []
