@@ -18,12 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 from agents import until
+from apis import FULL, IMAGE, Running, UnixConnection, ask, make_serving, question, running
 from bundles import SHAPE, write_null_bundle
 from PIL import Image
-
-pytest.importorskip("uvicorn")
-
-from apis import FULL, IMAGE, Running, UnixConnection, ask, make_serving, question, running
 
 from edgekit.agent.api.listen import listen
 from edgekit.agent.config import Api as Settings
