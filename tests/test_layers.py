@@ -42,6 +42,7 @@ THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "runtime/quiet_ort": frozenset({"onnxruntime"}),
     "agent": frozenset(_NUMBERS | _TUF | {"paho", "urllib3"}),
     "agent/api/server": frozenset({"h11", "uvicorn"}),
+    "agent/sources/camera": frozenset(_NUMBERS | {"cv2"}),
     "host": frozenset(_HOST),
     "host/train": frozenset(_HOST | {"torch"}),
     "repo": frozenset(_TUF),
