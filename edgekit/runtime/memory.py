@@ -117,6 +117,7 @@ def _child(arguments: Sequence[str]) -> int:
 
 def _measured(path: Path, threads: int) -> Memory:
     from edgekit.core.bundle import open_bundle
+    from edgekit.runtime import heap
     from edgekit.runtime.measure import golden_data
     from edgekit.runtime.session import open_session
 
@@ -127,14 +128,15 @@ def _measured(path: Path, threads: int) -> Memory:
     samples = [data.inputs(row % data.count) for row in range(_RUNS)]
     for backend in {part.backend for part in parts.values()}:
         _warm_up(backend)
-    base = _resident()
+    heap.give_back()  # else what importing left behind would be filled first, and not be seen
+    base = resident()
     _peak_anew()
     session = open_session(manifest, bundle.read, threads=threads)
     peak = _peak()
-    opened = _resident()
+    opened = resident()
     for sample in samples:
         session.run_all(sample)
-    ran = _resident()
+    ran = resident()
     stored, computed = _weights(parts, bundle.read)
     sizes = {member.name: member.size for member in manifest.files}
     return Memory(
@@ -178,16 +180,18 @@ def _buffers(manifest: Manifest) -> int:
 
 
 @dataclass(frozen=True)
-class _Resident:
+class Resident:
+    """Bytes in memory. private: of this process alone, not to be taken back. mapped: of files."""
+
     private: int
     mapped: int
 
 
-def _resident() -> _Resident:
+def resident() -> Resident:
     """What this process holds now, in bytes."""
     gc.collect()
     rows = _kilobytes(Path("/proc/self/smaps_rollup"), ("Rss", "Anonymous"))
-    return _Resident(rows["Anonymous"] * 1024, (rows["Rss"] - rows["Anonymous"]) * 1024)
+    return Resident(rows["Anonymous"] * 1024, (rows["Rss"] - rows["Anonymous"]) * 1024)
 
 
 def _peak() -> int:
