@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from edgekit.core.errors import BadInput
-from edgekit.core.policy import KINDS
+from edgekit.core.policy import DEFAULT_MAX_DROP, KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,18 +18,23 @@ bundle_argument = click.argument("bundle", type=click.Path(path_type=Path, dir_o
 
 
 def policy_options(function: F) -> F:
-    """--policy, --budget, --deadline-ms."""
+    """--policy, --budget, --deadline-ms, --max-drop."""
     options = (
         click.option(
             "--policy",
             type=click.Choice(KINDS),
-            help="How to choose the exit. A budget or deadline alone names its policy.",
+            help="How to choose the exit. A budget, a deadline or a drop alone names its policy.",
         ),
         click.option(
             "--budget", metavar="AMOUNT", help="Mean cost per request: 3ms, 5mJ, 2MMAC or 40% of the network."
         ),
         click.option(
             "--deadline-ms", type=click.FloatRange(min=0, min_open=True), help="Deadline of each request."
+        ),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(min=0, max=100),
+            help=f"Points the confidence policy may lose ({DEFAULT_MAX_DROP:g}), sure at 95 % on validation data.",
         ),
     )
     for option in reversed(options):

@@ -65,17 +65,18 @@ def command(
     policy: str | None,
     budget: str | None,
     deadline_ms: float | None,
+    max_drop: float | None,
     wait_s: float | None,
     as_json: bool,
 ) -> None:
     """Sign BUNDLE and roll it out to boards.
 
-    What is published already is not uploaded again. --policy, --budget or --deadline-ms set the boards' policy; without
-    them it stays as configured on each board. Ends with 1 when a board refused it, failed, or was not done in time.
+    What is published already is not uploaded again. --policy and its amounts set the boards' policy; without them it
+    stays as configured on each board. Ends with 1 when a board refused it, failed, or was not done in time.
     """
     wanted = None
-    if (policy, budget, deadline_ms) != (None, None, None):
-        wanted = policy_from_options(policy, budget, deadline_ms)
+    if (policy, budget, deadline_ms, max_drop) != (None, None, None, None):
+        wanted = policy_from_options(policy, budget, deadline_ms, max_drop)
     client = client_of(server, token_file)
     opened = open_bundle(bundle)
     uploaded = publish_bundle(client, opened, key)

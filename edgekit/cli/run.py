@@ -29,6 +29,7 @@ def command(
     policy: str | None,
     budget: str | None,
     deadline_ms: float | None,
+    max_drop: float | None,
     as_json: bool,
 ) -> None:
     """Run BUNDLE on each INPUT: images, folders of images, .npz or IDX files.
@@ -36,7 +37,7 @@ def command(
     The inputs are one stream in the order given; the policy decides at which exit each is answered. Without one it is
     always the last.
     """
-    spec = policy_from_options(policy, budget, deadline_ms)
+    spec = policy_from_options(policy, budget, deadline_ms, max_drop)
     opened = open_bundle(bundle)
     manifest = opened.manifest
     streams = [load_data(path, manifest.inputs, manifest.labels) for path in inputs]

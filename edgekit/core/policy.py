@@ -87,11 +87,21 @@ class PolicySpec:
         )
 
 
-def policy_from_options(kind: str | None, budget: str | None, deadline_ms: float | None) -> PolicySpec:
-    """The policy for `--policy`, `--budget`, `--deadline-ms`; a budget or deadline alone names its policy."""
+def policy_from_options(
+    kind: str | None, budget: str | None, deadline_ms: float | None, max_drop: float | None = None
+) -> PolicySpec:
+    """The policy for `--policy`, `--budget`, `--deadline-ms`, `--max-drop`; one of the last three names its policy."""
+    told = {
+        "budget": budget is not None,
+        "anytime": deadline_ms is not None,
+        "confidence": max_drop is not None,
+    }
     if kind is None:
-        kind = "budget" if budget is not None else "anytime" if deadline_ms is not None else "full"
-    return PolicySpec(kind, None if budget is None else parse_budget(budget, "--budget"), deadline_ms)
+        kind = next((name for name, given in told.items() if given), "full")
+    if max_drop is not None and kind != "confidence":
+        raise BadInput(f"policy {kind}: a drop of points goes with the confidence policy")
+    drop = DEFAULT_MAX_DROP if max_drop is None else max_drop
+    return PolicySpec(kind, None if budget is None else parse_budget(budget, "--budget"), deadline_ms, drop)
 
 
 def tightened(spec: PolicySpec, factor: float) -> PolicySpec:

@@ -31,7 +31,15 @@ def test_anything_else_is_no_budget(text: object) -> None:
 def test_a_budget_or_deadline_alone_names_its_policy() -> None:
     assert policy_from_options(None, "3ms", None) == PolicySpec("budget", Budget(3, "ms"))
     assert policy_from_options(None, None, 5.0) == PolicySpec("anytime", None, 5.0)
+    assert policy_from_options(None, None, None, 1.0) == PolicySpec("confidence", max_drop=1.0)
     assert policy_from_options(None, None, None) == PolicySpec("full")
+
+
+def test_a_drop_with_another_policy_is_refused() -> None:
+    with pytest.raises(BadInput, match="goes with the confidence policy"):
+        policy_from_options("full", None, None, 1.0)
+    with pytest.raises(BadInput, match="goes with the confidence policy"):
+        policy_from_options("budget", "3ms", None, 1.0)
 
 
 @pytest.mark.parametrize(
