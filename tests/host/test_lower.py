@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from edgekit.host.lower.onnxruntime import lower
 from edgekit.host.ort import open_model
 from edgekit.host.split import split
 from edgekit.runtime.detect import find_profile
+from edgekit.runtime.quiet_ort import onnxruntime
 
 
 def test_parts_stay_below_the_boards_ceiling(make: Callable) -> None:
@@ -76,3 +78,35 @@ def test_every_shipped_profile_has_a_lowering_or_says_what_is_missing() -> None:
             ):
                 backend_for(board)
     assert backend_for(profile("raspberrypi5")).int8_activation == "int8"
+
+
+def test_codes_are_handed_over_with_channels_last_and_nothing_else_is_turned(make: Callable) -> None:
+    backend = Backend("onnxruntime", max_opset=23, max_ir=11)
+    stages = split(make(three_exits()).quantized)
+    parts = [lower(stage, backend)[0] for stage in stages]
+    turned = set()
+    for stage, part in zip(stages, parts, strict=True):
+        for whole, tensor in ((stage.inputs, part.inputs), (stage.outputs, part.outputs)):
+            for before, after in zip(whole, tensor, strict=True):
+                order = part.orders.get(before.name, tuple(range(len(before.shape))))
+                assert after.shape == tuple(before.shape[axis] for axis in order)
+                assert (before.name in part.orders) == (
+                    before.name in stage.handed and after.dtype == "uint8"
+                )
+        turned |= set(part.orders)
+    assert len(turned) == 3
+    assert all(not lower(stage, backend)[0].orders for stage in split(make(three_exits()).plain))
+
+
+def test_onnxruntime_turns_nothing_at_such_a_border(make: Callable, tmp_path: Path) -> None:
+    """The middle stage begins with its convolution and hands its last one's codes on as they are."""
+    stage = split(make(three_exits()).quantized)[1]
+    file = tmp_path / "optimized.onnx"
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath, settings.log_severity_level = str(file), 4
+    onnxruntime.InferenceSession(lower(stage, Backend("onnxruntime"))[0].content, settings)
+    graph = onnx.load(file).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    readers = {node.op_type for node in graph.node if set(node.input) & stage.handed}
+    assert "Transpose" not in readers
+    assert all(makers[out.name] != "Transpose" for out in graph.output if out.name in stage.handed)

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import DeduplicateInitializersPass
 from edgekit.core.errors import BadInput, one_line
 from edgekit.core.profile import Backend
 from edgekit.host.graph import model_bytes
+from edgekit.host.lower._borders import channels_last
 from edgekit.host.lower._decode import decode_weights
 from edgekit.host.lower._sparse import store_sparse
 from edgekit.host.lower.base import LoweredPart
@@ -35,8 +36,9 @@ def lower(stage: Stage, backend: Backend) -> tuple[LoweredPart, ...]:
     model.graph.doc_string = None
     DeduplicateInitializersPass()(model)
     store_sparse(model)
+    inputs, outputs, orders = channels_last(model, stage)
     _shorten(model)
-    return (LoweredPart(NAME, "onnx", model_bytes(model), stage.inputs, stage.outputs),)
+    return (LoweredPart(NAME, "onnx", model_bytes(model), inputs, outputs, orders),)
 
 
 def _shorten(model: ir.Model) -> None:
