@@ -305,7 +305,8 @@ def test_each_exported_stage_is_one_iteration_more(config: Config, tmp_path: Pat
     stages = split(exported(ready(config), tmp_path))
     macs = np.cumsum([sum(layer.macs for layer in layers(stage.model)) for stage in stages])
     assert macs.tolist() == list(exit_macs(config))
-    assert cost(config).macs == macs[-1] - (len(stages) - 1) * config.channels(1) * config.classes
+    classifiers = (len(stages) - 1) * config.channels(1) * config.classes
+    assert cost(config).macs == macs[-1] - classifiers + config.channels(0)
 
 
 def test_a_network_of_one_iteration_has_one_exit(tmp_path: Path) -> None:

@@ -27,40 +27,38 @@ class Step:
 
 
 class Halting:
-    """Takes the iterations' scores one after the other. The first `iterations - 1` can halt a sample, the last does."""
+    """Takes the iterations' scores one after the other. Any can halt a sample, the last one does."""
 
     def __init__(self, iterations: int, epsilon: float) -> None:
-        self._left, self._enough = iterations, 1.0 - epsilon
+        self._ahead, self._enough = iterations, 1.0 - epsilon
         self._sum: Tensor | None = None  # of the scores so far
-        self._running: Tensor | None = None  # 1 where the sample has not halted yet
-        self._taken: Tensor | None = None  # iterations of each sample
-        self._remainder: Tensor | None = None
+        self._left: Tensor | None = None  # what remains to 1: 0 once a sample has halted
+        self._went_on: list[tuple[Tensor, Tensor]] = []  # (1 where a sample did not halt, its score there)
 
     def step(self, score: Tensor) -> Step:
         """One more iteration. score: float [N, 1], in [0, 1]."""
-        self._left -= 1
-        before = torch.zeros_like(score) if self._sum is None else self._sum
-        running = torch.ones_like(score) if self._running is None else self._running
-        total = before + score
-        halts = torch.ones_like(score) if not self._left else (total >= self._enough).to(score.dtype)
-        remainder = running * (1.0 - before)
-        share = running * score + halts * (remainder - running * score)
-        taken, left_over = running, running * halts * (1.0 - before)
-        self._taken = taken if self._taken is None else self._taken + taken
-        self._remainder = left_over if self._remainder is None else self._remainder + left_over
-        self._sum, self._running = total, running * (1.0 - halts)
-        return Step(share, remainder, total.clamp(max=1.0))
+        self._ahead -= 1
+        closing = torch.ones_like(score) if self._left is None else self._left
+        total = score if self._sum is None else self._sum + score
+        share = closing
+        if self._ahead:  # scores only add up: who has halted meets this again, with nothing left to share
+            halts = total >= self._enough
+            share = torch.where(halts, closing, score)
+            self._went_on.append(((~halts).to(score.dtype), score))
+        self._sum, self._left = total, closing - share
+        return Step(share, closing, total.clamp(max=1.0))
 
     @property
     def iterations(self) -> Tensor:
-        """How many each sample has taken so far: N, float [N, 1], without gradient."""
-        if self._taken is None:
-            raise RuntimeError("no iteration has been taken")
-        return self._taken.detach()
+        """N: how many each sample takes, float [N, 1]. To be asked after the last iteration."""
+        return torch.ones_like(self._last()) + sum(on for on, _ in self._went_on)
 
     @property
     def remainder(self) -> Tensor:
-        """R: the share of each sample's halting iteration, float [N, 1]; 0 where it still runs."""
-        if self._remainder is None:
-            raise RuntimeError("no iteration has been taken")
-        return self._remainder
+        """R: the share of each sample's halting iteration, float [N, 1]. To be asked after the last iteration."""
+        return torch.ones_like(self._last()) - sum(on * score for on, score in self._went_on)
+
+    def _last(self) -> Tensor:
+        if self._sum is None or self._ahead:
+            raise RuntimeError(f"{self._ahead} iterations are still to come")
+        return self._sum

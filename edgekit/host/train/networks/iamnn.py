@@ -6,6 +6,7 @@ reads a mean over the map, so a mixture of states is classified from the mixture
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -119,32 +120,34 @@ class IamNN(nn.Module):
 
     def _mixed(self, stage: _Stage, state: Tensor, halting: Halting) -> Tensor:
         """The mixture of all states of a stage by their shares."""
-        answer: Tensor | float = 0.0
+        parts = []
         for time in range(stage.iterations):
             state = stage.again(state, time)
-            step = halting.step(self._score(stage, _mean(state)))
-            answer = answer + step.share[:, :, None, None].to(state.dtype) * state
-        return torch.as_tensor(answer)
+            share = halting.step(self._score(stage, _mean(state))).share
+            parts.append(share.reshape(-1, 1, 1, 1) * state if stage.iterations > 1 else state)
+        return functools.reduce(torch.add, parts)
 
     def _exits(
         self, stage: _Stage, state: Tensor, halting: Halting
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Logits [N, classes] and confidences [N] after each iteration of the last stage."""
-        before: Tensor | float = 0.0  # mean of the mixture so far
+        before: Tensor | None = None  # mean of the mixture so far
         logits, confidences = [], []
         for time in range(stage.iterations):
             state = stage.again(state, time)
             mean = _mean(state)
             step = halting.step(self._score(stage, mean))
-            logits.append(self.classify(before + step.closing * mean))
-            confidences.append(step.score[:, 0])
-            before = before + step.share * mean
+            closed = mean if before is None else before + step.closing * mean
+            logits.append(self.classify(closed))
+            confidences.append(step.score.squeeze(1))
+            shared = step.share * mean
+            before = shared if before is None else before + shared
         return tuple(logits), tuple(confidences)
 
     def _score(self, stage: _Stage, mean: Tensor) -> Tensor:
         """float32 [N, 1], also in mixed precision: sums near 1 - epsilon need the digits."""
         with torch.autocast("cpu", enabled=False):
-            made: Tensor = torch.sigmoid(stage.halt(mean.float()))
+            made: Tensor = torch.sigmoid(stage.halt(mean if mean.dtype == torch.float32 else mean.float()))
         return made
 
     def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:

@@ -133,10 +133,14 @@ def cost(config: Config, iterations: tuple[int, ...] | None = None) -> Cost:
 
 
 def exit_macs(config: Config) -> tuple[int, ...]:
-    """Per exit, cumulative, as stages compute it: all of earlier stages, n iterations of the last, n classifiers."""
+    """Per exit, cumulative, as stages compute it: all of earlier stages, n iterations of the last, n classifiers.
+
+    The last iteration of an earlier stage takes what remains: nobody asks for its score.
+    """
     *earlier, last = (stage.iterations for stage in config.stages)
+    unasked = sum(config.channels(place) for place in range(len(earlier)))
     linear = config.channels(len(earlier)) * config.classes
-    return tuple(cost(config, (*earlier, n)).macs + linear * (n - 1) for n in range(1, last + 1))
+    return tuple(cost(config, (*earlier, n)).macs - unasked + linear * (n - 1) for n in range(1, last + 1))
 
 
 def _unit(config: Config, reads: int, stage: Stage, before: int, after: int) -> list[tuple[int, int]]:
