@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import tempfile
 import threading
@@ -16,9 +18,12 @@ from edgekit.agent.config import Config
 from edgekit.agent.control import load_control_key
 from edgekit.agent.lock import is_held
 from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.sinks import open_sink
+from edgekit.agent.sinks.mqtt import Post
 from edgekit.agent.sources import open_source
 from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, new_client
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
+from edgekit.core.messages import ANSWER, INPUT, topic
 from edgekit.core.profile import HOST
 from edgekit.runtime import command
 from edgekit.runtime.detect import board_profile, installed_version
@@ -58,6 +63,8 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _profile(config)
     yield from _runtimes(config)
     yield from _sensor(config)
+    yield from _messages(config)
+    yield from _sinks(config)
     for what, look in (
         ("trust", _trust),
         ("source", _source),
@@ -142,6 +149,39 @@ def _trust(config: Config) -> None:
 
 def _source(config: Config) -> None:
     open_source(config.source)
+
+
+def _messages(config: Config) -> Iterator[Problem]:
+    """Inputs and answers by message: their topics, which the broker's ACL must allow, and what is missing."""
+    source, answers = config.source, any(sink.kind == "mqtt" for sink in config.sinks)
+    if source.kind == "mqtt":
+        detail = f"at most {source.max_waiting} wait, of {source.max_input_bytes} bytes at most"
+        yield Problem("source", f"takes inputs from {topic(config.fleet, config.name, INPUT)}: {detail}", 0)
+        if not answers:
+            yield Problem("source", "inputs come by message, and no sink of kind mqtt answers them", 1)
+    if answers:
+        yield Problem("sink", f"sends answers to {topic(config.fleet, config.name, ANSWER)}", 0)
+    if config.sinks and source.kind == "none":
+        yield Problem("sink", "there is a sink, and no source whose answers it would get", 1)
+
+
+def _sinks(config: Config) -> Iterator[Problem]:
+    for sink in config.sinks:
+        try:
+            open_sink(sink, _no_line)
+            if sink.path is not None:
+                with tempfile.TemporaryFile(dir=sink.path.parent):
+                    pass
+                if sink.path.exists() and not os.access(sink.path, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except EdgekitError as err:
+            yield Problem("sink", f"{config.path}: sink: {one_line(err)}", err.exit_code)
+        except OSError as err:
+            yield Problem("sink", f"{sink.path}: cannot be written: {err.strerror}", WorldFailed.exit_code)
+
+
+def _no_line() -> Post:
+    raise WorldFailed("nothing is sent by a check")
 
 
 def _api(config: Config) -> Iterator[Problem]:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from edgekit import __version__
 from edgekit.cli.output import console, print_json
+from edgekit.core.errors import BadInput
 
 _CONFIG = click.option(
     "--config",
@@ -28,10 +30,23 @@ interval_s = 60              # a Record each
 ack = "server"               # or "broker", for fleets without an edgekit server
 outbox_mb = 64               # what may wait for the server
 [source]
-kind = "folder"              # or "none"
+kind = "folder"              # none, folder, mqtt (the topic input), camera, stdin (a path or an object a line)
 path = "images"              # sub-folder = label, where labels are known
-loop = false
+loop = false                 # a folder or a video file, over and over
 rate_hz = 10                 # left out: as fast as they are answered
+watch = false                # a folder: files as they appear, once each
+done = "keep"                # of a file that was watched for and answered: or "delete", "move:FOLDER"
+device = 0                   # a camera: number, path of a device or a video file, address of a stream
+exit_at_end = false          # the agent ends when the source does
+max_input_bytes = 4194304    # of one message or line
+max_waiting = 16             # messages; the next one is refused as busy
+[[sink]]                     # where the source's answers go; any number of them
+kind = "file"                # none, stdout, file, mqtt (the topic answer)
+path = "answers.jsonl"       # one JSON object a line
+max_mb = 16                  # then path.1, path.2, ...
+keep = 5                     # of those
+outputs = false              # the network's raw outputs as well
+qos = 0                      # of mqtt: 0 or 1
 [policy]
 kind = "budget"              # full, anytime (deadline_ms), budget (budget), confidence (max_drop, points)
 budget = "40%"               # or 3ms, 2MMAC, 5mJ
@@ -78,6 +93,9 @@ def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose
     from edgekit.agent.daemon import Agent
 
     config = load_config(_given(config_path, ctx))
+    answers_on_stdout = any(sink.kind == "stdout" for sink in config.sinks)
+    if answers_on_stdout and as_json:
+        raise BadInput(f"--json and the sink stdout of {config.path} both want standard output: choose one")
     _log_to_stderr(verbose=verbose)
     for key in config.unknown:
         logging.getLogger("edgekit.agent").warning(
@@ -91,7 +109,8 @@ def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose
         print_json(summary.to_json())
         return
     counts = ", ".join(f"{count} {word}" for word, count in summary.records.items())
-    console.print(f"served {summary.bundle or 'nothing'}: {summary.requests} requests; records: {counts}")
+    told = Console(stderr=True, highlight=False) if answers_on_stdout else console
+    told.print(f"served {summary.bundle or 'nothing'}: {summary.requests} requests; records: {counts}")
 
 
 @command.command(epilog="Example:  edgekit agent check --config /etc/edgekit/agent.toml")

@@ -12,6 +12,7 @@ import importlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgekit.runtime.data import image_sample
 
 log = logging.getLogger(__name__)
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+_EARLY = 0.25  # of a period: a camera at the wanted rate is now and then a little early
 _NETWORK_MS = 5000  # what a stream may be silent
 Frame = NDArray[np.uint8]
 
@@ -47,12 +49,21 @@ def open_camera(source: config.Source) -> CameraSource:
 class CameraSource:
     """cv2: the module, or one like it. device: number, path or address."""
 
-    def __init__(self, cv2: Any, device: int | str, *, loop: bool, rate_hz: float | None) -> None:
+    def __init__(
+        self,
+        cv2: Any,
+        device: int | str,
+        *,
+        loop: bool,
+        rate_hz: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cv2 = cv2
         self._device = device
         self._file = isinstance(device, str) and Path(device).is_file()
         self._loop = loop
         self._period_s = 0.0 if rate_hz is None else 1 / rate_hz
+        self._clock = clock
         self._lock = threading.Lock()
         self._newest: Frame | None = None
         self._asked = False  # an input waits for its turn, and will take the newest frame then
@@ -68,6 +79,9 @@ class CameraSource:
         while not stopped.is_set():
             before, capture = handed, self._open()
             try:
+                if not capture.isOpened():
+                    take(broken("1", f"camera: {self._device} is no video that can be read"))
+                    return handed + 1
                 while not stopped.is_set() and capture.grab():
                     self._number += 1
                     name = str(self._number)
@@ -110,11 +124,11 @@ class CameraSource:
     def _follow(self, capture: Any, take: Taker, stopped: threading.Event) -> tuple[int, int]:
         """Until the camera gives no more: how many frames it gave, and how many inputs that made."""
         frames = handed = 0
-        due = time.monotonic()
+        due = self._clock()
         while not stopped.is_set() and capture.grab():
             frames += 1
-            now = time.monotonic()
-            if now < due:
+            now = self._clock()
+            if now < due - _EARLY * self._period_s:
                 continue  # not wanted at this rate: never decoded, never counted
             due = max(due + self._period_s, now)
             frame, why = self._retrieve(capture)

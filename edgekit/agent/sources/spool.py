@@ -37,10 +37,19 @@ State = tuple[int, int]  # size, time of the last change in ns
 class SpoolSource:
     """Watches `path`. delete, target: what becomes of a file that is done; neither: it stays."""
 
-    def __init__(self, path: Path, *, delete: bool, target: Path | None, rate_hz: float | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        delete: bool,
+        target: Path | None,
+        rate_hz: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Raises BadInput where `target` leads back into `path`."""
         self._path = path
         self._period_s = None if rate_hz is None else 1 / rate_hz
+        self._clock = clock
         self._delete = delete
         self._target = target
         if target is not None and target.resolve().is_relative_to(path.resolve()):
@@ -65,7 +74,7 @@ class SpoolSource:
 
     def _whole(self) -> list[Path]:
         """Files that are all there and were not handed over, in the order of their names."""
-        now, found = time.monotonic(), {}
+        now, found = self._clock(), {}
         ready = []
         for path, state in self._files():
             before = self._seen.get(path)
