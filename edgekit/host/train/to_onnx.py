@@ -29,6 +29,7 @@ from edgekit.host.train.outputs import Outputs, outputs_of
 OPSET, IR_VERSION = 17, 8
 TOLERANCE = 1e-4  # of the largest number at an exit, where that is above 1
 _COMPARED = 8  # random inputs
+_WRAPPER = "/module/"  # how names begin that come from inside _Flat
 
 
 def exit_names(count: int) -> tuple[str, ...]:
@@ -123,7 +124,7 @@ def _describe(
     names: Sequence[str],
     made: Mapping[str, Tensor],
 ) -> None:
-    """Our metadata; the exporter's own traces of time and place go."""
+    """Our metadata, and names without the wrapper that was traced."""
     exits = [{"name": name, "output": name} for name in names]
     for entry in exits:
         if f"{entry['name']}/confidence" in made:
@@ -134,13 +135,21 @@ def _describe(
     if labels is not None:
         told[LABELS] = list(labels)
     for node in proto.graph.node:
-        node.doc_string = ""
+        node.name, node.doc_string = _bare(node.name), ""
+        for side in (node.input, node.output):
+            side[:] = [_bare(value) for value in side]
+    for info in (*proto.graph.value_info, *proto.graph.initializer):
+        info.name = _bare(info.name)
     proto.ir_version = IR_VERSION
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in told.items()})
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise BadInput(f"to_onnx: the exported file is no valid model: {one_line(err)[:200]}") from err
+
+
+def _bare(name: str) -> str:
+    return "/" + name.removeprefix(_WRAPPER) if name.startswith(_WRAPPER) else name
 
 
 def _compare(

@@ -87,6 +87,13 @@ def test_the_file_answers_as_the_module_does_and_load_knows_its_exits(tmp_path: 
         np.testing.assert_allclose(got, right, atol=1e-5)
 
 
+def test_layers_are_called_as_in_the_module(tmp_path: Path) -> None:
+    graph = load(written(to_onnx(lived(TwoExits()), IMAGE), tmp_path)).graph
+    named = {node.name: node.op_type for node in graph.model.graph}
+    assert named["/early/Gemm"] == "Gemm"
+    assert not [name for name in named if name and "module" in name]
+
+
 def test_batch_norms_are_folded_into_the_convolutions_before_them() -> None:
     proto = onnx.load_model_from_string(to_onnx(lived(TwoExits()), IMAGE))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
