@@ -47,6 +47,12 @@ max_mb = 16                  # then path.1, path.2, ...
 keep = 5                     # of those
 outputs = false              # the network's raw outputs as well
 qos = 0                      # of mqtt: 0 or 1
+[api]                        # Open Inference Protocol v2 over HTTP (extra api); left out: none
+listen = "127.0.0.1:8000"    # or "unix:/run/edgekit/api.sock"
+socket_mode = "0660"         # of a Unix socket
+allow_remote = false         # true: addresses beyond this machine; nobody is asked who he is
+timeout_s = 10               # for a client that is slow
+max_connections = 64
 [policy]
 kind = "budget"              # full, anytime (deadline_ms), budget (budget), confidence (max_drop, points)
 budget = "40%"               # or 3ms, 2MMAC, 5mJ

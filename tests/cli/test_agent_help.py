@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.agent.config import Sink, Source, load_config
+from edgekit.agent.config import Api, Sink, Source, load_config
 from edgekit.cli.agent import EXAMPLE
 
 ENROLLED = """\
@@ -30,6 +30,7 @@ def test_every_key_in_the_help_is_known_and_shows_its_default(tmp_path: Path) ->
     assert shown.telemetry == plain.telemetry
     assert shown.limits == plain.limits
     assert shown.sensors == plain.sensors
+    assert (plain.api, shown.api) == (None, Api("127.0.0.1", 8000))
     own = Source("folder", tmp_path / "images", rate_hz=10, device=0)
     assert shown.source == own
     assert shown.sinks == (Sink("file", path=tmp_path / "answers.jsonl"),)

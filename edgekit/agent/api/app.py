@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
@@ -103,6 +104,30 @@ class _Body:
             size += len(await self._next())
 
 
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where what is awaited inside takes longer: asyncio.timeout for Python 3.10."""
+    task, expired = asyncio.current_task(), False
+    assert task is not None  # noqa: S101  (an application is called in one)
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, expire)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not expired:
+            raise
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise TimeoutError from None
+    finally:
+        timer.cancel()
+
+
 class App:
     """Answers what the protocol asks. At most the runner's capacity of inferences is taken in at once."""
 
@@ -166,8 +191,8 @@ class App:
     async def _discarded(self, body: _Body, reply: _Reply) -> _Reply:
         """Take in the rest of a refused request; the connection ends where that does not come soon."""
         if reply.status != _TOO_SLOW:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(body.discard(), min(_DISCARD_S, self._timeout_s))
+            with suppress(TimeoutError), _limit(min(_DISCARD_S, self._timeout_s)):
+                await body.discard()
         if body.complete:
             return reply
         return _Reply(reply.body, reply.status, (*reply.headers, (b"connection", b"close")))
@@ -263,8 +288,9 @@ class App:
 
     async def _read_call(self, headers: Mapping[bytes, str], body: _Body, signature: Signature) -> Call:
         try:
-            data = await asyncio.wait_for(body.read(signature.max_body), self._timeout_s)
-        except asyncio.TimeoutError as err:
+            with _limit(self._timeout_s):
+                data = await body.read(signature.max_body)
+        except TimeoutError as err:
             raise Refusal(_TOO_SLOW, f"the request's body did not come within {self._timeout_s:g} s") from err
         data = _decoded(data, headers.get(b"content-encoding", ""), signature.max_body)
         length = headers.get(b"inference-header-content-length")
