@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -321,6 +322,47 @@ def test_what_changes_is_published_again_and_retained(server: Server, line: Call
     made.info = {"n": 2}
     made.uplink.announce("info")
     until(lambda: server.last("info") == {"n": 2, "v": 1})
+
+
+def answers(server: Server) -> list[int]:
+    return [int(payload["n"]) for kind, payload in list(server.heard) if kind == messages.ANSWER]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_answers_go_out_in_order_and_the_end_waits_for_them(
+    server: Server, line: Callable[..., Line], qos: int
+) -> None:
+    made = line().start()
+    for number in range(50):
+        until(lambda number=number: made.uplink.post(messages.encode({"n": number}), qos))
+    assert made.uplink.finish(5.0)
+    until(lambda: server.last("status") == {"boot_id": "boot1", "online": False, "v": 1})
+    assert answers(server) == list(range(50))
+
+
+def test_without_a_connection_no_answer_is_taken(line: Callable[..., Line]) -> None:
+    made = line()
+    assert not made.uplink.post(b"{}", 0)
+    assert made.uplink._posted == 0
+
+
+def test_only_so_many_answers_are_on_their_way_and_those_not_confirmed_go_again(
+    broker: Mosquitto, server: Server, line: Callable[..., Line]
+) -> None:
+    made = line(broker={"keepalive_s": 5}).start()
+    broker._process.send_signal(signal.SIGSTOP)
+    taken = 0
+    while made.uplink.post(messages.encode({"n": taken}), 1):
+        taken += 1
+    assert taken == uplink.POSTS
+    broker.stop()
+    until(lambda: not made.uplink.connected.is_set(), "the loss of the connection")
+    assert made.uplink._posted == taken
+    broker.start()
+    until(server.client.is_connected)
+    until(lambda: set(answers(server)) >= set(range(taken)) or made.uplink._posted == 0, "the answers")
+    until(lambda: made.uplink._posted == 0, "the broker's word")
+    assert made.uplink._posted_bytes == 0
 
 
 def test_finishing_waits_for_the_acknowledgement_and_says_goodbye(

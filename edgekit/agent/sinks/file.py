@@ -6,6 +6,7 @@ the file is next opened. Nothing waits for the disk (no fsync): a power cut may 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -56,7 +57,8 @@ class FileSink:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError:
-            os.ftruncate(self._descriptor, self._size)
+            with contextlib.suppress(OSError):  # the first error is the one to tell; opening cuts it off, too
+                os.ftruncate(self._descriptor, self._size)
             raise
         self._size += len(line)
 
