@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from edgekit.cli.options import bundle_argument, json_option, policy_options
+from edgekit.cli.bench_curves import check_curves, measure_curves, print_curves, write_page
+from edgekit.cli.options import bundle_argument, check_targets, json_option, policy_options
 from edgekit.cli.output import console, number, percent, print_json, progress
 from edgekit.core.bundle import open_bundle
 from edgekit.core.policy import policy_from_options
@@ -33,6 +34,17 @@ from edgekit.runtime.session import open_session
     is_flag=True,
     help="Also open it in a process of its own and tell what memory that takes.",
 )
+@click.option(
+    "--curves",
+    "with_curves",
+    is_flag=True,
+    help="Also draw quality over mean cost and over deadlines from --data, beside the static exits.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Write both curves as an HTML page; it includes --curves.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -40,12 +52,19 @@ def command(
     policy: str | None,
     budget: str | None,
     deadline_ms: float | None,
+    max_drop: float | None,
     with_memory: bool,
+    with_curves: bool,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE here: latency, exits taken, accuracy where labels are known, energy where a sensor is."""
-    spec = policy_from_options(policy, budget, deadline_ms)
+    spec = policy_from_options(policy, budget, deadline_ms, max_drop)
+    check_targets({"--report": report}, (bundle, data))
     opened = open_bundle(bundle)
+    with_curves = with_curves or report is not None
+    if with_curves:
+        check_curves(len(opened.manifest.exits), data)
     memory = measure_memory(bundle) if with_memory else None
     manifest = opened.manifest
     golden = golden_data(manifest, opened.read)
@@ -61,6 +80,9 @@ def command(
         result, window = metered(
             sensor, lambda: measure_policy(session, inputs, spec, costs, lambda done: bar.advance(task, done))
         )
+    found = measure_curves(session, inputs, costs) if with_curves else None
+    if report is not None and found is not None:
+        write_page(report, opened.label, str(data), found)
     energy = per_unit(window, result.requests)
     known = energy.mj is not None
     if as_json:
@@ -78,6 +100,7 @@ def command(
                     "why": energy.why,
                 },
                 "memory": None if memory is None else memory.to_json() | {"on": machine_name()},
+                "curves": None if found is None else found.to_json(),
                 "bundle": opened.label,
                 "on": machine_name(),
             }
@@ -100,6 +123,8 @@ def command(
         "energy per request", number(energy.mj, 3, " mJ, measured") if known else f"unknown ({energy.why})"
     )
     console.print(table)
+    if found is not None:
+        print_curves(found)
     if memory is not None:
         console.print(_memory_table(memory))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekit.core import checks
 from edgekit.core.checks import integer, number, optional, rows, table, text
+from edgekit.core.curves import Curves
 from edgekit.core.figure import PROVENANCES
 from edgekit.core.manifest import METRICS, OperatingPoint
 
@@ -64,12 +65,16 @@ class Change:
 
 @dataclass(frozen=True)
 class ExitReport:
-    """One exit used alone on the evaluation data. latency_mean_ms: from request to this exit's answer."""
+    """One exit used alone on the evaluation data. latency_mean_ms: from request to this exit's answer.
+
+    agreement: share of samples that it answers as the last exit does; None: it gives no classes.
+    """
 
     name: str
     accuracy: float | None
     cost_share: float
     latency_mean_ms: float | None
+    agreement: float | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> ExitReport:
@@ -80,6 +85,7 @@ class ExitReport:
             optional(data.get("accuracy"), f"{where}.accuracy", number),
             number(data.get("cost_share"), f"{where}.cost_share"),
             optional(data.get("latency_mean_ms"), f"{where}.latency_mean_ms", number),
+            optional(data.get("agreement"), f"{where}.agreement", number),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +95,7 @@ class ExitReport:
             "accuracy": self.accuracy,
             "cost_share": self.cost_share,
             "latency_mean_ms": self.latency_mean_ms,
+            "agreement": self.agreement,
         }
 
 
@@ -355,7 +362,8 @@ class Report:
     accuracy: `metric` of the last exit, fractions 0-1. latency_before: the fp32 model that came in, run whole;
     latency_after: the bundle under the full policy; both with `latency_provenance` on `latency_on`, in one run.
     tried: what the search measured on the way, the chosen one among them. parity: the same graph on two runtimes.
-    notes: what the user should know, a sentence each.
+    notes: what the user should know, a sentence each. curves: what the exits are worth, on the evaluation data; None
+    where there is one exit, or nothing to compare by.
     """
 
     bundle: str
@@ -379,6 +387,7 @@ class Report:
     tried: tuple[Attempt, ...] = ()
     parity: Parity | None = None
     notes: tuple[str, ...] = ()
+    curves: Curves | None = None
 
     @classmethod
     def parse(cls, value: object, where: str = "report.json") -> Report:
@@ -411,6 +420,7 @@ class Report:
             tried=rows(data.get("tried", []), f"{where}: tried", Attempt.parse),
             notes=rows(data.get("notes", []), f"{where}: notes", text),
             parity=optional(data.get("parity"), f"{where}: parity", Parity.parse),
+            curves=optional(data.get("curves"), f"{where}: curves", Curves.parse),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -440,4 +450,5 @@ class Report:
             "tried": [t.to_json() for t in self.tried],
             "notes": list(self.notes),
             "parity": None if self.parity is None else self.parity.to_json(),
+            "curves": None if self.curves is None else self.curves.to_json(),
         }

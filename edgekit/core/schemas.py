@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.core.curves import HOW
 from edgekit.core.figure import PROVENANCES
 from edgekit.core.jobs import STATES
 from edgekit.core.manifest import METRICS
@@ -83,6 +84,45 @@ DEVICE = table(
     energy_mj=ENERGY,
 )
 
+EXIT_SHARES = rows({"type": "number", "minimum": 0, "maximum": 1})
+CURVES: Schema = table(
+    metric={"enum": list(METRICS)},
+    count=COUNT,
+    static=rows(table(name=TEXT, cost_share=FRACTION, quality=FRACTION, ms=NUMBER)),
+    budget=rows(
+        table(
+            budget=FRACTION,
+            cost_share=FRACTION,
+            quality=FRACTION,
+            static=FRACTION,
+            low=NUMBER,
+            high=NUMBER,
+            exit_shares=EXIT_SHARES,
+            ms=NUMBER,
+        )
+    ),
+    lead={
+        "anyOf": [
+            {"type": "null"},
+            table(mean=NUMBER, low=NUMBER, high=NUMBER, until=FRACTION, nowhere_below=FLAG),
+        ]
+    },
+    anytime=rows(
+        table(
+            deadline_ms=NUMBER,
+            requests=COUNT,
+            quality=FRACTION,
+            in_time=FRACTION,
+            ms=NUMBER,
+            exit_shares=EXIT_SHARES,
+        )
+    ),
+    anytime_how={"enum": [*HOW, None]},
+    provenance=PROVENANCE,
+    on=TEXT_OR_NULL,
+)
+CURVES_OR_NULL: Schema = {"anyOf": [{"type": "null"}, CURVES]}  # null: one exit, or nothing to compare by
+
 OUTPUTS: Mapping[str, Schema] = {
     "convert": output(
         bundle=TEXT,
@@ -90,7 +130,8 @@ OUTPUTS: Mapping[str, Schema] = {
         size_bytes=BEFORE_AFTER,
         latency_ms=table(before=LATENCY, after=LATENCY, provenance=PROVENANCE, on=TEXT_OR_NULL),
         accuracy=table(metric={"enum": list(METRICS)}, before=FRACTION, after=FRACTION),
-        exits=rows(table(name=TEXT, accuracy=FRACTION, cost_share=FRACTION)),
+        exits=rows(table(name=TEXT, accuracy=FRACTION, cost_share=FRACTION, agreement=FRACTION)),
+        curves=CURVES_OR_NULL,
         limits=table(met=FLAG, missed=rows(TEXT)),
         dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
         notes=rows(TEXT),

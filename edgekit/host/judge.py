@@ -45,6 +45,7 @@ from edgekit.host.watch import Watch
 from edgekit.host.work import layers, work
 from edgekit.runtime.backends import is_installed
 from edgekit.runtime.command import runner
+from edgekit.runtime.curves import Times, curves, replayed
 from edgekit.runtime.data import Data
 from edgekit.runtime.energy import with_energy
 from edgekit.runtime.interleave import ROUNDS
@@ -111,7 +112,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         times = _Times.there(subject, subject.bench)
     elif subject.on_this_machine:
         policies = _policies(session, judged, watch)
-        times = _Times.measured(whole, session, data, subject.rounds)
+        times = _Times.measured(whole, session, data, subject.rounds, after.latency_ms)
     else:
         policies = tuple(replay(spec, manifest, after, judged) for spec in _specs(manifest))
         times = _Times.estimated(subject)
@@ -141,6 +142,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         tried=subject.tried,
         parity=_parity(subject),
         notes=subject.notes,
+        curves=curves(manifest, after, times.known, metric),
     )
 
 
@@ -180,12 +182,7 @@ def replay(spec: PolicySpec, manifest: Manifest, table: ExitTable, judged: Data)
 
     The same controller decides on the same numbers in the same order; only for policies that do not look at the clock.
     """
-    policy = make_policy(spec, manifest, None)
-    last = len(manifest.exits) - 1
-    taken = np.full(len(table.predicted), last)
-    for row, confidences in enumerate(table.confidence[:, :last].tolist()):
-        taken[row] = next((k for k, value in enumerate(confidences) if policy.leave(k, value, 0.0)), last)
-        policy.observe(int(taken[row]), 0.0)
+    taken = replayed(make_policy(spec, manifest, None), table)
     counts = {leaving.name: int((taken == index).sum()) for index, leaving in enumerate(manifest.exits)}
     answers = table.predicted[np.arange(len(taken)), taken]
     return PolicyReport(str(spec), len(taken), _accuracy(answers, judged), counts, Latency())
@@ -193,7 +190,11 @@ def replay(spec: PolicySpec, manifest: Manifest, table: ExitTable, judged: Data)
 
 @dataclass(frozen=True)
 class _Times:
-    """Latencies before and after, to each exit after, and where they come from. energy_mj: where a board said it."""
+    """Latencies before and after, to each exit after, and where they come from. energy_mj: where a board said it.
+
+    stages_p95_ms: of each stage alone; None: only means are known. samples_ms: each evaluation sample's time to each
+    exit, where this machine is the target.
+    """
 
     before: Latency
     after: Latency
@@ -201,6 +202,19 @@ class _Times:
     provenance: str | None
     on: str | None
     energy_mj: float | None = None
+    stages_p95_ms: tuple[float, ...] | None = None
+    samples_ms: NDArray[np.float64] | None = None
+
+    @property
+    def known(self) -> Times | None:
+        """For curves; None where a time to an exit is unknown."""
+        exits = [value for value in self.exits_ms if value is not None]
+        if self.provenance is None or len(exits) < len(self.exits_ms):
+            return None
+        if self.samples_ms is not None:
+            return Times.of(self.samples_ms, self.provenance, self.on)
+        p95 = self.stages_p95_ms or tuple(np.diff(exits, prepend=0.0).tolist())
+        return Times(tuple(exits), p95, self.provenance, self.on)
 
     @classmethod
     def there(cls, subject: Judged, bench: Bench) -> _Times:
@@ -208,14 +222,25 @@ class _Times:
         before, after = timed_there(bench, (subject.whole, subject.finished), subject.data.validation)
         exits = tuple(latency.mean for latency in after.exits)
         on = f"{after.device}, {after.on}"
-        return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj)
+        p95 = tuple(stage.p95 for stage in after.stages if stage.p95 is not None)
+        stages = p95 if len(p95) == len(exits) else None
+        return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj, stages)
 
     @classmethod
-    def measured(cls, whole: Session, session: Session, data: Data, rounds: int) -> _Times:
+    def measured(
+        cls, whole: Session, session: Session, data: Data, rounds: int, samples_ms: NDArray[np.float64]
+    ) -> _Times:
         """Interleaved on this machine."""
         before, after = interleaved((whole, session), data, rounds)
         exits = tuple(after.mean(axis=0).tolist())
-        return cls(latency_of(before[:, -1]), latency_of(after[:, -1]), exits, "measured", machine_name())
+        return cls(
+            latency_of(before[:, -1]),
+            latency_of(after[:, -1]),
+            exits,
+            "measured",
+            machine_name(),
+            samples_ms=samples_ms,
+        )
 
     @classmethod
     def estimated(cls, subject: Judged) -> _Times:
@@ -266,8 +291,17 @@ def _energy(subject: Judged, session: Session, times: _Times) -> Figure:
 def _exit_reports(
     manifest: Manifest, table: ExitTable, judged: Data, times: _Times
 ) -> tuple[ExitReport, ...]:
+    agreement = (
+        [None] * len(manifest.exits) if (table.predicted < 0).any() else table.agreement.mean(axis=0).tolist()
+    )
     return tuple(
-        ExitReport(leaving.name, _accuracy(table.predicted[:, index], judged), leaving.cost_share, latency_ms)
+        ExitReport(
+            leaving.name,
+            _accuracy(table.predicted[:, index], judged),
+            leaving.cost_share,
+            latency_ms,
+            agreement[index],
+        )
         for index, (leaving, latency_ms) in enumerate(zip(manifest.exits, times.exits_ms, strict=True))
     )
 
@@ -320,7 +354,7 @@ def _layer_times(subject: Judged) -> tuple[Mapping[str, float], str | None]:
         known = [{**sample, **session.run_all(sample)} for sample in samples]
         for part in (part for stage in subject.made.manifest.stages for part in stage.parts):
             if part.backend == onnxruntime.NAME:
-                inputs = [{t.name: values[t.name] for t in part.inputs} for values in known]
+                inputs = [{part.in_file(t.name): values[t.name] for t in part.inputs} for values in known]
                 found.update(times_of(subject.made.files[part.file], inputs))
         return found, "measured"
     for stage in subject.made.stages:

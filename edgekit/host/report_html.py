@@ -8,11 +8,14 @@ from html import escape
 
 from edgekit.core.manifest import METRICS, Manifest
 from edgekit.core.report import Change, Latency, Parity, Report
+from edgekit.host.report_curves import pictures
+from edgekit.host.report_curves import verdict as worth
 from edgekit.host.report_plot import plot
 from edgekit.host.report_style import STYLE
 from edgekit.host.report_tried import letter, picture
 
 _EXACT_DB = 199.0
+_POINTS_SHOWN = 24
 _METRIC_NAMES = dict(zip(METRICS, ("top-1 accuracy", "agreement with the model that came in"), strict=True))
 _PROVENANCE = {
     "measured": "measured on",
@@ -51,6 +54,9 @@ def render(page: Page) -> str:
         _header(page),
         _tiles(page),
         _section("Accuracy over cost", _plot(page), _plot_note(report)),
+        _section("What the exits are worth", pictures(report.curves), worth(report.curves))
+        if report.curves
+        else "",
         _section("Exits", _exits(page), "Each exit used alone, on the evaluation data."),
         _section(
             "Policies", _policies(page), "One stream of requests under each policy, on the evaluation data."
@@ -191,10 +197,16 @@ def _plot_note(report: Report) -> str:
 
 def _exits(page: Page) -> str:
     rows = [
-        (entry.name, _percent(entry.accuracy), _percent(entry.cost_share, 1), _ms(entry.latency_mean_ms))
+        (
+            entry.name,
+            _percent(entry.accuracy),
+            _percent(entry.agreement),
+            _percent(entry.cost_share, 1),
+            _ms(entry.latency_mean_ms),
+        )
         for entry in page.report.exits
     ]
-    return _table(("exit", quality(page.report), "cost", "mean latency"), rows)
+    return _table(("exit", quality(page.report), "answers as the last", "cost", "mean latency"), rows)
 
 
 def _policies(page: Page) -> str:
@@ -239,23 +251,40 @@ def _points(page: Page) -> str:
     exits = len(page.manifest.exits)
     if exits == 1:
         return "<p>One exit: there is nothing to choose.</p>"
+    points = page.report.operating_points
+    step = max(1, -(-len(points) // _POINTS_SHOWN))
+    shown = [*points[:-1:step], *points[-1:]]
     rows = [
         (
             _percent(point.cost_share, 1),
             _percent(point.quality),
-            " / ".join("never" if t > 1 else f"{t:.3f}" for t in point.thresholds),
+            _percent(point.quality_low),
+            " / ".join(_threshold(value) for value in point.thresholds),
             " / ".join(f"{100 * share:.1f}" for share in point.exit_shares),
         )
-        for point in page.report.operating_points
+        for point in shown
     ]
-    return _table(("cost", "quality", "leave at confidence", "exits taken, %"), rows)
+    left_out = (
+        f'<p class="note">{len(shown)} of {len(points)} points.</p>' if len(shown) < len(points) else ""
+    )
+    head = ("cost", "quality", "at least (95 %)", "leave at confidence", "exits taken, %")
+    return _table(head, rows) + left_out
+
+
+def _threshold(value: float) -> str:
+    """Near 1, where overconfident exits differ, with more digits."""
+    return "never" if value > 1 else f"{value:.3f}" if value < 0.995 else f"{value:.6f}"
 
 
 def _points_note(report: Report) -> str:
-    return "Found on the validation data; quality is what it promises" + (
-        ", agreement with the last exit where that data has no labels."
-        if report.metric != METRICS[0]
-        else "."
+    return (
+        "Found on the validation data; quality is what it promises"
+        + (
+            ", agreement with the last exit where that data has no labels"
+            if report.metric != METRICS[0]
+            else ""
+        )
+        + ", and at least what so many samples can promise, given the full network's."
     )
 
 

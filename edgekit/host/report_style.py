@@ -34,7 +34,8 @@ tbody tr:last-child td { border-bottom: 0; }
 td.n { white-space: nowrap; }
 td { overflow-wrap: anywhere; }
 @media screen and (max-width: 44rem) { td { overflow-wrap: normal; } td:last-child:not(.n) { min-width: 11rem; }
-  section:has(> svg) { overflow-x: auto; } svg { min-width: 36rem; } }
+  section:has(> svg), figure:has(> svg) { overflow-x: auto; }
+  figcaption { position: sticky; left: 0; } svg { min-width: 36rem; } }
 .wide td { white-space: nowrap; } .wide td:first-child { white-space: normal; min-width: 9rem; }
 .wide td:last-child { white-space: normal; min-width: 12rem; }
 pre { margin: 0; padding: .7rem .9rem; background: var(--ground); border: 1px solid var(--line); border-radius: .4rem;
@@ -46,13 +47,19 @@ svg text { fill: var(--soft); font: 12px system-ui, "Segoe UI", Roboto, sans-ser
 svg .name { fill: var(--ink); }
 .grid { stroke: var(--line); stroke-width: 1; } .before { stroke: var(--soft); stroke-dasharray: 5 4; }
 .points { fill: none; stroke: var(--points); stroke-width: 2; } .point { fill: var(--points); }
+.band { fill: var(--points); fill-opacity: .14; stroke: none; } .tick { stroke: var(--soft); }
+.static { fill: none; stroke: var(--exits); stroke-width: 1.2; }
+svg .line-name { fill: var(--points); font-weight: 600; } svg .exit-name { fill: var(--exits); }
+figure { margin: 0 0 1.1rem; } figure:last-of-type { margin-bottom: 0; } figcaption.note { margin: .25rem 0 0; }
+section > div + h2 { margin-top: 1.2rem; }
 .exit { fill: var(--card); stroke: var(--exits); stroke-width: 2.5; }
 .policy { fill: var(--policies); stroke: var(--card); }
 .tried { fill: var(--soft); fill-opacity: .25; stroke: var(--soft); stroke-width: 1.5; }
 .tried.chosen { fill: var(--points); fill-opacity: .35; stroke: var(--points); stroke-width: 2.5; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --ground: #fff; --card: #fff; --points: #1f6feb;
   --exits: #bf5b04; --policies: #1a7f5a; --bad: #b42318; }
-  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } section, .tiles div { break-inside: avoid; }
+  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } section, figure, .tiles div { break-inside: avoid; }
+  section:has(> figure) { break-inside: auto; }
   section:has(table tr:nth-child(20)) { break-inside: auto; }
   .scroll { overflow: visible; } .wide { font-size: 8pt; } .wide td, .wide td:last-child, .wide td:first-child
   { white-space: normal; min-width: 0; } th, td { padding-right: .5rem; }

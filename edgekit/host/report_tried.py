@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from html import escape
 
 from edgekit.core.report import Attempt
+from edgekit.host.report_axes import Scale
 
 _WIDTH, _HEIGHT = 760, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 44, 50
 _SMALLEST, _LARGEST = 5.0, 22.0  # radius of a mark
 _NEAR = 14  # pixels: marks this close share one label
-_GRID = (1, 2, 5)
-_LINES = 6
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -31,10 +30,10 @@ def picture(attempts: Sequence[Attempt]) -> str:
         return ""
     by_points = all(entry.lost is not None for _, entry in shown)
     worth: Callable[[Attempt], float] = _points if by_points else _decibels
-    across = _Scale(0.0, max(_ms(entry) for _, entry in shown) * 1.08, _LEFT, _WIDTH - _RIGHT)
+    across = Scale(0.0, max(_ms(entry) for _, entry in shown) * 1.08, _LEFT, _WIDTH - _RIGHT)
     heights = [worth(entry) for _, entry in shown]
     span = max(heights) - min(heights) or 1.0
-    up = _Scale(min(heights) - 0.15 * span, max(heights) + 0.15 * span, _HEIGHT - _BOTTOM, _TOP)
+    up = Scale(min(heights) - 0.15 * span, max(heights) + 0.15 * span, _HEIGHT - _BOTTOM, _TOP)
     largest = max(entry.size_bytes for _, entry in shown) or 1
     parts = [*_grid(across, up, by_points)]
     labels: list[_Label] = []
@@ -72,29 +71,7 @@ class _Label:
     end: float = 0.0
 
 
-class _Scale:
-    """A linear axis from `low` to `high`, drawn from `start` to `end`."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high, self.start, self.end = low, high, start, end
-
-    def at(self, value: float) -> float:
-        """Where a value stands, in pixels."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def lines(self) -> tuple[list[float], int]:
-        """Round values for grid lines, and the digits they need."""
-        rough = (self.high - self.low) / _LINES
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in (*_GRID, 10) if power * factor >= rough)
-        first = math.ceil(self.low / step - 1e-9)
-        count = int((self.high - first * step) / step + 1e-9) + 1
-        return [(first + index) * step for index in range(count)], max(
-            0, -math.floor(math.log10(step) + 1e-9)
-        )
-
-
-def _grid(across: _Scale, up: _Scale, by_points: bool) -> list[str]:
+def _grid(across: Scale, up: Scale, by_points: bool) -> list[str]:
     parts = []
     values, digits = up.lines()
     for value in values:

@@ -28,6 +28,7 @@ def test_every_schema_is_one(name: str) -> None:
         ("bench", ["bench", "toy.edge"]),
         ("bench", ["bench", "toy.edge", "--memory"]),
         ("bench", ["bench", "toy.edge", "--data", "x.npz", "--deadline-ms", "5"]),
+        ("bench", ["bench", "toy.edge", "--data", "x.npz", "--curves"]),
         ("profile list", ["profile", "list"]),
         ("profile show", ["profile", "show", "pynq-z2"]),
         ("profile check", ["profile", "check", "board.toml"]),

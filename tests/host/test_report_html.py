@@ -9,7 +9,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from bundles import null_files, null_manifest
 
-from edgekit.core.manifest import Manifest
+from edgekit.core.curves import BudgetPoint, Curves, Lead, StaticExit
+from edgekit.core.manifest import Manifest, OperatingPoint
 from edgekit.core.report import (
     Attempt,
     Change,
@@ -203,3 +204,37 @@ def test_parity_of_two_runtimes_is_shown_where_there_is_one(manifest: Manifest, 
     assert "litert and float32" in page
     assert "99.50 %" in page
     assert Report.parse(replace(report, parity=parity).to_json()) == replace(report, parity=parity)
+
+
+def test_curves_are_drawn_where_the_report_has_them(manifest: Manifest, report: Report) -> None:
+    assert "What the exits are worth" not in page(manifest, report)
+    exits = tuple(StaticExit(e.name, e.cost_share, e.accuracy or 0.0) for e in report.exits)
+    points = tuple(
+        BudgetPoint(e.cost_share, e.cost_share, e.quality, e.quality, -0.01, 0.01, (1.0, 0.0, 0.0))
+        for e in exits
+    )
+    curves = Curves("top1", 100, exits, points, Lead(0.0, -0.01, 0.01, 0.8, nowhere_below=True))
+    with_curves = replace(report, curves=curves)
+    text = page(manifest, with_curves)
+    assert "What the exits are worth" in text
+    assert "nowhere significantly below" in text
+    assert Report.parse(with_curves.to_json()) == with_curves
+
+
+def test_exits_say_how_often_they_answer_as_the_last_one(manifest: Manifest, report: Report) -> None:
+    agreeing = replace(report, exits=tuple(replace(entry, agreement=0.9876) for entry in report.exits))
+    assert "98.76 %" in page(manifest, agreeing)
+    assert Report.parse(agreeing.to_json()) == agreeing
+
+
+def test_a_long_table_of_points_is_thinned_its_ends_kept_and_says_what_is_promised_at_least(
+    manifest: Manifest, report: Report
+) -> None:
+    points = tuple(
+        OperatingPoint((i / 100, 0.9994), 0.25 + 0.015 * i, (0.5, 0.3, 0.2), 0.9, 0.8111) for i in range(47)
+    )
+    text = page(manifest, replace(report, operating_points=(*points, *report.operating_points[-1:])))
+    assert "81.11 %" in text
+    assert "0.999400" in text
+    assert "25 of 48 points" in text
+    assert "never / never" in text

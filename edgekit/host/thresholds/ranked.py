@@ -50,7 +50,8 @@ class Ranked:
         ranks, values = np.full((len(good), early), -1, np.int64, order="F"), []
         for k in range(early):
             known = ~np.isnan(table.confidence[:, k])
-            distinct, place = np.unique(table.confidence[known, k], return_inverse=True)
+            sure = np.minimum(table.confidence[known, k], 1.0)  # a threshold above 1 is never reached
+            distinct, place = np.unique(sure, return_inverse=True)
             ranks[known, k] = place
             values.append(distinct)
         agrees = table.agreement

@@ -1,0 +1,327 @@
+"""What exits are worth, as pictures: the policy as a strong line, the static exits as marks joined by a thin one.
+
+Used by the report of a conversion, and by `edgekit bench --curves --report`, which has a page of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from edgekit.core.curves import Curves
+from edgekit.core.manifest import METRICS
+from edgekit.host.report_axes import Scale
+from edgekit.host.report_style import STYLE
+
+_WIDTH, _HEIGHT = 760, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 30, 22, 48
+_MARGIN = 0.1  # of the span of what is drawn, above and below
+_LETTER = 6.4  # pixels, about
+_Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """One picture. y of all points: shares 0-1. hints: what the mark at each point of the line says."""
+
+    across: str
+    up: str
+    line: tuple[_Point, ...]
+    line_name: str
+    hints: tuple[str, ...]
+    static: tuple[tuple[float, float, str], ...]
+    static_name: str
+    band: tuple[tuple[float, float, float], ...] = ()  # x, low, high
+    percent: bool = False  # across, too
+
+
+def quality_of(curves: Curves) -> str:
+    """What quality is, in a word or two."""
+    return "accuracy" if curves.metric == METRICS[0] else "agreement"
+
+
+def verdict(curves: Curves) -> str:
+    """The policy against the static exits, in a sentence."""
+    lead = curves.lead
+    if lead is None:
+        return "No budget lies below 80 % of the full network's cost: there is nothing to compare."
+    where = (
+        "nowhere significantly below the static exits"
+        if lead.nowhere_below
+        else "somewhere significantly below the static exits"
+    )
+    span = f"{100 * curves.static[0].cost_share:.0f} to {100 * lead.until:.0f} % of the cost"
+    return (
+        f"On {curves.count} samples the budget policy is {where}; from {span} its mean lead is "
+        f"{_points(lead.mean)} points of {quality_of(curves)} "
+        f"(95 %: {_points(lead.low)} to {_points(lead.high)})."
+    )
+
+
+def timely(curves: Curves) -> str:
+    """How many requests were answered before their deadline, in a sentence; empty where none had one."""
+    if not curves.anytime:
+        return ""
+    requests = sum(point.requests for point in curves.anytime)
+    share = sum(point.in_time * point.requests for point in curves.anytime) / requests
+    worst = min(curves.anytime, key=lambda point: point.in_time)
+    return (
+        f"In time: {100 * share:.2f} % of requests; least at deadlines of about {worst.deadline_ms:.3g} ms, "
+        f"{100 * worst.in_time:.2f} %."
+    )
+
+
+def pictures(curves: Curves) -> str:
+    """All charts there are figures for, each with its caption."""
+    found = [
+        _figure(
+            _over_cost(curves),
+            "Quality over mean cost, a point per budget. Shaded: the 95 % interval of the lead.",
+        )
+    ]
+    if all(point.ms is not None for point in curves.budget):
+        found.append(_figure(_over_time(curves), f"The same budgets by their mean time {_origin(curves)}."))
+    if curves.anytime:
+        how = (
+            "Really run, deadlines drawn at random"
+            if curves.anytime_how == "measured"
+            else "Replayed: all samples under each deadline"
+        )
+        found.append(_figure(_over_deadline(curves), f"{how}, {_origin(curves)}. {timely(curves)}"))
+    return "".join(found)
+
+
+def page(label: str, machine: str, data: str, curves: Curves) -> str:
+    """A page of its own, for screen and paper. Loads nothing from anywhere."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(label)}: curves</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<header><h1>{escape(label)} <small>what its exits are worth</small></h1>"
+        f'<p class="verdict">{escape(verdict(curves))}</p>'
+        f'<p class="note">On {escape(machine)}, data {escape(data)}.</p></header>\n'
+        f"<section><h2>Curves</h2>{pictures(curves)}</section>\n"
+        f"<section><h2>Budgets</h2>{tables(curves)}</section>\n"
+        "</main></body></html>\n"
+    )
+
+
+def tables(curves: Curves) -> str:
+    """The figures behind the charts."""
+    head = ("budget", "cost", "mean time", quality_of(curves), "static", "lead, points", "exits taken, %")
+    rows = [
+        (
+            f"{100 * point.budget:.1f} %",
+            f"{100 * point.cost_share:.1f} %",
+            "unknown" if point.ms is None else f"{point.ms:.3g} ms",
+            f"{100 * point.quality:.2f} %",
+            f"{100 * point.static:.2f} %",
+            f"{_points(point.lead)} ({_points(point.low)} to {_points(point.high)})",
+            _mix(point.exit_shares),
+        )
+        for point in curves.budget
+    ]
+    text = _table(head, rows)
+    if curves.anytime:
+        text += "<h2>Deadlines</h2>" + _table(
+            ("deadline", "requests", "in time", quality_of(curves), "mean time", "exits taken, %"),
+            [
+                (
+                    f"{point.deadline_ms:.3g} ms",
+                    str(point.requests),
+                    f"{100 * point.in_time:.2f} %",
+                    f"{100 * point.quality:.2f} %",
+                    f"{point.ms:.3g} ms",
+                    _mix(point.exit_shares),
+                )
+                for point in curves.anytime
+            ],
+        )
+    return text
+
+
+def _points(share: float) -> str:
+    return f"{100 * round(share, 4) + 0.0:+.2f}"  # never -0.00
+
+
+def _mix(shares: Sequence[float]) -> str:
+    return " / ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="n">{escape(text)}</td>' for text in row) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _origin(curves: Curves) -> str:
+    how = {"measured": "measured on", "estimated": "estimated from"}.get(
+        curves.provenance or "", "as known on"
+    )
+    return f"{how} {curves.on or 'an unknown machine'}"
+
+
+# --- which charts -------------------------------------------------------------------------------------------
+
+
+def _over_cost(curves: Curves) -> _Chart:
+    points = sorted(curves.budget, key=lambda point: point.cost_share)
+    return _Chart(
+        "mean cost, share of all MACs",
+        quality_of(curves),
+        tuple((point.cost_share, point.quality) for point in points),
+        "budget policy",
+        tuple(
+            f"budget {100 * p.budget:.1f} %: {100 * p.quality:.2f} % at {100 * p.cost_share:.1f} % of the cost, "
+            f"{_points(p.lead)} points from the static exits"
+            for p in points
+        ),
+        tuple((entry.cost_share, entry.quality, entry.name) for entry in curves.static),
+        "static exits, mixed",
+        tuple((point.cost_share, point.static + point.low, point.static + point.high) for point in points),
+        percent=True,
+    )
+
+
+def _over_time(curves: Curves) -> _Chart:
+    points = sorted(curves.budget, key=lambda point: point.ms or 0.0)
+    return _Chart(
+        "mean time of a request, ms",
+        quality_of(curves),
+        tuple((point.ms or 0.0, point.quality) for point in points),
+        "budget policy",
+        tuple(
+            f"budget {100 * p.budget:.1f} %: {100 * p.quality:.2f} % in {p.ms or 0:.3g} ms" for p in points
+        ),
+        tuple((entry.ms or 0.0, entry.quality, entry.name) for entry in curves.static),
+        "static exits, mixed",
+    )
+
+
+def _over_deadline(curves: Curves) -> _Chart:
+    points = curves.anytime
+    return _Chart(
+        "deadline of a request, ms",
+        quality_of(curves),
+        tuple((point.deadline_ms, point.quality) for point in points),
+        "anytime policy",
+        tuple(
+            f"deadline {p.deadline_ms:.3g} ms: {100 * p.quality:.2f} %, {100 * p.in_time:.2f} % in time, "
+            f"{p.requests} requests"
+            for p in points
+        ),
+        tuple((entry.ms or 0.0, entry.quality, entry.name) for entry in curves.static),
+        "each exit alone, at its mean time",
+    )
+
+
+# --- drawing ------------------------------------------------------------------------------------------------
+
+
+def _figure(chart: _Chart, caption: str) -> str:
+    return f'<figure>{_draw(chart)}<figcaption class="note">{escape(caption)}</figcaption></figure>'
+
+
+def _draw(chart: _Chart) -> str:
+    across, up = _scales(chart)
+    parts = _grid(chart, across, up)
+    if chart.band:
+        top = [(x, high) for x, _, high in chart.band]
+        bottom = [(x, low) for x, low, _ in reversed(chart.band)]
+        parts.append(f'<polygon class="band" points="{_path([*top, *bottom], across, up)}"/>')
+    static = [(x, y) for x, y, _ in chart.static]
+    parts.append(f'<polyline class="static" points="{_path(static, across, up)}"/>')
+    parts.append(f'<polyline class="points" points="{_path(chart.line, across, up)}"/>')
+    for (x, y), hint in zip(chart.line, chart.hints, strict=True):
+        parts.append(
+            f'<circle class="point" cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="2.8">'
+            f"<title>{escape(hint)}</title></circle>"
+        )
+    for x, y, name in chart.static:
+        parts.append(
+            f'<rect class="exit" x="{across.at(x) - 4.5:.1f}" y="{up.at(y) - 4.5:.1f}" width="9" height="9">'
+            f"<title>{escape(name)}: {100 * y:.2f} %</title></rect>"
+        )
+    parts += _labels(chart, across, up)
+    label = escape(f"{chart.up} over {chart.across}")
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">' + "".join(parts) + "</svg>"
+    )
+
+
+def _scales(chart: _Chart) -> tuple[Scale, Scale]:
+    heights = [y for _, y in chart.line] + [y for _, y, _ in chart.static]
+    low, high = min(heights), max(heights)
+    margin = max(0.002, _MARGIN * (high - low))
+    places = [x for x, _ in chart.line] + [x for x, _, _ in chart.static]
+    left, right = min(places), max(places)
+    room = 0.04 * (right - left) or 0.5
+    across = Scale(max(0.0, left - room), 1.0 if chart.percent else right + room, _LEFT, _WIDTH - _RIGHT)
+    return across, Scale(low - margin, min(high + margin, max(1.0, high)), _HEIGHT - _BOTTOM, _TOP)
+
+
+def _path(points: Sequence[_Point], across: Scale, up: Scale) -> str:
+    """Points as SVG wants them, kept inside the picture: an interval may be wider than it."""
+    top, bottom = up.end, up.start
+    return " ".join(f"{across.at(x):.1f},{min(max(up.at(y), top), bottom):.1f}" for x, y in points)
+
+
+def _grid(chart: _Chart, across: Scale, up: Scale) -> list[str]:
+    parts = []
+    percent_up = Scale(100 * up.low, 100 * up.high, up.start, up.end)
+    values, digits = percent_up.lines()
+    for value in values:
+        y = percent_up.at(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f} %</text>')
+    shown = Scale(100 * across.low, 100 * across.high, across.start, across.end) if chart.percent else across
+    values, digits = shown.lines(8)
+    unit = " %" if chart.percent else ""
+    for value in values:
+        x = shown.at(value)
+        parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{up.start}" y2="{up.start + 5}"/>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 19}" text-anchor="middle">{value:.{digits}f}{unit}</text>'
+        )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(chart.across)}</text>')
+    parts.append(f'<text x="{_LEFT - 50}" y="12">{escape(chart.up)}</text>')
+    return parts
+
+
+def _labels(chart: _Chart, across: Scale, up: Scale) -> list[str]:
+    """Names beside what they name: the line's above it, the static exits' below theirs, each exit's under its mark."""
+    parts = []
+    taken: list[tuple[float, float, float]] = []  # left, right, baseline
+
+    def put(x: float, y: float, text: str, kind: str, anchor: str) -> None:
+        wide = _LETTER * len(text)
+        left = x if anchor == "start" else x - wide if anchor == "end" else x - wide / 2
+        left = min(max(left, _LEFT + 2), _WIDTH - 4 - wide)
+        y = min(max(y, _TOP + 10), up.start - 5)
+        while any(
+            left < end + 6 and left + wide > begin - 6 and abs(y - base) < 13 for begin, end, base in taken
+        ):
+            y += 13 if y + 13 < up.start - 4 else -26
+            if len(taken) > 40 or y < _TOP:
+                break
+        taken.append((left, left + wide, y))
+        parts.append(f'<text class="{kind}" x="{left:.1f}" y="{y:.1f}">{escape(text)}</text>')
+
+    for x, y, name in chart.static:
+        put(across.at(x) + 9, up.at(y) + 17, name, "exit-name", "start")
+    x, y = chart.line[len(chart.line) // 4]
+    put(
+        across.at(x) - 8,
+        up.at(y) - 10,
+        chart.line_name,
+        "line-name",
+        "end" if across.at(x) > _LEFT + 110 else "start",
+    )
+    if len(chart.static) > 1:
+        (x0, y0, _), (x1, y1, _) = chart.static[-2:]
+        put(across.at((x0 + x1) / 2), up.at((y0 + y1) / 2) + 20, chart.static_name, "exit-name", "middle")
+    return parts
