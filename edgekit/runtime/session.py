@@ -71,7 +71,9 @@ class Session:
         self._runs = tuple(tuple(runner.run for runner in stage) for stage in runners)
         self._buffers = buffers
         self._inputs = tuple((entry.tensor.name, buffers[entry.tensor.name]) for entry in manifest.inputs)
-        self._confidences = tuple(None if e.confidence is None else buffers[e.confidence] for e in self.exits)
+        self._confidences: tuple[Callable[[], float] | None, ...] = tuple(
+            None if leaving.confidence is None else buffers[leaving.confidence].item for leaving in self.exits
+        )
         self._last = len(self.exits) - 1
         self._clock = clock
 
@@ -84,17 +86,17 @@ class Session:
         clock = self._clock
         start = clock() - waited_ms / 1e3
         self._fill(inputs)
-        index, confidence, nans = 0, None, 0
+        index, last, confidence, nans = 0, self._last, None, 0
         for index, stage in enumerate(self._runs):
             for run in stage:
                 run()
-            buffer = self._confidences[index]
-            confidence = None if buffer is None else float(buffer.flat[0])
+            read = self._confidences[index]
+            confidence = None if read is None else read()
             if confidence is not None and math.isnan(confidence):
                 nans += 1
-            if index == self._last:
-                break
-            if confidence is not None and policy.leave(index, confidence, (clock() - start) * 1e3, waited_ms):
+            if index == last or confidence is None:
+                continue
+            if policy.leave(index, confidence, (clock() - start) * 1e3, waited_ms):
                 break
         leaving = self.exits[index]
         outputs = {name: self._buffers[name].copy() for name in leaving.outputs}
@@ -118,8 +120,8 @@ class Session:
 
     def confidence(self, exit_index: int) -> float | None:
         """An exit's confidence in the last run; None where it has none."""
-        buffer = self._confidences[exit_index]
-        return None if buffer is None else float(buffer.flat[0])
+        read = self._confidences[exit_index]
+        return None if read is None else read()
 
     def run_all(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run every stage; copies of everything the stages made: outputs, confidences, hand-over tensors."""
