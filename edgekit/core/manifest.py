@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.core import checks
@@ -64,7 +64,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a stage and the backend that runs it."""
+    """One file of a stage and the backend that runs it. Several parts may be of one file: stages that repeat others.
+
+    names: tensor -> what the file calls it, where it calls it otherwise.
+    """
 
     backend: str
     file: str
@@ -73,11 +76,17 @@ class Part:
     outputs: tuple[Tensor, ...]
     executes_code: bool = False  # a compiled library or a bitstream: the board's config must allow it
     design_id: str | None = None  # an overlay's identity, checked by its driver
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def in_file(self, name: str) -> str:
+        """What the file calls one of the part's tensors."""
+        return self.names.get(name, name)
 
     @classmethod
     def parse(cls, value: object, where: str) -> Part:
         """Read from JSON. Raises BadInput."""
         data = table(value, where)
+        names = table(data.get("names", {}), f"{where}.names")
         return cls(
             backend=checks.name(data.get("backend"), f"{where}.backend"),
             file=member_name(data.get("file"), f"{where}.file"),
@@ -86,11 +95,12 @@ class Part:
             outputs=rows(data.get("outputs"), f"{where}.outputs", Tensor.parse),
             executes_code=flag(data.get("executes_code", False), f"{where}.executes_code"),
             design_id=optional(data.get("design_id"), f"{where}.design_id", text),
+            names={key: text(value, f"{where}.names.{key}") for key, value in names.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of parse."""
-        return {
+        made: dict[str, Any] = {
             "backend": self.backend,
             "file": self.file,
             "sha256": self.sha256,
@@ -99,6 +109,7 @@ class Part:
             "executes_code": self.executes_code,
             "design_id": self.design_id,
         }
+        return made | {"names": dict(self.names)} if self.names else made  # a content_id from before stays
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.lower import LOWERINGS
 from edgekit.host.ort import open_model
 from edgekit.host.recipe import MEMBER, Recipe
+from edgekit.host.repeats import Computation, names_when_run_by
 from edgekit.host.split import Stage
 from edgekit.host.sqnr import spread
 from edgekit.host.work import layers, work
@@ -88,16 +89,14 @@ def draft(
     files: dict[str, bytes] = {}
     orders: dict[str, tuple[int, ...]] = {}
     described = []
+    made: list[tuple[Computation, Part]] = []
     for stage in stages:
-        lowered = LOWERINGS[backend.name](stage, backend)
-        parts = []
-        for index, part in enumerate(lowered):
-            number = f"{stage.index}" if len(lowered) == 1 else f"{stage.index}.{index}"
-            file = f"stages/{number}.{part.suffix}"
-            files[file] = part.content
-            orders.update(part.orders)
-            digest = hashlib.sha256(part.content).hexdigest()
-            parts.append(Part(part.backend, file, digest, part.inputs, part.outputs))
+        mine = Computation(stage)
+        parts = _repeated(mine, made, orders)
+        if parts is None:
+            parts = _lowered(stage, backend, files, orders)
+            if len(parts) == 1:
+                made.append((mine, parts[0]))
         described.append(ManifestStage(tuple(parts), work(layers(stage.model))))
     manifest = Manifest(
         name=name,
@@ -114,6 +113,41 @@ def draft(
         files=bundle.members_of(files),
     )
     return Draft(manifest, files, tuple(stages), orders)
+
+
+def _lowered(
+    stage: Stage, backend: Backend, files: dict[str, bytes], orders: dict[str, tuple[int, ...]]
+) -> list[Part]:
+    """The parts of a stage; their files and orders are put to the others."""
+    lowered = LOWERINGS[backend.name](stage, backend)
+    parts = []
+    for index, part in enumerate(lowered):
+        number = f"{stage.index}" if len(lowered) == 1 else f"{stage.index}.{index}"
+        file = f"stages/{number}.{part.suffix}"
+        files[file] = part.content
+        orders.update(part.orders)
+        digest = hashlib.sha256(part.content).hexdigest()
+        parts.append(Part(part.backend, file, digest, part.inputs, part.outputs))
+    return parts
+
+
+def _repeated(
+    mine: Computation, made: Sequence[tuple[Computation, Part]], orders: dict[str, tuple[int, ...]]
+) -> list[Part] | None:
+    """The one part of a stage that an earlier one's file computes; None where none does."""
+    found = ((names_when_run_by(earlier, mine), part) for earlier, part in made)
+    names, part = next(((names, part) for names, part in found if names is not None), (None, None))
+    if names is None or part is None:
+        return None
+    mine_of = {theirs: name for name, theirs in names.items()}
+    inputs = tuple(replace(tensor, name=mine_of[tensor.name]) for tensor in part.inputs)
+    outputs = tuple(
+        replace(tensor, name=mine_of.setdefault(tensor.name, f"{tensor.name}/stage{mine.stage.index}"))
+        for tensor in part.outputs
+    )
+    orders.update({mine_of[name]: order for name, order in orders.items() if name in mine_of})
+    differ = {name: theirs for theirs, name in mine_of.items() if name != theirs}
+    return [replace(part, inputs=inputs, outputs=outputs, names=differ)]
 
 
 def _exits(stages: Sequence[Stage], described: Sequence[ManifestStage]) -> tuple[Exit, ...]:
@@ -182,8 +216,9 @@ def golden_cases(
     outputs = []
     confidences = {e.confidence: e.output for e in made.manifest.exits if e.confidence is not None}
     tolerances: dict[str, float] = {}
+    told = {tensor.name for stage in made.stages for tensor in stage.outputs}  # a repeated file may give more
     for index, stage in enumerate(made.manifest.stages):
-        for tensor in (tensor for part in stage.parts for tensor in part.outputs):
+        for tensor in (tensor for part in stage.parts for tensor in part.outputs if tensor.name in told):
             want = np.stack([answer[tensor.name] for answer in answers])
             if not np.isfinite(want).all():
                 raise BadInput(f"{data.source}: {tensor.name!r} is not finite for some of the samples")

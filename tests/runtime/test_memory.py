@@ -63,10 +63,47 @@ def test_a_tflite_session_holds_weights_once(tmp_path: Path) -> None:
     assert memory.mapped_bytes < 0.5 * memory.weights_bytes
 
 
+def test_weights_that_stages_share_are_held_once(tmp_path: Path) -> None:
+    """Three rounds through the same matrices with an exit after each."""
+    pytest.importorskip("onnx_ir", minversion="0.2.1")
+    from networks import Builder
+
+    b, x, side = Builder(), "x", 1536
+    b.weight("w", side, side)
+    b.weight("head", side, 5)
+    exits = []
+    for index in range(3):
+        x = b.op("Relu", [b.op("MatMul", [x, "w"], f"m{index}")], f"r{index}")
+        exits.append(b.op("MatMul", [x, "head"], f"exit{index}"))
+    model = b.model([(name, (1, 5)) for name in exits], [("x", (1, side))], exits)
+    path = pack_converted(tmp_path, model, (side,), "onnxruntime")
+    memory = measure_memory(path)
+    once = 4 * (side * side + side * 5)
+    assert memory.weights_bytes is not None
+    assert once <= memory.weights_bytes < once + 1000
+    assert memory.parts_bytes < 1.1 * once
+    assert memory.opened_bytes < 1.25 * once + ALLOWANCE
+
+
 def converted(folder: Path, backend: str, *, stored: bool = False) -> Path:
     """A bundle of three large convolutions, its weights as floats or in 8 bits."""
     pytest.importorskip("onnx_ir", minversion="0.2.1")
-    from networks import Builder, save, write_data
+    from networks import Builder
+
+    b = Builder()
+    x = b.conv("x", "stem", (3, 320), stride=2)
+    for name in ("a", "b", "c"):
+        x = b.conv(x, name, (320, 320))
+    b.head(x, "y", 320)
+    model = b.model([("y", (1, 5))], [("x", (1, 3, 8, 8))])
+    return pack_converted(folder, model, (3, 8, 8), backend, stored=stored)
+
+
+def pack_converted(
+    folder: Path, model: Any, shape: tuple[int, ...], backend: str, *, stored: bool = False
+) -> Path:
+    """A model as a bundle, without a search."""
+    from networks import save, write_data
 
     from edgekit.core.bundle import pack
     from edgekit.core.profile import Backend
@@ -78,21 +115,20 @@ def converted(folder: Path, backend: str, *, stored: bool = False) -> Path:
     from edgekit.host.split import split
     from edgekit.runtime.data import load_data
 
-    b = Builder()
-    x = b.conv("x", "stem", (3, 320), stride=2)
-    for name in ("a", "b", "c"):
-        x = b.conv(x, name, (320, 320))
-    b.head(x, "y", 320)
-    graph = load(save(b.model([("y", (1, 5))], [("x", (1, 3, 8, 8))]), folder / "m.onnx")).graph
-    data = load_data(write_data(folder / "d.npz", (3, 8, 8), 2), graph.inputs)
+    graph = load(save(model, folder / "m.onnx")).graph
+    data = load_data(write_data(folder / "d.npz", shape, 2), graph.inputs)
     graph = run_steps(graph, (step("confidence"), step("fold")), Context())
     if stored:
         graph = run_steps(graph, (Step("quantize_weights", QuantizeWeights(clip="max")),), Context())
     made = draft(graph, split(graph), Backend(backend, max_opset=21, max_ir=10), "m", 1, "host")
     recipe = Recipe("host", backend, (step("fold"),), (), 1, 0.2, 24, 16)
-    points = (write_null_bundle(folder / "null.edge").manifest.operating_points[-1],)
-    points = (replace(points[0], thresholds=(), exit_shares=(1.0,)),)
-    finished = finish(made, points, "agreement", golden_cases(made, data, 1), recipe)
+    more = len(graph.exits) - 1
+    full = replace(
+        write_null_bundle(folder / "null.edge").manifest.operating_points[-1],
+        thresholds=(2.0,) * more,
+        exit_shares=(0.0,) * more + (1.0,),
+    )
+    finished = finish(made, (full,), "agreement", golden_cases(made, data, 1), recipe)
     path = folder / "m.edge"
     path.write_bytes(pack(finished.manifest, finished.files, {"v": 1}))
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -22,10 +22,15 @@ ENTRY_POINTS = "edgekit.backends"
 
 @dataclass(frozen=True)
 class Options:
-    """How parts are opened. providers: execution providers in order, for backends that have them."""
+    """How parts are opened. providers: execution providers in order, for backends that have them.
+
+    opened: by sha256 of a part's file what its backend has made of it, for further parts of that file in one session:
+    stages that repeat others hold their weights once.
+    """
 
     threads: int = 1
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Runner(Protocol):

@@ -77,11 +77,14 @@ def open_tflite(
     Raises BadBundle when the runtime refuses the part.
     """
     try:
-        opened = _interpreter(interpreter, data, options.threads)
+        opened = options.opened.get(part.sha256)  # its tensors are filled before and read after every call
+        if opened is None:
+            opened = _interpreter(interpreter, data, options.threads)
     except (RuntimeError, ValueError) as err:
         raise BadBundle(f"{part.file}: {provider} refuses it: {one_line(err)[:300]}") from err
     given = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
     made = _bound(opened, part, part.outputs, opened.get_output_details(), outputs)
+    options.opened[part.sha256] = opened
     reads = [_reader(opened, index, buffer) for index, buffer in given]
     writes = [(opened.tensor(index), buffer) for index, buffer in made]
     return TfliteRunner(opened, provider, part.file, reads, writes)
@@ -153,9 +156,12 @@ def _bound(
 ) -> list[tuple[int, Array]]:
     """The interpreter's numbers of tensors with their buffers; all must be what the part says."""
     rows = [(str(row["name"]), np.dtype(row["dtype"]).name, tuple(map(int, row["shape"]))) for row in found]
-    if sorted(rows) != sorted((tensor.name, tensor.dtype, tensor.shape) for tensor in wanted):
+    named = {part.in_file(tensor.name): tensor for tensor in wanted}
+    if sorted(rows) != sorted((name, tensor.dtype, tensor.shape) for name, tensor in named.items()):
         raise BadBundle(f"{part.file}: the file's tensors are {rows}, not those its manifest lists")
-    return [(int(row["index"]), buffers[name]) for row, (name, _, _) in zip(found, rows, strict=True)]
+    return [
+        (int(row["index"]), buffers[named[name].name]) for row, (name, _, _) in zip(found, rows, strict=True)
+    ]
 
 
 def _reader(opened: Any, index: int, buffer: Array) -> Callable[[], None]:

@@ -63,18 +63,24 @@ def open_part(
     settings = _settings(options.threads)
     providers = [name for name in options.providers if name not in missing]
     try:
-        session = ort.InferenceSession(data, settings, providers=providers, disabled_optimizers=[*LEFT_OUT])
+        session = options.opened.get(part.sha256)
+        if session is None:
+            session = ort.InferenceSession(
+                data, settings, providers=providers, disabled_optimizers=[*LEFT_OUT]
+            )
         binding = session.io_binding()
         for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            binding.bind_input(part.in_file(name), "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            binding.bind_output(
+                part.in_file(name), "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+            )
     except Exception as err:  # onnxruntime's errors share no root but Exception
         raise BadBundle(f"{part.file}: onnxruntime {ort.__version__} refuses it: {one_line(err)}") from err
     _check_shapes(part, session)
-    vars(session).update(
-        _model_bytes=None
-    )  # kept to open it a second time, which we never do: all weights twice
+    options.opened[part.sha256] = session
+    # kept to open the file a second time, which we never do: all weights twice
+    vars(session).update(_model_bytes=None)
     return OrtRunner(session, binding, part.file)
 
 
@@ -97,5 +103,5 @@ def _check_shapes(part: Part, session: Any) -> None:
     """Bound buffers are written blindly: what the graph says must be what the manifest says."""
     for wanted, found in ((part.inputs, session.get_inputs()), (part.outputs, session.get_outputs())):
         shapes = {node.name: tuple(node.shape) for node in found}
-        if shapes != {tensor.name: tensor.shape for tensor in wanted}:
+        if shapes != {part.in_file(tensor.name): tensor.shape for tensor in wanted}:
             raise BadBundle(f"{part.file}: the graph's tensors are {shapes}, not those its manifest lists")
