@@ -112,7 +112,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         times = _Times.there(subject, subject.bench)
     elif subject.on_this_machine:
         policies = _policies(session, judged, watch)
-        times = _Times.measured(whole, session, data, subject.rounds, after.latency_ms)
+        times = _Times.measured(whole, session, data, subject.rounds)
     else:
         policies = tuple(replay(spec, manifest, after, judged) for spec in _specs(manifest))
         times = _Times.estimated(subject)
@@ -192,8 +192,8 @@ def replay(spec: PolicySpec, manifest: Manifest, table: ExitTable, judged: Data)
 class _Times:
     """Latencies before and after, to each exit after, and where they come from. energy_mj: where a board said it.
 
-    stages_p95_ms: of each stage alone; None: only means are known. samples_ms: each evaluation sample's time to each
-    exit, where this machine is the target.
+    stages_p95_ms: of each stage alone; None: only means are known. requests_ms: each timed request's time to each exit,
+    where this machine is the target.
     """
 
     before: Latency
@@ -203,7 +203,7 @@ class _Times:
     on: str | None
     energy_mj: float | None = None
     stages_p95_ms: tuple[float, ...] | None = None
-    samples_ms: NDArray[np.float64] | None = None
+    requests_ms: NDArray[np.float64] | None = None
 
     @property
     def known(self) -> Times | None:
@@ -211,8 +211,8 @@ class _Times:
         exits = [value for value in self.exits_ms if value is not None]
         if self.provenance is None or len(exits) < len(self.exits_ms):
             return None
-        if self.samples_ms is not None:
-            return Times.of(self.samples_ms, self.provenance, self.on)
+        if self.requests_ms is not None:
+            return Times.of(self.requests_ms, self.provenance, self.on)
         p95 = self.stages_p95_ms or tuple(np.diff(exits, prepend=0.0).tolist())
         return Times(tuple(exits), p95, self.provenance, self.on)
 
@@ -227,9 +227,7 @@ class _Times:
         return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj, stages)
 
     @classmethod
-    def measured(
-        cls, whole: Session, session: Session, data: Data, rounds: int, samples_ms: NDArray[np.float64]
-    ) -> _Times:
+    def measured(cls, whole: Session, session: Session, data: Data, rounds: int) -> _Times:
         """Interleaved on this machine."""
         before, after = interleaved((whole, session), data, rounds)
         exits = tuple(after.mean(axis=0).tolist())
@@ -239,7 +237,7 @@ class _Times:
             exits,
             "measured",
             machine_name(),
-            samples_ms=samples_ms,
+            requests_ms=after,
         )
 
     @classmethod

@@ -5,6 +5,7 @@ Used by the report of a conversion, and by `edgekit bench --curves --report`, wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,6 +19,7 @@ _WIDTH, _HEIGHT = 760, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 30, 22, 48
 _MARGIN = 0.1  # of the span of what is drawn, above and below
 _LETTER = 6.4  # pixels, about
+_CLOSE = 6.0  # pixels
 _Point = tuple[float, float]
 
 
@@ -293,35 +295,76 @@ def _grid(chart: _Chart, across: Scale, up: Scale) -> list[str]:
 
 
 def _labels(chart: _Chart, across: Scale, up: Scale) -> list[str]:
-    """Names beside what they name: the line's above it, the static exits' below theirs, each exit's under its mark."""
+    """Names beside what they name: each exit's under its mark, the lines' where most room is along them."""
+    lines = [
+        [(across.at(x), up.at(y)) for x, y in points]
+        for points in (chart.line, [(x, y) for x, y, _ in chart.static])
+    ]
+    drawn = [point for line in lines for point in _dense(line)]
+    boxes: list[_Box] = []
     parts = []
-    taken: list[tuple[float, float, float]] = []  # left, right, baseline
-
-    def put(x: float, y: float, text: str, kind: str, anchor: str) -> None:
-        wide = _LETTER * len(text)
-        left = x if anchor == "start" else x - wide if anchor == "end" else x - wide / 2
-        left = min(max(left, _LEFT + 2), _WIDTH - 4 - wide)
-        y = min(max(y, _TOP + 10), up.start - 5)
-        while any(
-            left < end + 6 and left + wide > begin - 6 and abs(y - base) < 13 for begin, end, base in taken
-        ):
-            y += 13 if y + 13 < up.start - 4 else -26
-            if len(taken) > 40 or y < _TOP:
-                break
-        taken.append((left, left + wide, y))
-        parts.append(f'<text class="{kind}" x="{left:.1f}" y="{y:.1f}">{escape(text)}</text>')
-
     for x, y, name in chart.static:
-        put(across.at(x) + 9, up.at(y) + 17, name, "exit-name", "start")
-    x, y = chart.line[len(chart.line) // 4]
-    put(
-        across.at(x) - 8,
-        up.at(y) - 10,
-        chart.line_name,
-        "line-name",
-        "end" if across.at(x) > _LEFT + 110 else "start",
-    )
-    if len(chart.static) > 1:
-        (x0, y0, _), (x1, y1, _) = chart.static[-2:]
-        put(across.at((x0 + x1) / 2), up.at((y0 + y1) / 2) + 20, chart.static_name, "exit-name", "middle")
+        under = _Box.of(across.at(x) + 8, up.at(y) + 17, name)
+        over = _Box.of(across.at(x) + 8, up.at(y) - 9, name)
+        boxes.append(under if not any(under.meets(box) for box in boxes) else over)
+        parts.append(boxes[-1].drawn(name, "exit-name"))
+    for line, name, kind in zip(
+        lines, (chart.line_name, chart.static_name), ("line-name", "exit-name"), strict=True
+    ):
+        places = [
+            _Box.of(x + dx, y + dy, name) for x, y in _dense(line) for dx in (-40, 6) for dy in (-10, 18)
+        ]
+        middle = (line[0][0] + line[-1][0]) / 2
+        best = max(
+            places, key=lambda box: (round(box.room(drawn, boxes)), -abs(box.left + box.right - 2 * middle))
+        )
+        boxes.append(best)
+        parts.append(best.drawn(name, kind))
     return parts
+
+
+def _dense(line: Sequence[_Point]) -> list[_Point]:
+    """Points along a line, close enough that none slips under a label."""
+    found = list(line[:1])
+    for (x0, y0), (x1, y1) in itertools.pairwise(line):
+        steps = max(1, int(max(abs(x1 - x0), abs(y1 - y0)) / _CLOSE))
+        found += [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(1, steps + 1)]
+    return found
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where a text would stand."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    @classmethod
+    def of(cls, x: float, baseline: float, text: str) -> _Box:
+        """Kept inside the picture."""
+        wide = _LETTER * len(text)
+        x = min(max(x, _LEFT + 4), _WIDTH - 4 - wide)
+        baseline = min(max(baseline, _TOP + 10), _HEIGHT - _BOTTOM - 5)
+        return cls(x, x + wide, baseline - 10, baseline + 3)
+
+    def drawn(self, text: str, kind: str) -> str:
+        """The text, as SVG."""
+        return f'<text class="{kind}" x="{self.left:.1f}" y="{self.bottom - 3:.1f}">{escape(text)}</text>'
+
+    def meets(self, other: _Box) -> bool:
+        """Whether two texts lie on each other."""
+        return (
+            self.left < other.right + 5
+            and other.left < self.right + 5
+            and self.top < other.bottom + 2
+            and other.top < self.bottom + 2
+        )
+
+    def room(self, drawn: Sequence[_Point], boxes: Sequence[_Box]) -> float:
+        """Pixels to the nearest thing drawn, below zero on a text; no more counts than is needed to be read."""
+        if any(self.meets(box) for box in boxes):
+            return -1.0
+        gap = min(max(self.left - x, x - self.right, self.top - y, y - self.bottom, 0.0) for x, y in drawn)
+        return min(gap, _CLOSE)

@@ -35,7 +35,8 @@ Ints = NDArray[np.int64]
 class Times:
     """How long the exits take on some machine, in ms. exits: mean from request to each. p95: of each stage alone.
 
-    latency: each sample's own time to each exit, (samples, exits); None: the means stand for all of them.
+    latency: real requests' times to each exit, (requests, exits), given to the samples in turn; None: the means stand
+    for all of them.
     """
 
     exits: tuple[float, ...]
@@ -182,8 +183,8 @@ def _lead(points: Sequence[BudgetPoint], leads: Sequence[Floats]) -> Lead | None
 
 def _anytime(manifest: Manifest, table: ExitTable, good: Floats, times: Times) -> tuple[AnytimePoint, ...]:
     """Every sample under each deadline, decided by the real policy with the stages' times."""
-    means = np.broadcast_to(np.array(times.exits), table.confidence.shape)
-    elapsed = means if times.latency is None else times.latency
+    known = np.array([times.exits]) if times.latency is None else times.latency
+    elapsed = np.resize(known, table.confidence.shape)  # from the first row again when they are used up
     shortest = max(times.exits[0], times.p95[0])
     points = []
     for deadline in np.linspace(shortest, max(shortest, LONGEST * times.exits[-1]), LEVELS).tolist():
