@@ -87,7 +87,7 @@ class Part:
         """Read from JSON. Raises BadInput."""
         data = table(value, where)
         names = table(data.get("names", {}), f"{where}.names")
-        return cls(
+        part = cls(
             backend=checks.name(data.get("backend"), f"{where}.backend"),
             file=member_name(data.get("file"), f"{where}.file"),
             sha256=checks.sha256(data.get("sha256"), f"{where}.sha256"),
@@ -97,6 +97,12 @@ class Part:
             design_id=optional(data.get("design_id"), f"{where}.design_id", text),
             names={key: text(value, f"{where}.names.{key}") for key, value in names.items()},
         )
+        tensors = {tensor.name for tensor in (*part.inputs, *part.outputs)}
+        if not set(part.names) <= tensors or len(set(map(part.in_file, tensors))) != len(tensors):
+            raise checks.wrong(
+                f"{where}.names", "another name for each of some of its tensors", dict(part.names)
+            )
+        return part
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of parse."""

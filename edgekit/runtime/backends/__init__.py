@@ -24,8 +24,8 @@ ENTRY_POINTS = "edgekit.backends"
 class Options:
     """How parts are opened. providers: execution providers in order, for backends that have them.
 
-    opened: by sha256 of a part's file what its backend has made of it, for further parts of that file in one session:
-    stages that repeat others hold their weights once.
+    opened: what was made of a part's file, by `BACKEND SHA256`, for further parts of that file in one session: stages
+    that repeat others hold their weights once.
     """
 
     threads: int = 1

@@ -76,15 +76,16 @@ def open_tflite(
 
     Raises BadBundle when the runtime refuses the part.
     """
+    key = f"{part.backend} {part.sha256}"
     try:
-        opened = options.opened.get(part.sha256)  # its tensors are filled before and read after every call
+        opened = options.opened.get(key)  # its tensors are filled before and read after every call
         if opened is None:
             opened = _interpreter(interpreter, data, options.threads)
     except (RuntimeError, ValueError) as err:
         raise BadBundle(f"{part.file}: {provider} refuses it: {one_line(err)[:300]}") from err
     given = _bound(opened, part, part.inputs, opened.get_input_details(), inputs)
     made = _bound(opened, part, part.outputs, opened.get_output_details(), outputs)
-    options.opened[part.sha256] = opened
+    options.opened[key] = opened
     reads = [_reader(opened, index, buffer) for index, buffer in given]
     writes = [(opened.tensor(index), buffer) for index, buffer in made]
     return TfliteRunner(opened, provider, part.file, reads, writes)

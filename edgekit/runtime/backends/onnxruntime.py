@@ -62,8 +62,9 @@ def open_part(
         raise BadInput(f"onnxruntime here has none of {', '.join(options.providers)}; it has {available}")
     settings = _settings(options.threads)
     providers = [name for name in options.providers if name not in missing]
+    key = f"{part.backend} {part.sha256}"
     try:
-        session = options.opened.get(part.sha256)
+        session = options.opened.get(key)
         if session is None:
             session = ort.InferenceSession(
                 data, settings, providers=providers, disabled_optimizers=[*LEFT_OUT]
@@ -78,7 +79,7 @@ def open_part(
     except Exception as err:  # onnxruntime's errors share no root but Exception
         raise BadBundle(f"{part.file}: onnxruntime {ort.__version__} refuses it: {one_line(err)}") from err
     _check_shapes(part, session)
-    options.opened[part.sha256] = session
+    options.opened[key] = session
     # kept to open the file a second time, which we never do: all weights twice
     vars(session).update(_model_bytes=None)
     return OrtRunner(session, binding, part.file)
