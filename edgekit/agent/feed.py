@@ -120,9 +120,11 @@ class Feed(threading.Thread):
     def _answered(self, given: Input, served: list[Manifest], result: Answer | EdgekitError) -> None:
         try:
             self._sinks.give(given.id(), result, served[0] if served else None)
+        except Exception:
+            log.exception("an answer met a defect on its way out")
+        try:
             if given.done is not None:
                 given.done()
         except Exception:
-            log.exception("an answer met a defect on its way out")
-        finally:
-            self._left()
+            log.exception("an answered input met a defect")
+        self._left()

@@ -34,7 +34,7 @@ def line_of(
     """The line with its newline. name: the input's id. served: of the bundle whose turn it was, where one was asked."""
     content: dict[str, Any] = {
         "v": 1,
-        "id": name,
+        "id": None if name is None else _plain(name),
         "label": None,
         "class": None,
         "exit": None,
@@ -44,7 +44,7 @@ def line_of(
         "time": None if time is None else round(time, 3),
     }
     if isinstance(result, EdgekitError):
-        content["error"] = one_line(result)[:_MAX_ERROR]
+        content["error"] = _plain(one_line(result)[:_MAX_ERROR])
         return canonical_json(content) + b"\n"
     number = result.label
     names = None if served is None else served.labels
@@ -58,6 +58,11 @@ def line_of(
     if outputs:
         content["outputs"] = {key: _lists(array) for key, array in result.outputs.items()}
     return canonical_json(content) + b"\n"
+
+
+def _plain(text: str) -> str:
+    """A file's name may hold bytes that are no text."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _finite(value: float | None) -> float | None:

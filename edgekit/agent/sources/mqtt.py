@@ -8,11 +8,13 @@ the topic `answer`.
 A message is acknowledged once its input was answered or refused, so what an agent held when it died is lost only where
 the sender does not wait for the answer; a message sent twice is answered twice, under its own id. Retained messages
 are no inputs. At most `max_waiting` inputs wait here; the next one is refused with an answer whose error begins with
-"busy", and so is every input while no bundle serves. A message above `max_input_bytes` is refused unread, and over
-MQTT 5 the broker is asked not to send one above twice that.
+"busy", and so is every input while no bundle serves. (In a flood only an id in the message's properties is read.)
+A message above `max_input_bytes` is refused unread, and over MQTT 5 the broker is asked not to send one above twice
+that, or above 4 MiB where that is more: our own commands may have so much.
 
-`max_waiting` must stay below what the broker keeps in flight for one client (Mosquitto: max_inflight_messages, 20
-where nothing is said, 1000 in the file that `edgekit fleet serve` writes): commands come over the same connection.
+`max_waiting` must stay a little below what the broker keeps in flight for one client (Mosquitto: its option
+max_inflight_messages, 20 where nothing is said, 1000 in the file that `edgekit fleet serve` writes): commands come over
+the same connection.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from edgekit.core import messages
 from edgekit.core.errors import BadInput, one_line
 
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_EXTRA = 2
 _HELD_BYTES = 16 * 2**20  # of all inputs that wait; one alone may be larger
 
 
@@ -52,7 +55,7 @@ class MqttSource:
         self._max_waiting = max_waiting
         self._lock = threading.Condition()
         self._inbox: deque[tuple[Message, bool]] = deque()
-        self._waiting = self._held = self._number = 0
+        self._kept = self._held = self._number = 0  # kept: not yet acknowledged
         self._take: Taker | None = None
         self._over = False
 
@@ -64,14 +67,14 @@ class MqttSource:
                 why = "the agent takes no more inputs"
             elif size > self.max_input_bytes:
                 why = f"an input may have {self.max_input_bytes} bytes, got {size}"
-            elif len(self._inbox) >= 2 * self._max_waiting or (
+            elif self._kept >= self._max_waiting + _EXTRA or (
                 self._held and self._held + size > max(_HELD_BYTES, self.max_input_bytes)
             ):
                 why = self._busy()
             else:
                 # One too many is still read for its id, in the source's own thread, before it is refused.
-                fits = self._waiting < self._max_waiting
-                self._waiting += fits
+                fits = self._kept < self._max_waiting
+                self._kept += 1
                 self._held += size
                 self._inbox.append((message, fits))
                 self._lock.notify_all()
@@ -96,22 +99,22 @@ class MqttSource:
                 given = self._input(message)
                 if not fits or not take.serves:
                     take.refuse(given.id(), self._busy() if not fits else "busy: no bundle serves yet")
-                    self._finish(message, fits=fits)
+                    self._finish(message)
                 elif take(self._with_done(given, message)):
                     handed += 1
         finally:
             with self._lock:
                 self._take, self._over = None, True
                 self._inbox.clear()
-                self._waiting = self._held = 0
+                self._kept = self._held = 0
         return handed
 
     def _with_done(self, given: Input, message: Message) -> Input:
-        return replace(given, done=lambda: self._finish(message, fits=True), arrived_s=message.arrived_s)
+        return replace(given, done=lambda: self._finish(message), arrived_s=message.arrived_s)
 
-    def _finish(self, message: Message, *, fits: bool) -> None:
+    def _finish(self, message: Message) -> None:
         with self._lock:
-            self._waiting = max(0, self._waiting - fits)
+            self._kept = max(0, self._kept - 1)
             self._held = max(0, self._held - len(message.payload))
         message.acknowledge()
 

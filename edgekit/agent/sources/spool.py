@@ -16,6 +16,7 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,10 @@ from edgekit.runtime.data import IMAGE_SUFFIXES
 log = logging.getLogger(__name__)
 LOOK_S = 0.25
 SETTLE_S = 0.5
+_IDLE = 20  # a folder of very many files is looked at more rarely: at most a twentieth of the time
 _SUFFIXES = IMAGE_SUFFIXES | {".npz"}
 
-State = tuple[int, int]  # size, time of the last change in ns
+State = tuple[int, int, int]  # size, time of the last change in ns, inode
 
 
 class SpoolSource:
@@ -56,12 +58,16 @@ class SpoolSource:
             raise BadInput(f"source folder: done: {target} lies in the watched folder {path}")
         # What was seen and is still there: its state, since when, and whether it was handed over.
         self._seen: dict[Path, tuple[State, float, bool]] = {}
+        self._put_away: deque[Path] = deque()  # by the runner's thread; what comes under that name is new
         self._complaint: str | None = None
 
     def run(self, take: Taker, stopped: threading.Event) -> int:
         handed = 0
         while not stopped.is_set():
-            for path in self._whole():
+            begun = self._clock()
+            ready = self._whole()
+            took_s = self._clock() - begun
+            for path in ready:
                 if stopped.is_set() or not take(self._input(path)):
                     return handed
                 handed += 1
@@ -69,11 +75,13 @@ class SpoolSource:
                 self._seen[path] = (state, since, True)
                 if self._period_s is not None:
                     stopped.wait(self._period_s)
-            stopped.wait(LOOK_S)
+            stopped.wait(max(LOOK_S, _IDLE * took_s))
         return handed
 
     def _whole(self) -> list[Path]:
         """Files that are all there and were not handed over, in the order of their names."""
+        while self._put_away:
+            self._seen.pop(self._put_away.popleft(), None)
         now, found = self._clock(), {}
         ready = []
         for path, state in self._files():
@@ -99,7 +107,7 @@ class SpoolSource:
                         status = path.stat()
                     except OSError:  # gone again
                         continue
-                    yield path, (status.st_size, status.st_mtime_ns)
+                    yield path, (status.st_size, status.st_mtime_ns, status.st_ino)
             self._say(None)
         except OSError as err:
             self._say(f"{self._path}: cannot be read: {err.strerror}")
@@ -124,10 +132,19 @@ class SpoolSource:
 
     def _finisher(self, path: Path, relative: Path) -> Callable[[], None] | None:
         if self._delete:
-            return partial(_quietly, path.unlink, path)
+            return partial(self._finish, path, path.unlink)
         if self._target is not None:
-            return partial(_quietly, partial(_move, path, self._target / relative), path)
+            return partial(self._finish, path, partial(_move, path, self._target / relative))
         return None
+
+    def _finish(self, path: Path, action: Callable[[], object]) -> None:
+        """Put a file away. One that cannot be was answered all the same, and is not answered again."""
+        try:
+            action()
+        except OSError as err:
+            log.warning("source: %s was answered and cannot be put away: %s", path, err.strerror or err)
+        else:
+            self._put_away.append(path)
 
 
 def _move(path: Path, target: Path) -> None:
@@ -137,14 +154,6 @@ def _move(path: Path, target: Path) -> None:
         number += 1
         free = target.with_name(f"{target.stem}.{number}{target.suffix}")
     shutil.move(path, free)
-
-
-def _quietly(action: Callable[[], object], path: Path) -> None:
-    """A file that cannot be put away was answered all the same, and is not answered again."""
-    try:
-        action()
-    except OSError as err:
-        log.warning("source: %s was answered and cannot be put away: %s", path, err.strerror or err)
 
 
 def _raise(err: OSError) -> None:
