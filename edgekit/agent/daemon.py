@@ -426,6 +426,8 @@ class Agent:
             throttled=health.throttled,
             under_voltage=health.under_voltage,
             memory_mb=_resident_mb(),
+            cancelled=interval.cancelled,
+            nan_confidences=interval.nan_confidences,
         )
 
 

@@ -93,6 +93,7 @@ class Interval:
     deadline_missed: int = 0
     labelled: int = 0
     correct: int = 0
+    nan_confidences: int = 0
     exit_counts: dict[str, int] = field(default_factory=dict)
     buckets: dict[int, int] = field(default_factory=dict)
     sum_ms: float = 0.0
@@ -107,6 +108,7 @@ class Interval:
         """Add one answered request."""
         self.requests += 1
         self.deadline_missed += answer.deadline_missed
+        self.nan_confidences += answer.nan_confidences
         self.exit_counts[answer.exit] = self.exit_counts.get(answer.exit, 0) + 1
         bucket = bucket_of(answer.latency_ms)
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1

@@ -41,6 +41,8 @@ class Record:
     memory_mb: float | None = None  # resident memory of the agent
     inputs_dropped: int = 0  # before they were requests: replaced camera frames, refused messages
     answers_lost: int = 0  # that a sink could not give
+    cancelled: int = 0  # requests dropped from the queue because their client hung up
+    nan_confidences: int = 0  # exits that gave no number for a confidence, and were passed by
 
     def to_json(self) -> dict[str, Any]:
         """Every key present; unknown is null."""
@@ -70,6 +72,8 @@ class Record:
             "memory_mb": self.memory_mb,
             "inputs_dropped": self.inputs_dropped,
             "answers_lost": self.answers_lost,
+            "cancelled": self.cancelled,
+            "nan_confidences": self.nan_confidences,
         }
 
     @classmethod
@@ -120,4 +124,6 @@ class Record:
             memory_mb=optional(data.get("memory_mb"), f"{where}.memory_mb", number),
             inputs_dropped=integer(data.get("inputs_dropped", 0), f"{where}.inputs_dropped"),
             answers_lost=integer(data.get("answers_lost", 0), f"{where}.answers_lost"),
+            cancelled=integer(data.get("cancelled", 0), f"{where}.cancelled"),
+            nan_confidences=integer(data.get("nan_confidences", 0), f"{where}.nan_confidences"),
         )

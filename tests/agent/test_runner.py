@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from agents import until
 from bundles import SHAPE, write_null_bundle
 
-from edgekit.agent.runner import Interval, Request, Runner, Serving
+from edgekit.agent.runner import Interval, NothingServes, Request, Runner, Serving
 from edgekit.agent.serving import Server
 from edgekit.core.errors import BadInput, EdgekitError
 from edgekit.core.manifest import Manifest
@@ -239,3 +240,180 @@ def test_a_deadline_uses_times_measured_on_this_board(server: Server, runner: Ru
     interval = runner.collect()[-1]
     assert interval.exit_counts == {"exit1": 3, "exit2": 0, "exit3": 0}
     assert interval.deadline_missed == 3
+
+
+# --- callers beside sources, and requests that bring their policy ---
+
+
+def call(runner: Runner, **more: Any) -> list[Answer | EdgekitError]:
+    """Queue one call; its answer comes into the list."""
+    got: list[Answer | EdgekitError] = []
+    assert runner.call(Request(lambda manifest: (inputs(), None), got.append, **more))
+    return got
+
+
+def held(runner: Runner) -> threading.Event:
+    """Keep the runner at work until the event is set."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def read(manifest: Manifest) -> Any:
+        begun.set()
+        assert gate.wait(20)
+        return inputs(), None
+
+    assert runner.submit(Request(read), 5.0)
+    assert begun.wait(20)
+    return gate
+
+
+def test_callers_and_sources_take_turns(runner: Runner, serving: Callable[..., Serving]) -> None:
+    runner.swap(serving())
+    order: list[str] = []
+
+    def read(who: str) -> Callable[[Manifest], Any]:
+        return lambda manifest: (order.append(who), (inputs(), None))[1]
+
+    gate = held(runner)
+    for index in range(4):
+        assert runner.submit(Request(read(f"source {index}")), 1.0)
+    for index in range(2):
+        assert runner.call(Request(read(f"call {index}")))
+    gate.set()
+    until(lambda: len(order) == 6, "all of them")
+    assert order == ["call 0", "source 0", "call 1", "source 1", "source 2", "source 3"]
+
+
+def test_calls_are_refused_where_sources_wait(serving: Callable[..., Serving]) -> None:
+    runner = Runner(capacity=2)
+    runner.start()
+    with pytest.raises(NothingServes, match="nothing is installed"):
+        runner.call(Request(lambda manifest: (inputs(), None)))
+    runner.swap(serving())
+    gate = held(runner)
+    first, second = call(runner), call(runner)
+    assert not runner.call(Request(lambda manifest: (inputs(), None)))
+    assert runner.wait_s == 0, "no request has been timed yet"
+    gate.set()
+    until(lambda: first and second, "both answers")
+    runner.stop(5.0)
+    assert not runner.call(Request(lambda manifest: (inputs(), None)))
+
+
+def test_calls_that_wait_are_told_when_nothing_serves_any_more(
+    runner: Runner, serving: Callable[..., Serving]
+) -> None:
+    runner.swap(serving())
+    gate = held(runner)
+    got = call(runner)
+    stopper = threading.Thread(target=runner.swap, args=(None,))
+    stopper.start()
+    until(lambda: runner._orders, "the order")
+    gate.set()
+    stopper.join(20)
+    assert isinstance(got[0], NothingServes)
+
+
+def test_who_is_gone_makes_room_and_is_counted_but_not_answered(serving: Callable[..., Serving]) -> None:
+    runner = Runner(capacity=1)
+    runner.start()
+    runner.swap(serving())
+    gate = held(runner)
+    gone = call(runner, cancelled=lambda: True)
+    there = call(runner, cancelled=lambda: False)
+    gate.set()
+    until(lambda: there, "the answer of who is there")
+    gate = held(runner)
+    late = call(runner, cancelled=lambda: True)
+    gate.set()
+    answers(runner, 1)
+    assert [(i.requests, i.cancelled, i.errors) for i in runner.collect()[1:]] == [(4, 2, 0)]
+    runner.stop(5.0)
+    assert (gone, late) == ([], [])
+
+
+def test_a_mean_of_recent_requests_says_how_long_a_call_would_wait(
+    runner: Runner, serving: Callable[..., Serving]
+) -> None:
+    runner.swap(serving(delay_ms=2))
+    answers(runner, 3)
+    gate = held(runner)
+    for _ in range(10):
+        call(runner)
+    assert 0.05 < runner.wait_s < 1, "ten requests of three stages of 2 ms"
+    gate.set()
+
+
+def test_a_request_runs_under_the_policy_it_brings(runner: Runner, serving: Callable[..., Serving]) -> None:
+    now = serving()
+    runner.swap(now)
+    said: list[str] = []
+
+    def begun(manifest: Manifest, policy: str) -> None:
+        said.append(f"{manifest.name} {policy}")
+
+    cheap = call(runner, policy=PolicySpec("budget", parse_budget("25%")), begun=begun)
+    plain = call(runner, begun=begun)
+    dear = call(runner, policy=PolicySpec("budget", parse_budget("5mJ")))
+    until(lambda: cheap and plain and dear, "the answers")
+    assert [a.exit for a in (cheap[0], plain[0]) if isinstance(a, Answer)] == ["exit1", "exit3"]
+    assert said == ["toy budget 25%", "toy full"]
+    assert isinstance(dear[0], BadInput)
+    assert "needs" in str(dear[0])
+    assert [(i.policy, i.requests, i.errors) for i in runner.collect()[1:]] == [("full", 2, 1)]
+
+
+def test_a_limit_that_the_bundle_cannot_keep_does_not_stop_it_from_answering(
+    runner: Runner, serving: Callable[..., Serving]
+) -> None:
+    now = serving()
+    tight = PolicySpec("budget", parse_budget("5mJ"))  # nothing measures energy here
+    runner.swap(replace(now, limit=lambda spec: tight))
+    got = call(runner, policy=FULL)
+    until(lambda: got, "the answer")
+    assert isinstance(got[0], Answer)
+
+
+def test_controllers_of_requests_are_few_and_go_with_the_bundle(
+    runner: Runner, serving: Callable[..., Serving]
+) -> None:
+    runner.swap(serving())
+    for share in range(20, 60):
+        got = call(runner, policy=PolicySpec("budget", parse_budget(f"{share}%")))
+        until(lambda got=got: got, "the answer")  # type: ignore[misc]
+    got = call(runner, policy=PolicySpec("anytime", deadline_ms=5.0))
+    until(
+        lambda: isinstance(got[0], EdgekitError) if got else False, "the refusal: nobody measured the stages"
+    )
+    assert len(runner._own) == 16
+    runner.swap(serving(2))
+    assert not runner._own
+
+
+def test_time_before_its_turn_counts_into_a_requests_latency(
+    runner: Runner, serving: Callable[..., Serving]
+) -> None:
+    runner.swap(serving())
+    got = call(runner, arrived_s=runner.clock() - 1.0)
+    until(lambda: got, "the answer")
+    assert isinstance(got[0], Answer)
+    assert 1000 <= got[0].latency_ms < 5000
+
+
+def test_a_defect_of_who_asked_does_not_end_the_runner(
+    runner: Runner, serving: Callable[..., Serving]
+) -> None:
+    runner.swap(serving())
+
+    def broken(answer: object) -> None:
+        raise KeyError(answer)
+
+    assert runner.call(Request(lambda manifest: (inputs(), None), broken))
+    answers(runner, 1)
+
+
+def test_confidences_that_are_no_numbers_are_counted(runner: Runner, serving: Callable[..., Serving]) -> None:
+    runner.swap(serving())
+    x = np.full(SHAPE, np.nan, np.float32)
+    assert runner.submit(Request(lambda manifest: ({"x": x}, None)), 5.0)
+    answers(runner, 1)
+    assert runner.collect()[-1].nan_confidences == 3

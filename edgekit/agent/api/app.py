@@ -311,7 +311,7 @@ class App:
             return inputs_of(call, now), None
 
         def done(result: Answer | EdgekitError) -> None:  # on the runner's thread
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop has ended, and who asked with it
                 loop.call_soon_threadsafe(_settle, answer, result)
 
         request = Request(read, done, call.policy, arrived_s, lambda: asked.gone, asked.begun)

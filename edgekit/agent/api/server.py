@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import threading
+from contextlib import suppress
 from typing import Any
 
 from edgekit.agent import config
@@ -138,8 +139,9 @@ class Api:
 
     def begin_stop(self) -> None:
         """Take no more requests; those that wait have a moment for their answer, then they are refused."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._begin_stop)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._begin_stop)
 
     def _begin_stop(self) -> None:
         assert self._loop is not None  # noqa: S101  (set before anybody can call)
