@@ -28,9 +28,9 @@ def random_table(
         confidence = np.round(confidence * 4) / 4
     elif trouble == "nan":
         confidence[rng.random(confidence.shape) < 0.2] = np.nan
-        confidence[:, rng.integers(exits)] = np.nan
+        confidence[:, rng.integers(max(1, exits - 1))] = np.nan
     elif trouble == "uninformative":
-        confidence[:, rng.integers(exits)] = rng.random(count)
+        confidence[:, rng.integers(max(1, exits - 1))] = rng.random(count)
     elif trouble == "better early":
         predicted = predicted[:, ::-1]
     elif trouble == "sure and wrong":
