@@ -138,8 +138,10 @@ def _describe(
         node.name, node.doc_string = _bare(node.name), ""
         for side in (node.input, node.output):
             side[:] = [_bare(value) for value in side]
-    for info in (*proto.graph.value_info, *proto.graph.initializer):
+    for info in proto.graph.value_info:
         info.name = _bare(info.name)
+    for weight in proto.graph.initializer:
+        weight.name = _bare(weight.name)
     proto.ir_version = IR_VERSION
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in told.items()})
     try:
