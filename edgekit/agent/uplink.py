@@ -468,7 +468,11 @@ class Uplink(threading.Thread):
             self._on_message(kind, payload)
 
     def _receive_input(self, link: _Link, message: mqtt.MQTTMessage) -> None:
-        """Hand an input over; it is acknowledged when it was answered or refused, not before."""
+        """Hand an input over; it is acknowledged when it was answered or refused, not before.
+
+        Commands that came after it are acknowledged at once, though MQTT asks for the order of arrival: brokers find a
+        message by its number, and no command may wait for an input.
+        """
         qos, mid = message.qos, message.mid
 
         def acknowledge() -> None:

@@ -120,9 +120,14 @@ def test_at_a_rate_frames_in_between_are_neither_decoded_nor_counted(manifest: M
 def test_a_camera_that_is_lost_is_opened_again_and_told_of_once(
     manifest: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cv2 = fake_cv2([[frame(1)], None, None, None, [frame(2)]])  # type: ignore[list-item]
+    now = [0.0]
+
+    def pass_time() -> None:
+        now[0] += camera.STABLE_S
+
+    cv2 = fake_cv2([[frame(1)], None, None, None, [frame(2)]], before=pass_time)  # type: ignore[list-item]
     take = Take(manifest)
-    with Running(live(cv2), take):
+    with Running(CameraSource(cv2, 0, loop=False, rate_hz=None, clock=lambda: now[0]), take):
         until(lambda: take.pixels == [1, 2], "the second picture")
         until(lambda: len(take.told) == 2, "the second loss")
     assert len(cv2.opened) >= 5
@@ -130,6 +135,13 @@ def test_a_camera_that_is_lost_is_opened_again_and_told_of_once(
     assert [kind for kind, _ in take.told] == ["source-lost", "source-lost"]
     assert caplog.text.count("gives no picture") == 2
     assert take.ids == ["1", "2"]
+
+
+def test_a_camera_that_comes_and_goes_is_told_of_once(manifest: Manifest) -> None:
+    take = Take(manifest)
+    with Running(live(fake_cv2([[frame(value)] for value in range(20)])), take):
+        until(lambda: len(take.pixels) == 20)
+    assert take.told == [("source-lost", {"source": "camera"})]
 
 
 BROKEN = [

@@ -25,6 +25,7 @@ from paho.mqtt.properties import Properties
 from PIL import Image
 from taking import Running, Take, png, text
 
+from edgekit.agent.sources import mqtt as mqtt_source
 from edgekit.agent.sources.mqtt import Message, MqttSource
 from edgekit.core import messages
 from edgekit.core.errors import EdgekitError
@@ -47,6 +48,11 @@ class Sent:
         self.source.receive(
             Message(payload, name, lambda: self.acknowledged.append(number), time.monotonic())
         )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_source, "LOOK_S", 0.01)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from bundles import write_null_bundle
 from taking import Running, Take, fake_cv2, png, text
 
 from edgekit.agent import config
-from edgekit.agent.sources import SOURCES, Source, camera, open_source, spool
+from edgekit.agent.sources import SOURCES, Source, camera, mqtt, open_source, spool, stdin
 from edgekit.agent.sources.camera import CameraSource
 from edgekit.agent.sources.mqtt import Message, MqttSource
 from edgekit.agent.sources.stdin import StdinSource
@@ -144,6 +144,8 @@ bringing = pytest.mark.parametrize("name", BRINGING)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "LOOK_S", 0.01)
+    monkeypatch.setattr(mqtt, "LOOK_S", 0.01)
+    monkeypatch.setattr(stdin, "LOOK_MS", 10)
     monkeypatch.setattr(camera, "FIRST_DELAY_S", 0.01)
 
 

@@ -28,6 +28,7 @@ from edgekit.runtime.data import image_sample
 
 log = logging.getLogger(__name__)
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+STABLE_S = 5.0
 _EARLY = 0.25  # of a period: a camera at the wanted rate is now and then a little early
 _NETWORK_MS = 5000  # what a stream may be silent
 Frame = NDArray[np.uint8]
@@ -102,12 +103,11 @@ class CameraSource:
     def _watch(self, take: Taker, stopped: threading.Event) -> int:
         handed, delay, complained = 0, FIRST_DELAY_S, False
         while not stopped.is_set():
-            capture = self._open()
+            capture, begun = self._open(), self._clock()
             try:
                 if capture.isOpened():
-                    frames, more = self._follow(capture, take, stopped)
-                    handed += more
-                    if frames and complained:
+                    handed += self._follow(capture, take, stopped)
+                    if self._clock() - begun >= STABLE_S:  # one that comes and goes is told of once
                         complained, delay = False, FIRST_DELAY_S
             finally:
                 capture.release()
@@ -121,12 +121,11 @@ class CameraSource:
             delay = min(2 * delay, MAX_DELAY_S)
         return handed
 
-    def _follow(self, capture: Any, take: Taker, stopped: threading.Event) -> tuple[int, int]:
-        """Until the camera gives no more: how many frames it gave, and how many inputs that made."""
-        frames = handed = 0
+    def _follow(self, capture: Any, take: Taker, stopped: threading.Event) -> int:
+        """Until the camera gives no more: how many inputs that made."""
+        handed = 0
         due = self._clock()
         while not stopped.is_set() and capture.grab():
-            frames += 1
             now = self._clock()
             if now < due - _EARLY * self._period_s:
                 continue  # not wanted at this rate: never decoded, never counted
@@ -147,7 +146,7 @@ class CameraSource:
                 if not take(self._newest_input()):
                     break
                 handed += 1
-        return frames, handed
+        return handed
 
     def _newest_input(self) -> Input:
         """Becomes the frame that is the newest when its turn comes."""

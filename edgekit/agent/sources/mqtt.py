@@ -30,6 +30,7 @@ from edgekit.core import messages
 from edgekit.core.errors import BadInput, one_line
 
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+LOOK_S = 0.2  # how often the end is looked for
 _EXTRA = 2
 _HELD_BYTES = 16 * 2**20  # of all inputs that wait; one alone may be larger
 
@@ -93,7 +94,7 @@ class MqttSource:
         try:
             while not stopped.is_set():
                 with self._lock:
-                    if not self._lock.wait_for(lambda: self._inbox, 0.2):
+                    if not self._lock.wait_for(lambda: self._inbox, LOOK_S):
                         continue
                     message, fits = self._inbox.popleft()
                 given = self._input(message)

@@ -19,7 +19,7 @@ from edgekit.core import checks
 from edgekit.core.errors import BadInput, one_line
 
 _CHUNK = 2**16
-_WAIT_MS = 200
+LOOK_MS = 200  # how often the end is looked for
 
 
 class StdinSource:
@@ -45,7 +45,7 @@ class StdinSource:
         ready.register(self._descriptor, select.POLLIN)
         pending, skipping = b"", False
         while not stopped.is_set():
-            if not ready.poll(_WAIT_MS):
+            if not ready.poll(LOOK_MS):
                 continue
             try:
                 chunk = os.read(self._descriptor, _CHUNK)
