@@ -15,7 +15,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Manifest, OperatingPoint
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.runtime.policies.anytime import Anytime, Pace
-from edgekit.runtime.policies.budget import BudgetPlan, BudgetState, Spent, start, step
+from edgekit.runtime.policies.budget import BudgetPlan, BudgetState, start, step
 
 NEVER = 2.0  # a threshold no confidence reaches
 
@@ -125,7 +125,7 @@ class BudgetPolicy:
         """See Policy."""
         promised = self._exit_costs[exit_index]
         really = promised if self._per_ms is None else (latency_ms - waited_ms) * self._per_ms
-        self.state = step(self.state, self.plan, Spent(promised, really))
+        self.state = step(self.state, self.plan, promised, really)
 
 
 def make_policy(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +18,8 @@ from edgekit.runtime.policy import Policy
 Clock = Callable[[], float]  # seconds, monotonic
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one request brought.
+class Answer(NamedTuple):
+    """What one request brought. A tuple because one is made per request: it costs a third of a frozen dataclass.
 
     outputs: the exit's output by name. confidence: None where the network has none. latency_ms: from the coming of the
     request (what it waited before `run` was called counts) to the answer. deadline_missed: the policy had a deadline
@@ -92,17 +90,19 @@ class Session:
                 run()
             read = self._confidences[index]
             confidence = None if read is None else read()
-            if confidence is not None and math.isnan(confidence):
-                nans += 1
-            if index == last or confidence is None:
+            if confidence is None:
                 continue
+            nans += confidence != confidence  # noqa: PLR0124  # a NaN; math.isnan is a call more per exit
+            if index == last:
+                break
             if policy.leave(index, confidence, (clock() - start) * 1e3, waited_ms):
                 break
         leaving = self.exits[index]
         outputs = {name: self._buffers[name].copy() for name in leaving.outputs}
         latency_ms = (clock() - start) * 1e3
         policy.observe(index, latency_ms, waited_ms)
-        missed = policy.deadline_ms is not None and latency_ms > policy.deadline_ms
+        deadline_ms = policy.deadline_ms
+        missed = deadline_ms is not None and latency_ms > deadline_ms
         return Answer(outputs, leaving.name, index, confidence, latency_ms, missed, nans)
 
     def stages(self, inputs: Mapping[str, Array]) -> Iterator[tuple[int, float]]:

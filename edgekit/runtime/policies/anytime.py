@@ -47,10 +47,6 @@ class Pace:
         self.margins = list(self.first_margins)
         self.slowdown = 1.0
 
-    def foresee(self, stage: int, slowdown_so_far: float) -> float:
-        """What the stage will take in ms, with its margin, in a request that was this much slower than measured."""
-        return self.means_ms[stage] * max(slowdown_so_far, self.slowdown) * self.margins[stage]
-
     def tried(self, stage: int, *, surprised: bool) -> None:
         """The stage ran; surprised: it took longer than foreseen."""
         margin = self.margins[stage] * (_UP if surprised else _DOWN)
@@ -85,8 +81,10 @@ class Anytime:
         if exit_index:
             pace.tried(exit_index, surprised=elapsed_ms - self._reached_ms > self._foreseen_ms)
         self._reached_ms = elapsed_ms
-        so_far = (elapsed_ms - waited_ms) / pace.reached_ms[exit_index]
-        self._foreseen_ms = pace.foresee(exit_index + 1, so_far)
+        slowdown, so_far = pace.slowdown, (elapsed_ms - waited_ms) / pace.reached_ms[exit_index]
+        slowdown = max(slowdown, so_far)
+        following = exit_index + 1
+        self._foreseen_ms = pace.means_ms[following] * slowdown * pace.margins[following]
         return elapsed_ms + self._foreseen_ms > self.deadline_ms and not math.isnan(confidence)
 
     def observe(self, exit_index: int, latency_ms: float, waited_ms: float = 0.0) -> None:

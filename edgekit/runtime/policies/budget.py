@@ -27,8 +27,8 @@ HARDNESS_HORIZON = 128
 DEBT_HORIZON = 256
 MOST_DEBT = DEBT_HORIZON / 2
 _JUMP = 4.0  # a single request's time counts for at most this many times the known slowdown, or one over it
-_MOST_SLOWDOWN = 256.0
-_MOST_HARDNESS = 16.0
+_LEAST_SLOWDOWN, _MOST_SLOWDOWN = 1 / 256, 256.0
+_LEAST_HARDNESS, _MOST_HARDNESS = 1 / 16, 16.0
 _MOST_STEP = 16.0  # budgets one request can add to the debt: one hiccup of seconds is not the stream's cost
 
 
@@ -54,13 +54,6 @@ class BudgetPlan(NamedTuple):
     costs: tuple[float, ...]
 
 
-class Spent(NamedTuple):
-    """What one request came to. promised: what its exit costs by the table's figures. really: what it took."""
-
-    promised: float
-    really: float
-
-
 NEW = BudgetState()
 
 
@@ -69,33 +62,44 @@ def start(plan: BudgetPlan, known: BudgetState = NEW) -> BudgetState:
 
     Debts are not: a new budget is held from its first request on.
     """
-    return choose(known._replace(debt=0.0, carry=0.0), plan)
+    return choose(known.slowdown, known.hardness, 0.0, 0.0, plan)
 
 
-def step(state: BudgetState, plan: BudgetPlan, spent: Spent) -> BudgetState:
-    """The state after a request that ran under `state.point`, with the point for the next one."""
-    slowdown, hardness, debt, aim, carry, point = state
-    if spent.promised > 0:
-        ratio = _within(spent.really / spent.promised, slowdown / _JUMP, slowdown * _JUMP)
-        slowdown = _within(
-            slowdown + (ratio - slowdown) / SLOWDOWN_HORIZON, 1 / _MOST_SLOWDOWN, _MOST_SLOWDOWN
-        )
+def step(state: BudgetState, plan: BudgetPlan, promised: float, really: float) -> BudgetState:
+    """The state after a request that ran under `state.point`, with the point for the next one.
+
+    promised: what its exit costs by the table's figures. really: what the request took. Written without calls and with
+    one record made at the end: it runs once a request, with little of it left in the processor's caches.
+    """
+    slowdown, hardness, debt, aim, carry, _ = state
+    if promised > 0:
+        ratio = really / promised
+        if ratio > slowdown * _JUMP:
+            ratio = slowdown * _JUMP
+        elif ratio < slowdown / _JUMP:
+            ratio = slowdown / _JUMP
+        slowdown += (ratio - slowdown) / SLOWDOWN_HORIZON
+        if not _LEAST_SLOWDOWN <= slowdown <= _MOST_SLOWDOWN:
+            slowdown = _MOST_SLOWDOWN if slowdown > 1 else _LEAST_SLOWDOWN
     if aim > 0:
-        hardness += (spent.promised / aim - hardness) / HARDNESS_HORIZON
-        hardness = _within(hardness, 1 / _MOST_HARDNESS, _MOST_HARDNESS)
-    debt = _within(debt + min(spent.really / plan.budget - 1, _MOST_STEP), -MOST_DEBT, MOST_DEBT)
-    return choose(BudgetState(slowdown, hardness, debt, aim, carry, point), plan)
+        hardness += (promised / aim - hardness) / HARDNESS_HORIZON
+        if not _LEAST_HARDNESS <= hardness <= _MOST_HARDNESS:
+            hardness = _MOST_HARDNESS if hardness > 1 else _LEAST_HARDNESS
+    over = really / plan.budget - 1
+    debt += min(over, _MOST_STEP)
+    if not -MOST_DEBT <= debt <= MOST_DEBT:
+        debt = MOST_DEBT if debt > 0 else -MOST_DEBT
+    return choose(slowdown, hardness, debt, carry, plan)
 
 
-def choose(state: BudgetState, plan: BudgetPlan) -> BudgetState:
-    """`state` with the aim and the operating point for the next request.
+def choose(slowdown: float, hardness: float, debt: float, carry: float, plan: BudgetPlan) -> BudgetState:
+    """The state with the aim and the operating point for the next request.
 
     Between two points the dearer one is taken just as often as makes their mean cost equal the aim. A budget below the
     cheapest point or above the dearest gives that point.
     """
-    slowdown, hardness, debt, _, carry, _ = state
-    costs = plan.costs
-    aim = plan.budget * (1 - debt / DEBT_HORIZON) / (slowdown * hardness)
+    budget, costs = plan
+    aim = budget * (1 - debt / DEBT_HORIZON) / (slowdown * hardness)
     if aim <= costs[0]:
         return BudgetState(slowdown, hardness, debt, costs[0], 0.0, 0)
     if aim >= costs[-1]:
@@ -104,7 +108,3 @@ def choose(state: BudgetState, plan: BudgetPlan) -> BudgetState:
     owed = carry + (aim - costs[low]) / (costs[low + 1] - costs[low])
     dearer = owed >= 1
     return BudgetState(slowdown, hardness, debt, aim, owed - dearer, low + dearer)
-
-
-def _within(value: float, least: float, most: float) -> float:
-    return least if value < least else min(value, most)
