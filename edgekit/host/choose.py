@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.core.manifest import OperatingPoint
 from edgekit.host.thresholds.bound import paired_low
-from edgekit.host.thresholds.chain import best_chain, best_within, improve
+from edgekit.host.thresholds.chain import best_chain, best_within, fill, improve
 from edgekit.host.thresholds.geometric import nested_family
 from edgekit.host.thresholds.paths import Window, downwards, exchange, nested_of, upwards
 from edgekit.host.thresholds.ranked import Ranked, Thresholds, Tried
@@ -32,9 +32,13 @@ def operating_points(
     """At most `points` choices of thresholds: cost and quality rise from one to the next, the last is the full network.
 
     table: every exit's confidence and answer on validation data. cost_shares: cumulative share of each exit. Quality
-    is accuracy where the data has labels, else agreement with the last exit. Searched is the best sum of the two at
-    each of `points` even levels of cost, accuracy above the full network's not counted. At each level the table scores
-    at least what any point of MSDNet's geometric family (made nested) scores for that cost.
+    is accuracy where the data has labels, else agreement with the last exit.
+
+    Searched is the best sum of the two, accuracy above the full network's not counted, at even levels of cost (see
+    levels_of). At each level the table scores at least what any point of MSDNet's geometric family scores within that
+    cost, exactly. Between two levels a budget alternates between points: there a geometric point can lie above that
+    chord only where its thresholds are not between those of its neighbours.
+
     The promised quality is the lowest of a point and of all dearer ones, so that more cost never promises less;
     quality_low its lower bound, see core.manifest.OperatingPoint.
     """
@@ -74,11 +78,14 @@ def _search(ranked: Ranked, points: int) -> list[Tried]:
     family = [cheapest, *map(ranked.tried, nested_family(ranked, costs))]
     ways = list(map(ranked.tried, _ways(ranked, full.cost_share - cheapest.cost_share)))
     pool = [*family, *ways, full]
-    levels = np.linspace(cheapest.cost_share, full.cost_share, points).tolist()
+    levels = np.linspace(cheapest.cost_share, full.cost_share, levels_of(points)).tolist()
     floors = [best_within(family, level).score for level in levels]
     neighbours = [best_within(each, level) for level in levels for each in (family, ways)]
     pool += map(ranked.tried, _bridges(neighbours))
-    for least in ([0] * points, floors):  # what is better may not be near the family: look for that first
+    for least in (
+        [0] * len(levels),
+        floors,
+    ):  # what is better may not be near the family: look for that first
         chain = best_chain(pool, levels, [cheapest.score, *least[1:-1], full.score])
         chain = improve(ranked, [cheapest, *chain[1:-1], full], levels)
         pool += chain
@@ -87,7 +94,12 @@ def _search(ranked: Ranked, points: int) -> list[Tried]:
         if (tried.leaving, tried.score) != (distinct[-1].leaving, distinct[-1].score):
             distinct.append(tried)
     distinct[-1] = full
-    return distinct
+    return fill(distinct, pool, points - len(distinct))
+
+
+def levels_of(points: int) -> int:
+    """Even levels of cost that a table of so many points is searched at; the rest goes where it gains most."""
+    return points - points // 8
 
 
 def _ways(ranked: Ranked, span: float) -> list[Thresholds]:

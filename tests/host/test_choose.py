@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgekit.core.manifest import OperatingPoint
 from edgekit.core.profile import Backend
-from edgekit.host.choose import FAMILY, POINTS, operating_points
+from edgekit.host.choose import FAMILY, POINTS, levels_of, operating_points
 from edgekit.host.load import load
 from edgekit.host.pack import draft
 from edgekit.host.passes import Context, run_steps, step
@@ -90,7 +90,7 @@ def test_at_every_level_of_cost_the_table_is_no_worse_than_the_nested_geometric_
     ]
     points = operating_points(found, shares)
     ours = [taken_by(found, point.thresholds) for point in points]
-    for level in np.linspace(points[0].cost_share, points[-1].cost_share, POINTS):
+    for level in np.linspace(points[0].cost_share, points[-1].cost_share, levels_of(POINTS)):
         bests = [
             max((score_of(found, t) for t in each if cost_of(t, shares) <= level + 1e-9), default=0.0)
             for each in (ours, family)
@@ -152,8 +152,8 @@ def test_a_small_table_is_nearly_as_good_as_any_nested_table_can_be() -> None:
         for b in range(len(ranked.values[1]) + 1)
     ]
     points = operating_points(found, SHARES)
-    levels = np.linspace(points[0].cost_share, 1.0, POINTS).tolist()
-    best = sum(tried.score for tried in best_chain(every, levels, [0] * POINTS))
+    levels = np.linspace(points[0].cost_share, 1.0, levels_of(POINTS)).tolist()
+    best = sum(tried.score for tried in best_chain(every, levels, [0] * len(levels)))
     scores = [
         (cost_of(t, SHARES), score_of(found, t)) for t in (taken_by(found, p.thresholds) for p in points)
     ]

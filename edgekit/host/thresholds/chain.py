@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +12,7 @@ from edgekit.host.thresholds.paths import exits_after, higher, lower
 from edgekit.host.thresholds.ranked import Ranked, Thresholds, Tried
 
 _EPSILON = 1e-12
+_LEAST_GAIN = 1e-6  # of a sample: what rounding makes of nothing
 _LEAN = 1e-6  # what a whole network's cost weighs against one sample's score: between equals, the surer one
 _SWEEPS = 2
 _TRIED = (
@@ -82,6 +84,39 @@ def improve(ranked: Ranked, chain: Sequence[Tried], levels: Sequence[float]) -> 
         if found == before:
             break
     return found
+
+
+def fill(chain: Sequence[Tried], pool: Sequence[Tried], room: int) -> list[Tried]:
+    """Put up to `room` of the pool's choices between the chain's, where they fit and lie furthest above the chord.
+
+    A budget between two points alternates between them and so gets the chord: what lies above it is worth a point.
+    """
+    found = list(chain)
+    for _ in range(room):
+        costs = [entry.cost_share for entry in found]
+        scores = [float(entry.score) for entry in found]
+        above = np.array([entry.score for entry in pool]) - np.interp(
+            [t.cost_share for t in pool], costs, scores
+        )
+        for index in np.argsort(-above, kind="stable").tolist():
+            place = bisect.bisect_right(costs, pool[index].cost_share)
+            if above[index] <= _LEAST_GAIN:
+                return found
+            if (
+                0 < place < len(found)
+                and _follows(found[place - 1], pool[index])
+                and _follows(pool[index], found[place])
+            ):
+                found.insert(place, pool[index])
+                break
+        else:
+            return found
+    return found
+
+
+def _follows(cheap: Tried, dear: Tried) -> bool:
+    """Whether two choices can stand in one table, one after the other."""
+    return all(a <= b for a, b in zip(cheap.thresholds, dear.thresholds, strict=True))
 
 
 def _better(ranked: Ranked, chain: Sequence[Tried], index: int, level: float, width: int) -> Tried:
