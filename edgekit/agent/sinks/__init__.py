@@ -65,9 +65,10 @@ class Sinks:
     def give(self, name: str | None, result: Answer | EdgekitError, served: Manifest | None) -> None:
         """Hand one answer, or what went wrong, to every sink. Never waits."""
         lines: dict[bool, bytes] = {}
+        now = self._now() if self._outlets else None
         for outputs, outlet in self._outlets:
             if outputs not in lines:
-                lines[outputs] = line_of(name, result, served, self._now(), outputs=outputs)
+                lines[outputs] = line_of(name, result, served, now, outputs=outputs)
             outlet.put(lines[outputs])
 
     @property
