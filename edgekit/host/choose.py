@@ -35,9 +35,10 @@ def operating_points(
     is accuracy where the data has labels, else agreement with the last exit.
 
     Searched is the best sum of the two, accuracy above the full network's not counted, at even levels of cost (see
-    levels_of). At each level the table scores at least what any point of MSDNet's geometric family scores within that
-    cost, exactly. Between two levels a budget alternates between points: there a geometric point can lie above that
-    chord only where its thresholds are not between those of its neighbours.
+    levels_of). At each level the table scores at least what any of the FAMILY geometric points of MSDNet (made nested,
+    see nested_family) scores within that cost, exactly. Between two levels a budget alternates between points: there a
+    geometric point can lie above the chord only where its thresholds are not between its neighbours', or the table has
+    `points` already.
 
     The promised quality is the lowest of a point and of all dearer ones, so that more cost never promises less;
     quality_low its lower bound, see core.manifest.OperatingPoint.

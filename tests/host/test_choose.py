@@ -119,6 +119,28 @@ def test_between_the_levels_too_the_mix_of_two_points_is_as_good_as_the_geometri
 
 
 @settings(max_examples=12, deadline=None)
+@given(seeds, st.integers(20, 200), st.integers(2, 5), troubles)
+def test_between_the_levels_only_nesting_lets_a_geometric_point_be_better_than_the_mix_of_two(
+    seed: int, count: int, exits: int, trouble: str
+) -> None:
+    found, shares = random_table(seed, count, exits, trouble=trouble), cost_shares(exits, seed)
+    points = operating_points(found, shares)
+    ranked = Ranked.of(found, shares)
+    table = [
+        ranked.tried([int(np.searchsorted(v, t)) for v, t in zip(ranked.values, p.thresholds, strict=True)])
+        for p in points
+    ]
+    costs, scores = [t.cost_share for t in table], [t.score for t in table]
+    for thresholds in nested_family(ranked, np.linspace(shares[0], 1.0, FAMILY).tolist()):
+        geometric = ranked.tried(thresholds)
+        if geometric.score > np.interp(geometric.cost_share, costs, scores) + 1e-5:
+            after = int(np.searchsorted(costs, geometric.cost_share, "right"))
+            below, above = table[after - 1].thresholds, table[after].thresholds
+            between = all(a <= t <= b for a, t, b in zip(below, thresholds, above, strict=True))
+            assert not between or len(points) == POINTS
+
+
+@settings(max_examples=12, deadline=None)
 @given(seeds, st.integers(2, 6), troubles, st.integers(0, 100))
 def test_more_budget_never_lowers_the_exit_a_request_reaches(
     seed: int, exits: int, trouble: str, other: int
