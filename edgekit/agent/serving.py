@@ -167,8 +167,10 @@ class Server:
         spec, why = self._limited(self._wanted), None
         if spec != self._wanted:
             why = f"throttled: costs cut to {self._factor:g} of {self._wanted}"
+        serving = self._runner.serving
+        before = serving.policy if serving is not None and serving.session is loaded.session else None
         try:
-            return spec, make_policy(spec, loaded.session.manifest, loaded.costs), why
+            return spec, make_policy(spec, loaded.session.manifest, loaded.costs, before), why
         except BadInput as err:
             reason = loaded.no_energy if _in_energy(spec) and loaded.no_energy else one_line(err)
             log.warning("policy %s cannot be had: %s", spec, reason)

@@ -17,7 +17,7 @@ from edgekit.core.errors import BadInput, EdgekitError
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import PolicySpec, parse_budget
 from edgekit.runtime import command
-from edgekit.runtime.policy import make_policy
+from edgekit.runtime.policy import BudgetPolicy, make_policy
 from edgekit.runtime.power import open_sensor
 from edgekit.runtime.session import Answer, open_session
 
@@ -208,6 +208,28 @@ def test_throttling_tightens_the_policy_and_its_end_brings_the_wanted_one_back(
     assert runner.collect()[-1].exit_counts.get("exit3", 0) == 0
     server.throttle(throttled=False)
     assert (policy_of(server), server.in_force.why) == ("budget 80%", None)
+
+
+def test_what_a_budget_learnt_survives_throttling_and_commands_but_not_another_bundle(
+    server: Server, runner: Runner, tmp_path: Path
+) -> None:
+    def learnt() -> float:
+        assert runner.serving is not None
+        assert isinstance(runner.serving.policy, BudgetPolicy)
+        return runner.serving.policy.state.hardness
+
+    server.want(PolicySpec("budget", parse_budget("80%")))
+    answers(runner, 32)
+    hardness = learnt()
+    assert hardness != 1.0
+    server.throttle(throttled=True)
+    assert learnt() == hardness
+    server.want(PolicySpec("budget", parse_budget("60%")))
+    assert learnt() == hardness
+    server.serve(
+        server.open(write_null_bundle(tmp_path / "second.edge", version=2)), server.in_force.policy or FULL
+    )
+    assert learnt() == 1.0
 
 
 def test_a_policy_that_comes_while_throttled_is_tightened_too(server: Server) -> None:
