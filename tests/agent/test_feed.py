@@ -236,7 +236,7 @@ def test_a_reader_that_goes_away_does_not_end_the_agent(installed: Site) -> None
 def test_answers_and_the_summary_do_not_share_standard_output(installed: Site) -> None:
     installed.board.write(sink={"kind": "stdout"})
     _, err = pipeline(installed, "--json").communicate(timeout=60)
-    assert installed.board.processes[-1].returncode == 2
+    assert installed.board.processes[-1].returncode == 2, err
     assert "both want standard output: choose one" in err
 
 
