@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -423,6 +424,34 @@ def test_slow_clients_are_given_up(tmp_path: Path) -> None:
                 if header.recv(1) == b"":
                     raise ConnectionResetError
         assert board.infer()[0].status == 200
+
+
+def test_a_client_that_never_reads_its_answers_is_given_up(tmp_path: Path) -> None:
+    with running(tmp_path, timeout_s=0.2) as board:
+        with socket.create_connection(("127.0.0.1", board.api.port), 20) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            many = b"GET /v2/models/toy/config HTTP/1.1\r\nHost: a\r\n\r\n" * 500_000
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                client.sendall(many)
+        assert board.infer()[0].status == 200
+
+
+def test_a_request_with_bytes_changed_here_and_there_does_no_harm(tmp_path: Path) -> None:
+    body = json.dumps(question()).encode()
+    good = b"POST /v2/models/toy/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    random = np.random.default_rng(11)
+    with running(tmp_path, timeout_s=0.1) as board:
+        for _ in range(60):
+            sent = bytearray(good)
+            for place in random.integers(len(good) - 20, size=random.integers(1, 6)):
+                sent[place : place + int(random.integers(0, 9))] = random.bytes(int(random.integers(0, 9)))
+            with socket.create_connection(("127.0.0.1", board.api.port), 20) as client:
+                client.sendall(sent)
+                with suppress(ConnectionResetError):
+                    answer = client.recv(2**16)
+                    assert answer == b"" or answer.startswith((b"HTTP/1.1 2", b"HTTP/1.1 4"))
+        assert board.infer()[0].status == 200
+        assert board.api.app._places == board.api.app._held == 0
 
 
 def test_connections_are_bounded(tmp_path: Path) -> None:
