@@ -12,7 +12,7 @@ from edgekit.core.curves import Curves
 from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.files import write_atomic
 from edgekit.core.manifest import METRICS
-from edgekit.runtime.curves import Times, curves, measured_anytime, with_measured
+from edgekit.runtime.curves import BUCKETS, Times, curves, measured_anytime, with_measured
 from edgekit.runtime.data import Data
 from edgekit.runtime.measure import exit_table, machine_name
 from edgekit.runtime.policy import StageCosts
@@ -32,7 +32,7 @@ def check_curves(exits: int, data: Path | None) -> None:
 def measure_curves(session: Session, data: Data, costs: StageCosts) -> Curves:
     """Every exit's answer to every sample, then every sample under a deadline. Raises BadInput without classes."""
     with progress() as bar:
-        task = bar.add_task("curves", total=2 * data.count)
+        task = bar.add_task("curves", total=(1 + BUCKETS) * data.count)
         table = exit_table(session, data, lambda done: bar.advance(task, done))
         found = curves(session.manifest, table, Times.of(table.latency_ms, "measured", machine_name()))
         if found is None:
@@ -61,7 +61,7 @@ def print_curves(found: Curves) -> None:
     budgets = Table(
         "budget",
         "cost",
-        "mean",
+        "time",
         quality,
         "static",
         "lead, points (95 %)",

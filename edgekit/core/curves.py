@@ -20,7 +20,7 @@ def _share(value: object, where: str) -> float:
 
 @dataclass(frozen=True)
 class StaticExit:
-    """One exit answering everything. ms: mean time from request to it; None: unknown."""
+    """One exit answering everything. ms: typical time from request to it (the median); None: unknown."""
 
     name: str
     cost_share: float
@@ -48,7 +48,8 @@ class BudgetPoint:
     """The whole stream under one budget. budget, cost_share: asked for and come out, shares of the full network's MACs.
 
     static: quality of the two exits around the same cost, mixed to cost as much. low, high: 95 % interval of
-    `quality - static`, paired by sample. ms: mean time, by the mean time to each exit; None: unknown.
+    `quality - static`, paired by sample. ms: mean of the exits taken, each by its typical time;
+    None: unknown.
     """
 
     budget: float

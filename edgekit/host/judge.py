@@ -192,8 +192,7 @@ def replay(spec: PolicySpec, manifest: Manifest, table: ExitTable, judged: Data)
 class _Times:
     """Latencies before and after, to each exit after, and where they come from. energy_mj: where a board said it.
 
-    stages_p95_ms: of each stage alone; None: only means are known. requests_ms: each timed request's time to each exit,
-    where this machine is the target.
+    requests: what is known of single requests, for the curves; None: only means are.
     """
 
     before: Latency
@@ -202,19 +201,15 @@ class _Times:
     provenance: str | None
     on: str | None
     energy_mj: float | None = None
-    stages_p95_ms: tuple[float, ...] | None = None
-    requests_ms: NDArray[np.float64] | None = None
+    requests: Times | None = None
 
     @property
     def known(self) -> Times | None:
-        """For curves; None where a time to an exit is unknown."""
+        """For the curves; None where the time to an exit is unknown."""
         exits = [value for value in self.exits_ms if value is not None]
-        if self.provenance is None or len(exits) < len(self.exits_ms):
-            return None
-        if self.requests_ms is not None:
-            return Times.of(self.requests_ms, self.provenance, self.on)
-        p95 = self.stages_p95_ms or tuple(np.diff(exits, prepend=0.0).tolist())
-        return Times(tuple(exits), p95, self.provenance, self.on)
+        if self.requests is not None or self.provenance is None or len(exits) < len(self.exits_ms):
+            return self.requests
+        return Times(tuple(exits), tuple(np.diff(exits, prepend=0.0).tolist()), self.provenance, self.on)
 
     @classmethod
     def there(cls, subject: Judged, bench: Bench) -> _Times:
@@ -222,22 +217,23 @@ class _Times:
         before, after = timed_there(bench, (subject.whole, subject.finished), subject.data.validation)
         exits = tuple(latency.mean for latency in after.exits)
         on = f"{after.device}, {after.on}"
+        p50 = tuple(latency.p50 for latency in after.exits if latency.p50 is not None)
         p95 = tuple(stage.p95 for stage in after.stages if stage.p95 is not None)
-        stages = p95 if len(p95) == len(exits) else None
-        return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj, stages)
+        complete = len(p50) == len(p95) == len(exits)
+        requests = Times(p50, p95, after.provenance, on) if complete else None
+        return cls(before.latency, after.latency, exits, after.provenance, on, after.energy_mj, requests)
 
     @classmethod
     def measured(cls, whole: Session, session: Session, data: Data, rounds: int) -> _Times:
         """Interleaved on this machine."""
         before, after = interleaved((whole, session), data, rounds)
-        exits = tuple(after.mean(axis=0).tolist())
         return cls(
             latency_of(before[:, -1]),
             latency_of(after[:, -1]),
-            exits,
+            tuple(after.mean(axis=0).tolist()),
             "measured",
             machine_name(),
-            requests_ms=after,
+            requests=Times.of(after, "measured", machine_name()),
         )
 
     @classmethod

@@ -83,7 +83,11 @@ def pictures(curves: Curves) -> str:
         )
     ]
     if all(point.ms is not None for point in curves.budget):
-        found.append(_figure(_over_time(curves), f"The same budgets by their mean time {_origin(curves)}."))
+        found.append(
+            _figure(
+                _over_time(curves), f"The same budgets by what their exits typically take, {_origin(curves)}."
+            )
+        )
     if curves.anytime:
         how = (
             "Really run, deadlines drawn at random"
@@ -111,7 +115,7 @@ def page(label: str, machine: str, data: str, curves: Curves) -> str:
 
 def tables(curves: Curves) -> str:
     """The figures behind the charts."""
-    head = ("budget", "cost", "mean time", quality_of(curves), "static", "lead, points", "exits taken, %")
+    head = ("budget", "cost", "time", quality_of(curves), "static", "lead, points", "exits taken, %")
     rows = [
         (
             f"{100 * point.budget:.1f} %",
@@ -191,7 +195,7 @@ def _over_cost(curves: Curves) -> _Chart:
 def _over_time(curves: Curves) -> _Chart:
     points = sorted(curves.budget, key=lambda point: point.ms or 0.0)
     return _Chart(
-        "mean time of a request, ms",
+        "time of a request, ms (mean of the exits taken)",
         quality_of(curves),
         tuple((point.ms or 0.0, point.quality) for point in points),
         "budget policy",
@@ -216,7 +220,7 @@ def _over_deadline(curves: Curves) -> _Chart:
             for p in points
         ),
         tuple((entry.ms or 0.0, entry.quality, entry.name) for entry in curves.static),
-        "each exit alone, at its mean time",
+        "each exit alone, at its typical time",
     )
 
 

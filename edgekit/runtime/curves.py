@@ -7,6 +7,7 @@ whole stream, beside the static exits: each exit alone, and between two of them 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,8 @@ from edgekit.runtime.session import Session
 
 LEVELS = 20
 BUCKETS = 10  # of deadlines drawn at random
-LONGEST = 1.2  # times the full network's mean
+LONGEST = 1.2  # times the full network's time
+PASSES_S = 10.0  # how long to begin another pass over the data
 _PERCENTILES = (99, 95, 90, 75, 50)
 _NOTHING = 1e-9  # what is left of zero after rounding
 _Z = 1.959963984540054  # two-sided 95 %
@@ -33,10 +35,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Times:
-    """How long the exits take on some machine, in ms. exits: mean from request to each. p95: of each stage alone.
+    """How long the exits take on some machine, in ms.
 
-    latency: real requests' times to each exit, (requests, exits), given to the samples in turn; None: the means stand
-    for all of them.
+    exits: typical time from request to each, the median where requests were measured. p95: of each stage alone.
+    latency: real requests' times to each exit, (requests, exits), given to the samples in turn; None: the typical
+    times stand for all of them.
     """
 
     exits: tuple[float, ...]
@@ -50,7 +53,9 @@ class Times:
         """Of what an exit table measured."""
         stages = np.diff(latency_ms, axis=1, prepend=0.0)
         p95 = np.percentile(stages, 95, axis=0)
-        return cls(tuple(latency_ms.mean(axis=0).tolist()), tuple(p95.tolist()), provenance, on, latency_ms)
+        return cls(
+            tuple(np.median(latency_ms, axis=0).tolist()), tuple(p95.tolist()), provenance, on, latency_ms
+        )
 
     @property
     def costs(self) -> StageCosts:
@@ -210,61 +215,62 @@ def _point(
     )
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Deadlines drawn at random, one a request: from the first stage's p99 to LONGEST times the full network's median.
+def deadline_edges(latency_ms: Floats) -> Floats:
+    """Borders of the buckets: even from the first stage's p99 to LONGEST times the full network's median.
 
-    Where the machine is so disturbed that the p99 lies above the full network's median, from the highest lower
-    percentile that does not: else there would be nothing to see.
+    latency_ms: (requests, exits) of an exit table made on the same machine just before. Where the machine is so
+    disturbed that the p99 lies above the full network's median, the highest lower percentile that does not is the
+    first border: else there would be nothing to see.
     """
-
-    deadlines_ms: Floats
-    edges_ms: Floats  # of the buckets they are reported in
-
-    @classmethod
-    def draw(cls, latency_ms: Floats, seed: int = 0) -> Drawn:
-        """latency_ms: (requests, exits) of an exit table made on the same machine just before."""
-        full = float(np.median(latency_ms[:, -1]))
-        candidates = np.percentile(latency_ms[:, 0], _PERCENTILES).tolist()
-        shortest = next((value for value in candidates if value < full), full)
-        longest = max(LONGEST * full, shortest * (1 + 1e-6))
-        deadlines = np.random.default_rng(seed).uniform(shortest, longest, len(latency_ms))
-        return cls(deadlines, np.linspace(shortest, longest, BUCKETS + 1))
+    full = float(np.median(latency_ms[:, -1]))
+    candidates = np.percentile(latency_ms[:, 0], _PERCENTILES).tolist()
+    shortest = next((value for value in candidates if value < full), full)
+    return np.linspace(shortest, max(LONGEST * full, shortest * (1 + 1e-6)), BUCKETS + 1)
 
 
 def measured_anytime(
-    session: Session, data: Data, table: ExitTable, costs: StageCosts, tick: Tick, seed: int = 0
+    session: Session,
+    data: Data,
+    table: ExitTable,
+    costs: StageCosts,
+    tick: Tick,
+    *,
+    seed: int = 0,
+    limit_s: float = PASSES_S,
 ) -> tuple[AnytimePoint, ...]:
-    """Really run every sample once under a deadline drawn at random; a point per bucket of deadlines that has any.
+    """Really run requests under deadlines drawn at random; a point per bucket of deadlines.
 
-    table: every exit's answers to the same data, made on this machine just before. Whether an exit is right stands in
-    it, since a stage gives the same answer to the same sample. Quality is the full network's on all samples plus what
-    leaving early changed in the bucket: with other samples in each, buckets would differ by chance alone.
+    In each pass every sample is run once, in the bucket after its last one: after BUCKETS passes all buckets have seen
+    all samples. No pass begins after `limit_s`; what buckets with other samples would differ by then is taken out, by
+    the full network's answers to them. table: every exit's answers to the same data, made on this machine just before:
+    whether an exit is right stands in it, since a stage gives the same answer to the same sample.
     """
-    drawn, good = Drawn.draw(table.latency_ms, seed), _good(table)
-    taken, latency = np.zeros(data.count, np.int64), np.zeros(data.count)
-    for row in range(data.count):
-        spec = PolicySpec("anytime", None, float(drawn.deadlines_ms[row]))
-        answer = session.run(data.inputs(row), make_policy(spec, session.manifest, costs))
-        taken[row], latency[row] = answer.exit_index, answer.latency_ms
-        tick(1)
-    bucket = np.clip(np.searchsorted(drawn.edges_ms, drawn.deadlines_ms, "right") - 1, 0, BUCKETS - 1)
-    points = []
+    rng, edges, end = (
+        np.random.default_rng(seed),
+        deadline_edges(table.latency_ms),
+        time.perf_counter() + limit_s,
+    )
+    places, deadlines, taken, latency = ([[] for _ in range(BUCKETS)] for _ in range(4))  # type: ignore[var-annotated]
+    for turn in range(BUCKETS):
+        if turn and time.perf_counter() > end:
+            break
+        for row in rng.permutation(data.count).tolist():
+            bucket = (row + turn) % BUCKETS
+            deadline = float(rng.uniform(edges[bucket], edges[bucket + 1]))
+            policy = make_policy(PolicySpec("anytime", None, deadline), session.manifest, costs)
+            answer = session.run(data.inputs(row), policy)
+            places[bucket].append(row)
+            deadlines[bucket].append(deadline)
+            taken[bucket].append(answer.exit_index)
+            latency[bucket].append(answer.latency_ms)
+            tick(1)
+    good, points = _good(table), []
     for index in range(BUCKETS):
-        rows = np.flatnonzero(bucket == index)
-        if rows.size:
-            deadlines = drawn.deadlines_ms[rows]
-            correct = good[:, -1].mean() + good[rows, taken[rows]] - good[rows, -1]
-            points.append(
-                _point(
-                    float(deadlines.mean()),
-                    deadlines,
-                    correct,
-                    latency[rows],
-                    taken[rows],
-                    len(session.exits),
-                )
-            )
+        if places[index]:
+            rows, exits, drawn = np.array(places[index]), np.array(taken[index]), np.array(deadlines[index])
+            correct = good[:, -1].mean() + good[rows, exits] - good[rows, -1]
+            ms = np.array(latency[index])
+            points.append(_point(float(drawn.mean()), drawn, correct, ms, exits, len(session.exits)))
     return tuple(points)
 
 

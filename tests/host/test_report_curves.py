@@ -52,7 +52,7 @@ def test_there_is_a_chart_over_cost_over_time_and_over_deadlines(curves: Curves)
     labels = [svg.get("aria-label") for svg in svgs(pictures(curves))]
     assert labels == [
         "accuracy over mean cost, share of all MACs",
-        "accuracy over mean time of a request, ms",
+        "accuracy over time of a request, ms (mean of the exits taken)",
         "accuracy over deadline of a request, ms",
     ]
 

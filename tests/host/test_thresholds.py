@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from edgekit.host.choose import operating_points
 from edgekit.host.thresholds.bound import paired_low
+from edgekit.host.thresholds.chain import fill
 from edgekit.host.thresholds.geometric import exit_shares, geometric, solve, thresholds_for
 from edgekit.host.thresholds.paths import exits_after, higher, lower
-from edgekit.host.thresholds.ranked import Ranked
+from edgekit.host.thresholds.ranked import Ranked, Tried
 from edgekit.runtime.measure import ExitTable
 
 
@@ -108,6 +109,19 @@ def test_a_move_costs_and_brings_what_its_sums_say(seed: int, exits: int, troubl
                     tried = ranked.tried((*thresholds[:k], threshold, *thresholds[k + 1 :]))
                     assert moves.cost[place] == pytest.approx(tried.cost_share)
                     assert moves.score[place] == tried.score
+
+
+def test_the_gap_between_two_points_is_filled_with_what_is_best_above_the_chord_and_nested() -> None:
+    def tried(thresholds: tuple[int, int], cost: float, score: int) -> Tried:
+        return Tried(thresholds, (), cost, 0, 0, score)
+
+    ends = [tried((0, 0), 0.2, 100), tried((9, 9), 1.0, 200)]
+    good, better = tried((3, 3), 0.4, 150), tried((5, 4), 0.6, 190)
+    below, crossing = tried((4, 4), 0.5, 120), tried((2, 9), 0.45, 165)
+    pool = [good, better, below, crossing]
+    assert fill(ends, pool, 1) == [ends[0], better, ends[1]]
+    assert fill(ends, pool, 9) == [ends[0], good, better, ends[1]]
+    assert fill(ends, pool, 0) == ends
 
 
 # --- the bound ----------------------------------------------------------------------------------------------
