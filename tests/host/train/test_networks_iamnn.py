@@ -235,7 +235,7 @@ def test_an_earlier_stage_hands_on_the_mixture_of_its_states() -> None:
 
 def trained(tau: float) -> float:
     """Mean iterations of the last stage after a short training on two kinds of stripes."""
-    config = replace(SMALL, classes=2, tau=tau, tau_steps=30, halting_bias=-2.0)
+    config = replace(SMALL, classes=2, held_steps=0, tau=tau, tau_steps=30, halting_bias=-2.0)
     torch.manual_seed(2)
     module = IamNN(config).train()
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
@@ -257,8 +257,19 @@ def test_dearer_time_is_used_less() -> None:
     assert taken[0] > taken[1] > taken[2] >= 1
 
 
+def test_scores_are_held_until_late_states_have_learnt() -> None:
+    module = IamNN(replace(SMALL, held_steps=1)).train()
+    found = []
+    for _ in range(2):
+        made = module(images(SMALL, 4))
+        module.zero_grad(set_to_none=True)
+        (made.logits[-1].square().sum() + sum(module.losses(made).values())).backward()
+        found.append([stage.halt.bias.grad is not None for stage in module.stages])
+    assert found == [[False, False], [True, True]]
+
+
 def test_the_ponder_cost_rises_from_nothing_to_its_weight() -> None:
-    module = IamNN(replace(SMALL, tau=0.5, tau_steps=2)).train()
+    module = IamNN(replace(SMALL, held_steps=0, tau=0.5, tau_steps=2)).train()
     made = Outputs(module(images(SMALL, 2)).logits, also={"ponder": torch.full((2,), 3.0)})
     assert [float(module.losses(made)["ponder cost"]) for _ in range(4)] == [0.0, 0.75, 1.5, 1.5]
     module.eval()
@@ -330,7 +341,7 @@ def test_it_is_built_by_name_with_our_configuration() -> None:
         ({"stages": ()}, "widths, iterations and strides must be at least 1"),
         ({"stages": (Stage(4, 0),)}, "widths, iterations and strides must be at least 1"),
         ({"epsilon": 1.0}, "epsilon must lie between 0 and 1, got 1.0"),
-        ({"tau": -0.1}, "tau must be at least 0"),
+        ({"tau": -0.1}, "tau and held_steps must be at least 0"),
     ],
 )
 def test_a_configuration_that_makes_no_network_is_refused(wrong: dict[str, Any], said: str) -> None:

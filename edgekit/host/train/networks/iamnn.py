@@ -148,13 +148,15 @@ class IamNN(nn.Module):
         """float32 [N, 1], also in mixed precision: sums near 1 - epsilon need the digits."""
         with torch.autocast("cpu", enabled=False):
             made: Tensor = torch.sigmoid(stage.halt(mean if mean.dtype == torch.float32 else mean.float()))
-        return made
+        # Late states are worse before they have learnt: scores that learnt at once would halt there, and for ever.
+        return made.detach() if self.training and self.steps < self.config.held_steps else made
 
     def losses(self, outputs: Outputs) -> Mapping[str, Tensor]:
         """The ponder cost; its gradient flows through the remainder alone. Counts the step."""
         if not self.config.shared:
             return {}
-        rise = torch.clamp(self.steps.float() / self.config.tau_steps, max=1.0)
+        since = (self.steps - self.config.held_steps).float()
+        rise = torch.clamp(since / self.config.tau_steps, 0.0, 1.0)
         if self.training:
             self.steps += 1
         return {"ponder cost": self.config.tau * rise * outputs.also["ponder"].mean()}

@@ -61,12 +61,11 @@ class Layer(nn.Module):
 
     def __init__(self, config: Config, number: int) -> None:
         super().__init__()
-        self.before, self.first = config.finest(number - 1), config.finest(number)
-        width = config.width(number - 1)
+        before, first, width = config.finest(number - 1), config.finest(number), config.width(number - 1)
         self.normal, self.down = nn.ModuleList(), nn.ModuleList()
-        for scale in range(self.first, config.scales):
+        for scale in range(first, config.scales):
             makes = config.growth * config.factors[scale]
-            if scale > self.before:
+            if scale > before:
                 makes //= 2
                 self.down.append(branch(config, width, scale - 1, makes, 2))
             self.normal.append(branch(config, width, scale, makes, 1))

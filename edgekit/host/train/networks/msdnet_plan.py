@@ -45,7 +45,7 @@ class Config:
     channels_in: int = 1
     classes: int = 10
     channels: int = 16
-    growth: int = 12
+    growth: int = 16
     factors: tuple[int, ...] = (1, 2, 4)
     bottlenecks: tuple[int, ...] | None = None
     base: int = 1
@@ -55,7 +55,7 @@ class Config:
     stem: Stem = Stem(5, 2)
     head: int | None = 96
     reduction: float = 0.5
-    follow: float = 1.0
+    follow: float = 0.5
 
     def __post_init__(self) -> None:
         if self.spacing not in (EVEN, GROWING):
