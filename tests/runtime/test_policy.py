@@ -137,6 +137,15 @@ def test_a_budget_in_ms_counts_the_time_that_really_passed(manifest: Manifest) -
     assert sum(8.0 * SHARES[at] for at in taken) / len(taken) == pytest.approx(3.0, rel=0.05)
 
 
+def test_what_a_request_waited_is_not_its_cost(manifest: Manifest) -> None:
+    policy = make_policy(PolicySpec("budget", Budget(3.0, "ms")), manifest, COSTS)
+    assert isinstance(policy, BudgetPolicy)
+    for _ in range(50):
+        policy.observe(1, 1002.0, 1000.0)
+    assert policy.state.slowdown == pytest.approx(1.0)
+    assert policy.state.debt < 0
+
+
 def test_a_deadline_is_watched_on_a_network_with_one_exit_too(manifest: Manifest) -> None:
     single = replace(manifest, stages=manifest.stages[:1], exits=manifest.exits[:1], operating_points=())
     policy = make_policy(PolicySpec("anytime", None, 4.0), single, StageCosts((1.0,), (1.5,)))

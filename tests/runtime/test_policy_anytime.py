@@ -186,6 +186,17 @@ def test_a_stage_that_never_keeps_its_word_surprises_seldom_in_the_long_run(mani
     assert 0 < surprises <= rounds * SURPRISED + 10
 
 
+def test_a_margin_that_was_driven_up_comes_down_without_anybody_trying() -> None:
+    pace = Pace(MEANS, MEANS)
+    for _ in range(20):
+        pace.tried(2, surprised=True)
+    high = pace.margins[2]
+    assert high > 5.0
+    for _ in range(10_000):
+        pace.answered(0, MEANS[0])
+    assert pace.margins[2] == pytest.approx(pace.first_margins[2], rel=0.01)  # and no further
+
+
 def test_what_a_request_waited_is_taken_off_its_time(manifest: Manifest) -> None:
     machine = Machine(steady)
     costs = machine.costs()
