@@ -192,7 +192,7 @@ def test_a_margin_that_was_driven_up_comes_down_without_anybody_trying() -> None
         pace.tried(2, surprised=True)
     high = pace.margins[2]
     assert high > 5.0
-    for _ in range(10_000):
+    for _ in range(20_000):
         pace.answered(0, MEANS[0])
     assert pace.margins[2] == pytest.approx(pace.first_margins[2], rel=0.01)  # and no further
 

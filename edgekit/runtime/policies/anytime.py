@@ -9,8 +9,8 @@ own margin. Both are learnt from every request that had a deadline, and outlive 
 - **margin**, one per stage, is a quantile held by stochastic approximation (Robbins and Monro 1951) the way adaptive
   conformal inference does it (Gibbs and Candes, arXiv 2106.00072): up by a large step when the stage took longer than
   foreseen, down by a small one otherwise, also when it was not tried. Up and down must balance, whatever the times are
-  distributed like, so in the long run no more than 1 in 200 requests is surprised by that stage, and a margin that was
-  driven up comes down again without anybody having to try.
+  distributed like, so in the long run no more than 1 in 200 requests is surprised by any of its stages, and a margin
+  that was driven up comes down again without anybody having to try.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from __future__ import annotations
 import itertools
 import math
 
-SURPRISED = 1 / 200  # share of requests in which one stage may take longer than foreseen
+SURPRISED = 1 / 200  # share of requests in which any stage may take longer than foreseen
 _UP = 1.1
-_DOWN = _UP ** -(SURPRISED / (1 - SURPRISED))
 _LEAST_MARGIN, _MOST_MARGIN = 0.25, 32.0
 _STEP = 1.04  # of the slowdown
 _MOST_SLOWDOWN = 256.0
@@ -34,7 +33,7 @@ class Pace:
     margins: of each stage, see the module; the first one's is not used, since it always runs.
     """
 
-    __slots__ = ("first_margins", "margins", "means_ms", "reached_ms", "slowdown")
+    __slots__ = ("_down", "first_margins", "margins", "means_ms", "reached_ms", "slowdown")
 
     def __init__(self, mean_ms: tuple[float, ...], p95_ms: tuple[float, ...]) -> None:
         """mean_ms, p95_ms: of each stage when measured. A margin starts as far above the p95 as that is above 1."""
@@ -45,11 +44,13 @@ class Pace:
             for mean, p95 in zip(self.means_ms, p95_ms, strict=True)
         )
         self.margins = list(self.first_margins)
+        share = SURPRISED / max(1, len(mean_ms) - 1)
+        self._down = _UP ** -(share / (1 - share))
         self.slowdown = 1.0
 
     def tried(self, stage: int, *, surprised: bool) -> None:
         """The stage ran; surprised: it took longer than foreseen."""
-        margin = self.margins[stage] * (_UP if surprised else _DOWN)
+        margin = self.margins[stage] * (_UP if surprised else self._down)
         self.margins[stage] = min(max(margin, _LEAST_MARGIN), _MOST_MARGIN)
 
     def answered(self, exit_index: int, ms: float) -> None:
@@ -60,7 +61,7 @@ class Pace:
         margins = self.margins
         for stage in range(exit_index + 1, len(margins)):
             if margins[stage] > self.first_margins[stage]:
-                margins[stage] *= _DOWN
+                margins[stage] *= self._down
 
 
 class Anytime:
