@@ -249,6 +249,7 @@ def _json(made: Conversion, output: Path) -> dict[str, object]:
         "latency_ms": report["latency_ms"],
         "accuracy": {"metric": made.report.metric, **report["accuracy"]},
         "exits": report["exits"],
+        "curves": report["curves"],
         "limits": report["limits"],
         "dropped": report["dropped"],
         "policies": report["policies"],
@@ -293,11 +294,12 @@ def _print(made: Conversion, output: Path) -> None:
     ]
     table.add_row("model files", *(number(size, 1, " kB") for size in sizes))
     console.print(table)
-    exits = Table("exit", quality(report), "cost", "mean latency")
+    exits = Table("exit", quality(report), "as the last", "cost", "mean latency")
     for entry in report.exits:
         exits.add_row(
             entry.name,
             percent(entry.accuracy),
+            percent(entry.agreement),
             percent(entry.cost_share, 1),
             number(entry.latency_mean_ms, 4, " ms"),
         )
