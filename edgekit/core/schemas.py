@@ -42,6 +42,7 @@ def output(**properties: Schema) -> Schema:
 LATENCY = table(mean=NUMBER, p50=NUMBER, p95=NUMBER, p99=NUMBER)
 ENERGY = table(mean=NUMBER, provenance=PROVENANCE, on=TEXT_OR_NULL)
 MEMORY = table(
+    parts_bytes=COUNT,
     weights_file_bytes=COUNT_OR_NULL,
     weights_bytes=COUNT_OR_NULL,
     buffers_bytes=COUNT,
@@ -63,6 +64,9 @@ ROLES: Schema = {
 TARGET = table(
     name=TEXT, version=COUNT, profiles=rows(TEXT), state={"enum": list(TARGET_STATES)}, label=TEXT, size=COUNT
 )
+MEASURE_OR_NULL: Schema = {  # null: nobody may sign what boards only measure
+    "anyOf": [{"type": "null"}, table(version=COUNT, expires=TEXT, targets=rows(TEXT))]
+}
 JOB_STATE: Schema = {"enum": ["pending", *STATES]}  # pending: the board has not said anything about it yet
 JOB_DEVICES: Schema = {
     "type": "object",
@@ -130,7 +134,11 @@ OUTPUTS: Mapping[str, Schema] = {
         size_bytes=BEFORE_AFTER,
         latency_ms=table(before=LATENCY, after=LATENCY, provenance=PROVENANCE, on=TEXT_OR_NULL),
         accuracy=table(metric={"enum": list(METRICS)}, before=FRACTION, after=FRACTION),
-        exits=rows(table(name=TEXT, accuracy=FRACTION, cost_share=FRACTION, agreement=FRACTION)),
+        exits=rows(
+            table(
+                name=TEXT, accuracy=FRACTION, cost_share=FRACTION, latency_mean_ms=NUMBER, agreement=FRACTION
+            )
+        ),
         curves=CURVES_OR_NULL,
         limits=table(met=FLAG, missed=rows(TEXT)),
         dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
@@ -177,8 +185,15 @@ OUTPUTS: Mapping[str, Schema] = {
         content_id=TEXT,
         size_bytes=COUNT,
         profiles=rows(TEXT),
+        inputs=rows(table(name=TEXT, dtype=TEXT, shape=rows(COUNT))),
+        labels={"anyOf": [{"type": "null"}, rows(TEXT)]},
+        macs=NUMBER,
         stages=rows(table(parts=rows(table(backend=TEXT, file=TEXT)))),
         exits=rows(table(name=TEXT, stage=COUNT, cost_share=FRACTION)),
+        operating_points=rows(
+            table(thresholds=rows(NUMBER), cost_share=FRACTION, exit_shares=EXIT_SHARES, quality=FRACTION)
+        ),
+        executes_code=FLAG,
         golden_cases=COUNT,
     ),
     "report": output(bundle=TEXT, report=TEXT),
@@ -191,6 +206,7 @@ OUTPUTS: Mapping[str, Schema] = {
                 exit=TEXT,
                 confidence=FRACTION,
                 latency_ms=NUMBER,
+                deadline_missed=FLAG,
             )
         )
     ),
@@ -202,6 +218,9 @@ OUTPUTS: Mapping[str, Schema] = {
         accuracy=FRACTION,
         energy_mj=ENERGY,
         memory={"anyOf": [MEMORY, {"type": "null"}]},
+        curves=CURVES_OR_NULL,
+        bundle=TEXT,
+        on=TEXT,
     ),
     "demo": output(
         boards=rows(
@@ -243,10 +262,12 @@ OUTPUTS: Mapping[str, Schema] = {
         cpu_features=rows(TEXT),
         kernels=rows(table(family=TEXT, name=TEXT, built=FLAG, supported=FLAG, chosen=FLAG)),
     ),
-    "repo init": output(folder=TEXT, keys={"type": "object"}, roles=ROLES, targets=rows(TARGET)),
+    "repo init": output(
+        folder=TEXT, keys={"type": "object"}, roles=ROLES, targets=rows(TARGET), measure=MEASURE_OR_NULL
+    ),
     "repo measure": output(key=TEXT, targets_version=COUNT),
     "repo add": output(target=TEXT, content_id=TEXT, added=FLAG, targets_version=COUNT),
-    "repo status": output(roles=ROLES, targets=rows(TARGET), problems=rows(TEXT)),
+    "repo status": output(roles=ROLES, targets=rows(TARGET), measure=MEASURE_OR_NULL, problems=rows(TEXT)),
     "push": output(job_id=TEXT, target=TEXT, devices=JOB_DEVICES, published=FLAG),
     "agent": output(
         boot_id=TEXT,

@@ -59,6 +59,8 @@ def test_a_command_prints_its_object_and_nothing_else(
     capsys.readouterr()
     assert run([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
-    jsonschema.validate(json.loads(out), OUTPUTS[name])
+    printed = json.loads(out)
+    jsonschema.validate(printed, OUTPUTS[name])
+    assert set(printed) <= set(OUTPUTS[name]["properties"]), "a key that the schema does not tell"
     assert out.count("\n") == 1
     assert err == ""
