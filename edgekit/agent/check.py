@@ -168,7 +168,7 @@ def _messages(config: Config) -> Iterator[Problem]:
 def _sinks(config: Config) -> Iterator[Problem]:
     for sink in config.sinks:
         try:
-            open_sink(sink, _no_line)
+            open_sink(sink, _no_uplink)
             if sink.path is not None:
                 with tempfile.TemporaryFile(dir=sink.path.parent):
                     pass
@@ -180,7 +180,7 @@ def _sinks(config: Config) -> Iterator[Problem]:
             yield Problem("sink", f"{sink.path}: cannot be written: {err.strerror}", WorldFailed.exit_code)
 
 
-def _no_line() -> Post:
+def _no_uplink() -> Post:
     raise WorldFailed("nothing is sent by a check")
 
 

@@ -104,7 +104,7 @@ def open_file(folder: Path) -> Opened:
     )
 
 
-class FakeLine:
+class FakeUplink:
     """The uplink, as a sink sees it."""
 
     def __init__(self) -> None:
@@ -119,12 +119,12 @@ class FakeLine:
 
 
 def open_mqtt(_: Path) -> Opened:
-    line = FakeLine()
+    uplink = FakeUplink()
     return Opened(
-        MqttSink(lambda: line, 1),
-        lambda: [dict(messages.decode(data)) for data in line.posted],
-        line.connected.clear,
-        line.connected.set,
+        MqttSink(lambda: uplink, 1),
+        lambda: [dict(messages.decode(data)) for data in uplink.posted],
+        uplink.connected.clear,
+        uplink.connected.set,
     )
 
 
@@ -285,18 +285,18 @@ def test_what_was_put_before_the_end_is_written(opened: Opened, name: str) -> No
 
 
 def test_none_is_no_sink() -> None:
-    assert open_sink(config.Sink("none"), FakeLine) is None
+    assert open_sink(config.Sink("none"), FakeUplink) is None
 
 
 def test_an_unknown_sink_lists_the_known_ones() -> None:
     with pytest.raises(BadInput, match="unknown sink 'printer'; known: file, mqtt, none, stdout"):
-        open_sink(config.Sink("printer"), FakeLine)
+        open_sink(config.Sink("printer"), FakeUplink)
 
 
 def test_every_answer_goes_to_every_sink_and_outputs_only_where_asked_for(
     tmp_path: Path, manifest: Manifest
 ) -> None:
-    posted = FakeLine()
+    posted = FakeUplink()
     configs = (
         config.Sink("file", path=tmp_path / "a.jsonl"),
         config.Sink("file", path=tmp_path / "b.jsonl", outputs=True),

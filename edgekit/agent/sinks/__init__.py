@@ -21,23 +21,23 @@ from edgekit.runtime.session import Answer
 __all__ = ["SINKS", "Sink", "SinkOver", "Sinks", "open_sink"]
 
 
-def _file(sink: config.Sink, line: Callable[[], Post]) -> Sink:
+def _file(sink: config.Sink, uplink: Callable[[], Post]) -> Sink:
     if sink.path is None:
         raise BadInput("sink file needs a path")
     return FileSink(sink.path, sink.max_bytes, sink.keep)
 
 
 SINKS: Mapping[str, Callable[[config.Sink, Callable[[], Post]], Sink | None]] = {
-    "none": lambda sink, line: None,
-    "stdout": lambda sink, line: StdoutSink(),
+    "none": lambda sink, uplink: None,
+    "stdout": lambda sink, uplink: StdoutSink(),
     "file": _file,
-    "mqtt": lambda sink, line: MqttSink(line, sink.qos),
+    "mqtt": lambda sink, uplink: MqttSink(uplink, sink.qos),
 }
 
 
-def open_sink(sink: config.Sink, line: Callable[[], Post]) -> Sink | None:
+def open_sink(sink: config.Sink, uplink: Callable[[], Post]) -> Sink | None:
     """The sink that the config names; None for `none`. Raises BadInput; an unknown kind lists the known ones."""
-    return registry.pick("sink", SINKS, sink.kind)(sink, line)
+    return registry.pick("sink", SINKS, sink.kind)(sink, uplink)
 
 
 class Sinks:
@@ -46,12 +46,12 @@ class Sinks:
     def __init__(
         self,
         sinks: Sequence[config.Sink],
-        line: Callable[[], Post],
+        uplink: Callable[[], Post],
         now: Callable[[], float | None],
         tell: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """now: Unix seconds where they can be trusted. tell: see Outlet. Raises BadInput."""
-        opened = [(sink, open_sink(sink, line)) for sink in sinks]
+        """uplink: gives it, once it is there. now: Unix seconds where trusted. tell: see Outlet. Raises BadInput."""
+        opened = [(sink, open_sink(sink, uplink)) for sink in sinks]
         self._now = now
         self._outlets = [
             (given.outputs, Outlet(given.kind, sink, tell=tell)) for given, sink in opened if sink is not None

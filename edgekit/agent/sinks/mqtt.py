@@ -29,15 +29,15 @@ class Post(Protocol):
 class MqttSink:
     """Waits while too many are on their way, and fails while there is no broker."""
 
-    def __init__(self, line: Callable[[], Post], qos: int) -> None:
-        """line: gives the uplink, once it is there."""
-        self._line = line
+    def __init__(self, uplink: Callable[[], Post], qos: int) -> None:
+        """uplink: gives it, once it is there."""
+        self._uplink = uplink
         self._qos = qos
 
     def write(self, line: bytes, stopped: threading.Event) -> None:
-        line_out, data = self._line(), messages.compressed(line.rstrip(b"\n"))
-        while not line_out.post(data, self._qos):
-            if not line_out.connected.is_set():
+        uplink, data = self._uplink(), messages.compressed(line.rstrip(b"\n"))
+        while not uplink.post(data, self._qos):
+            if not uplink.connected.is_set():
                 raise WorldFailed("answers: the broker is not connected")
             if stopped.wait(_WAIT_S):
                 raise WorldFailed("answers: the broker takes no more")
