@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-WORTH_IT = 2**20  # bytes: opening less leaves little behind
-
 
 def give_back() -> None:
     """Return what the C library keeps of freed memory (glibc's malloc_trim(3)); other libraries keep little.

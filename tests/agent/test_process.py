@@ -113,7 +113,10 @@ def test_a_bad_config_is_one_line_and_exit_code_2(site: Site) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"source": {"kind": "radio"}}, "source: unknown source 'radio'; known: camera, folder, mqtt, none, stdin"),
+        (
+            {"source": {"kind": "radio"}},
+            "source: unknown source 'radio'; known: camera, folder, mqtt, none, stdin",
+        ),
         ({"sensors": {"power": "nuclear"}}, "sensors.power: unknown power sensor 'nuclear'"),
         ({"trust": {"control_key": "root.json"}}, "trust.control_key must be an ed25519 public key"),
     ],

@@ -30,7 +30,6 @@ _MOST_BYTES = 128 * 2**20  # of one cut's tensors
 _CONV = re.compile(r"conv(\d{1,4})")
 _STEPS = 200
 _TINY = 1e-12
-_CONV_MADE = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization", "Relu", "Add")
 
 Floats = NDArray[np.float32]
 

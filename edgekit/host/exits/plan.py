@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -36,8 +36,8 @@ _CHUNKS = 100  # in which samples are let go early
 _CONVS = (16, 32, 64)
 _MOST_HEAD = 0.06  # of the network's MACs, a head with a convolution
 _FEWEST = 64  # samples to fit a head on, and as many to judge it
-
 _BORDER_MS = 0.006  # a stage's call, its confidence and its answer, on a desktop processor
+
 NodeTimes = Callable[[Graph], Mapping[str, float] | None]
 """Node -> ms on the target, None where nobody knows: then MACs are the cost."""
 
@@ -333,16 +333,6 @@ def _told(chosen: Sequence[Candidate], whole_ms: float | None, *, named: bool) -
             if mean_cost(rest) <= cost + _WORTH / 2:
                 notes.append(f"exits: the one behind {entry.cut.node} does not pay for itself")
     return notes
-
-
-def without(options: Exits, cut: str) -> Exits:
-    """The same without the exit behind this cut."""
-    kept = [place for place, name in enumerate(options.cuts) if name != cut]
-    return replace(
-        options,
-        cuts=tuple(options.cuts[place] for place in kept),
-        heads=tuple(options.heads[place] for place in kept),
-    )
 
 
 def target_times(profile: Profile, data: Data, *, here: bool) -> tuple[NodeTimes, float | None]:
