@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.bundle import Bundle, open_bundle
-from edgekit.core.curves import Curves
+from edgekit.core.curves import AnytimePoint, Curves
 from edgekit.core.errors import EdgekitError
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import Budget, PolicySpec
@@ -51,7 +51,7 @@ TOOLS, PYTHON = Path(__file__).parents[1], Path(sys.executable)
 DEMO_MODEL = TOOLS.parent / "models" / "fashion_mnist_3exit.onnx"
 FITTED_ON = 8192  # unlabelled images that heads learn from
 HELD_OUT = 5_000
-SAFE_DROP = 0.75  # points of agreement the confidence policy may lose, by its 95 % bound on validation data
+SAFE_DROP = 0.5  # points of agreement the confidence policy may lose, by its 95 % bound on validation data
 WITHIN = 0.2  # points of accuracy
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TURN, ROUNDS = 100, 30
@@ -277,7 +277,7 @@ def judge(case: Case, folder: Path, tested: int) -> dict[str, Any]:
     drawn = curves(mine.manifest, mine.test, Times.of(mine.test.latency_ms, "measured", machine_name()))
     if drawn is None:
         sys.exit(f"anytime: {case.name}: the bundle has one exit, nothing to draw")
-    drawn = with_measured(drawn, measured_anytime(mine.session, data, mine.test, costs, lambda done: None))
+    drawn = with_measured(drawn, under_deadlines(mine, data))
     lost = chosen.lost
     return {
         "network": case.name,
@@ -309,6 +309,13 @@ def judge(case: Case, folder: Path, tested: int) -> dict[str, Any]:
         "anytime": anytime(drawn),
         "seconds": time.monotonic() - started,
     }
+
+
+def under_deadlines(mine: Opened, data: Data) -> tuple[AnytimePoint, ...]:
+    """Requests under deadlines drawn at random, by the thread's own time: others on the machine do not count."""
+    session = open_session(mine.manifest, mine.bundle.read, clock=time.thread_time)
+    table = exit_table(session, data)
+    return measured_anytime(session, data, table, stage_costs(session, data), lambda done: None)
 
 
 def turns(mine: Opened, whole: Opened, data: Data, spec: PolicySpec) -> Iterator[float]:
@@ -387,10 +394,11 @@ AGREEMENT = (
     "formats that convert chose count as well."
 )
 CURVES = (
-    "Lead: points of the budget policy over the static exits mixed to the same cost, mean from the first exit's"
-    " cost to 0.8x of full, with its 95 % interval; nowhere below: at no budget significantly under them. "
-    "Budgets: the largest relative deviation of the realised mean cost from the budget. Deadlines: one a "
-    "request, drawn between the first stage's p99 and 1.2x of the full median."
+    "Lead: points of the budget policy over the static exits mixed to the same cost, mean from the first "
+    "exit's cost to 0.8x of full, with its 95 % interval; nowhere below: at no budget significantly under "
+    "them. Budget: the largest relative deviation of the realised mean cost from the budget. Deadlines: one a"
+    " request, drawn between the first stage's p99 and 1.2x of the full median; in time by the thread's own "
+    "processor time, since the machine was shared."
 )
 
 
