@@ -15,7 +15,7 @@ from edgekit.core.errors import BadBundle, BadInput
 FORMAT = "edgekit.bundle/1"
 _FORMAT = re.compile(r"edgekit\.bundle/(\d{1,6})(?:\.\d{1,6})?")
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_MAX_RANK = 8
+MAX_RANK = 8
 MANIFEST, REPORT = "manifest.json", "report.json"
 DTYPES = ("float32", "float16", "uint8", "int8", "int16", "int32", "int64", "bool")
 LAYOUTS = ("NCHW", "NHWC", "flat")
@@ -49,8 +49,8 @@ class Tensor:
         """Read from JSON. Raises BadInput."""
         data = table(value, where)
         shape = rows(data.get("shape"), f"{where}.shape", lambda v, w: integer(v, w, 1, 2**31))
-        if len(shape) > _MAX_RANK:
-            raise checks.wrong(f"{where}.shape", f"of rank {_MAX_RANK} at most", list(shape))
+        if len(shape) > MAX_RANK:
+            raise checks.wrong(f"{where}.shape", f"of rank {MAX_RANK} at most", list(shape))
         return cls(
             text(data.get("name"), f"{where}.name"),
             choice(data.get("dtype"), f"{where}.dtype", DTYPES),

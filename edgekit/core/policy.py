@@ -90,7 +90,19 @@ class PolicySpec:
 def policy_from_options(
     kind: str | None, budget: str | None, deadline_ms: float | None, max_drop: float | None = None
 ) -> PolicySpec:
-    """The policy for `--policy`, `--budget`, `--deadline-ms`, `--max-drop`; one of the last three names its policy."""
+    """The policy for `--policy`, `--budget`, `--deadline-ms`, `--max-drop`, see policy_told."""
+    return policy_told(
+        kind, None if budget is None else parse_budget(budget, "--budget"), deadline_ms, max_drop
+    )
+
+
+def policy_told(
+    kind: str | None, budget: Budget | None, deadline_ms: float | None, max_drop: float | None
+) -> PolicySpec:
+    """The policy that somebody asks for; without a kind one of the others names it, and nothing at all means full.
+
+    Raises BadInput where they do not go together.
+    """
     told = {
         "budget": budget is not None,
         "anytime": deadline_ms is not None,
@@ -99,9 +111,8 @@ def policy_from_options(
     if kind is None:
         kind = next((name for name, given in told.items() if given), "full")
     if max_drop is not None and kind != "confidence":
-        raise BadInput(f"policy {kind}: a drop of points goes with the confidence policy")
-    drop = DEFAULT_MAX_DROP if max_drop is None else max_drop
-    return PolicySpec(kind, None if budget is None else parse_budget(budget, "--budget"), deadline_ms, drop)
+        raise BadInput(f"policy {kind}: max_drop goes with the confidence policy, and with no other")
+    return PolicySpec(kind, budget, deadline_ms, DEFAULT_MAX_DROP if max_drop is None else max_drop)
 
 
 def tightened(spec: PolicySpec, factor: float) -> PolicySpec:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +20,40 @@ _RESAMPLERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
+MAX_PIXELS = 25_000_000  # of an image that somebody sent
+SENT_FORMATS = ("PNG", "JPEG")  # by Pillow's names
+_NO_IMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)  # what Pillow says to one that is none
 
 
-def open_image(
-    path: Path | BinaryIO, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
-) -> Image.Image:
-    """Decode an image file. Raises BadInput for anything that is not one; the caller says which file it was.
+def open_image(path: Path) -> Image.Image:
+    """Decode an image file. Raises BadInput for anything that is not one; the caller says which file it was."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except _NO_IMAGE as err:
+        raise BadInput(f"not an image that can be read: {one_line(err)}") from err
+    return image
 
-    formats: the only ones tried, by Pillow's names. max_pixels: a larger image is refused before it is decoded.
+
+def sent_image(data: bytes) -> Image.Image:
+    """Decode an image that came from somewhere else: PNG or JPEG, of at most MAX_PIXELS. Raises BadInput.
+
+    No other decoder of Pillow's is tried, and a larger image is refused before it is decoded.
     """
     try:
-        image = Image.open(path, formats=formats)
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            raise BadInput(f"an image may have {max_pixels} pixels, got {image.width}x{image.height}")
+        image = Image.open(io.BytesIO(data), formats=SENT_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadInput(f"an image may have {MAX_PIXELS} pixels, got {image.width}x{image.height}")
         image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-        # Of a stream Pillow knows no name, and shows where it lies in memory.
-        unknown = isinstance(err, UnidentifiedImageError) and not isinstance(path, Path)
-        reason = "no " + " or ".join(formats or ("known format",)) if unknown else one_line(err)
-        raise BadInput(f"not an image that can be read: {reason}") from err
+    except UnidentifiedImageError as err:  # its text shows where the bytes lie in memory
+        raise BadInput(f"not an image that can be read: no {' or '.join(SENT_FORMATS)}") from err
+    except _NO_IMAGE as err:
+        raise BadInput(f"not an image that can be read: {one_line(err)}") from err
     return image
 
 

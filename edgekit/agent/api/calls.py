@@ -6,29 +6,27 @@ image input also takes one encoded image (PNG or JPEG) as BYTES. Unknown keys an
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgekit.agent.api import tensors
 from edgekit.core import checks
 from edgekit.core.errors import BadInput
-from edgekit.core.manifest import Input, Manifest, Tensor
-from edgekit.core.policy import DEFAULT_MAX_DROP, KINDS, PolicySpec, parse_budget
+from edgekit.core.manifest import MAX_RANK, Input, Manifest, Tensor
+from edgekit.core.policy import KINDS, PolicySpec, parse_budget, policy_told
 from edgekit.runtime.backends import Array
-from edgekit.runtime.preprocess import open_image, preprocess
+from edgekit.runtime.preprocess import preprocess, sent_image
 from edgekit.runtime.session import Answer
 
-_MAX_RANK, _MAX_SIZE = 8, 2**31
+_MAX_SIZE = 2**31
 _MAX_ENTRIES = 64  # inputs or outputs in one request
 _MAX_ID = 1000
 _TEXT_BYTES = 2**16  # of a request besides its tensors
 _JSON_BYTES = 32  # of one value as JSON at most, with room around it
 IMAGE_BYTES = 2**23
-IMAGE_FORMATS, IMAGE_PIXELS = ("PNG", "JPEG"), 2**25
 _SHARED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
@@ -141,8 +139,8 @@ class _Binary:
         shape = checks.rows(
             data.get("shape"), f"{where}: shape", lambda v, w: checks.integer(v, w, 0, _MAX_SIZE)
         )
-        if len(shape) > _MAX_RANK:
-            raise BadInput(f"{where}: shape must be of rank {_MAX_RANK} at most, got {len(shape)}")
+        if len(shape) > MAX_RANK:
+            raise BadInput(f"{where}: shape must be of rank {MAX_RANK} at most, got {len(shape)}")
         size = _parameters(data, where).get("binary_data_size")
         if size is None:
             if datatype == tensors.BYTES:
@@ -184,23 +182,20 @@ def _wanted(value: object, where: str) -> Wanted:
 
 
 def _policy(parameters: Mapping[str, Any]) -> PolicySpec | None:
-    """The request's own policy: named, or told by its budget, deadline or limit on the loss."""
+    """The request's own policy: named, or told by its budget, deadline or limit on the loss; None: the board's."""
+    read: Mapping[str, Callable[[object, str], Any]] = {
+        "policy": lambda v, w: checks.choice(v, w, KINDS),
+        "budget": parse_budget,
+        "deadline_ms": lambda v, w: checks.number(v, w, 1e-6),
+        "max_drop": lambda v, w: checks.number(v, w, 0.0, 100.0),
+    }
     given = {
-        key: parameters[key] for key in ("policy", "budget", "deadline_ms", "max_drop") if key in parameters
+        key: parse(parameters[key], f"parameters.{key}") for key, parse in read.items() if key in parameters
     }
     if not given:
         return None
-    told = "budget" if "budget" in given else "anytime" if "deadline_ms" in given else "confidence"
-    kind = checks.choice(given.get("policy", told), "parameters.policy", KINDS)
-    if "max_drop" in given and kind != "confidence":
-        raise BadInput(f"parameters.max_drop goes with the confidence policy, got policy {kind}")
-    return PolicySpec(
-        kind,
-        parse_budget(given["budget"], "parameters.budget") if "budget" in given else None,
-        checks.number(given["deadline_ms"], "parameters.deadline_ms", 1e-6)
-        if "deadline_ms" in given
-        else None,
-        checks.number(given.get("max_drop", DEFAULT_MAX_DROP), "parameters.max_drop", 0.0, 100.0),
+    return policy_told(
+        given.get("policy"), given.get("budget"), given.get("deadline_ms"), given.get("max_drop")
     )
 
 
@@ -236,7 +231,7 @@ def _tensor(given: Given, entry: Input) -> Array:
     if not isinstance(given.content, bytes):
         return given.content
     try:
-        image = open_image(io.BytesIO(given.content), IMAGE_FORMATS, IMAGE_PIXELS)
+        image = sent_image(given.content)
     except BadInput as err:
         raise BadInput(f"input {given.name!r}: {err}") from err
     return preprocess(image, entry)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,14 +29,11 @@ from edgekit.agent.runner import Sample
 from edgekit.agent.sources.base import MAX_ID, Input, broken, read_file
 from edgekit.core import checks
 from edgekit.core.errors import BadInput, one_line
-from edgekit.core.manifest import DTYPES, Manifest
+from edgekit.core.manifest import DTYPES, MAX_RANK, Manifest
 from edgekit.core.policy import PolicySpec
 from edgekit.runtime.data import image_sample, sample_of
-from edgekit.runtime.preprocess import open_image
+from edgekit.runtime.preprocess import sent_image
 
-MAX_PIXELS = 25_000_000
-_FORMATS = ("PNG", "JPEG")
-_MAX_RANK = 8
 _WAYS = ("image", "data", "tensors", "file")
 
 Array = NDArray[Any]
@@ -97,7 +93,7 @@ def _parse(payload: Mapping[str, Any], name: str, *, files: bool) -> Callable[[M
 
 
 def _image(data: bytes, name: str, manifest: Manifest) -> Mapping[str, Array]:
-    return image_sample(open_image(io.BytesIO(data), _FORMATS, MAX_PIXELS), manifest.inputs, name)
+    return image_sample(sent_image(data), manifest.inputs, name)
 
 
 def _bytes(value: object, where: str) -> bytes:
@@ -114,8 +110,8 @@ def _tensor(value: Mapping[str, Any], where: str) -> Callable[[str], Array]:
     data = _bytes(value.get("data"), f"{where}.data")
     shape = checks.rows(value.get("shape"), f"{where}.shape", lambda v, w: checks.integer(v, w, 1, 2**31))
     dtype = checks.optional(value.get("dtype"), f"{where}.dtype", lambda v, w: checks.choice(v, w, DTYPES))
-    if len(shape) > _MAX_RANK:
-        raise checks.wrong(f"{where}.shape", f"of at most {_MAX_RANK} axes", len(shape))
+    if len(shape) > MAX_RANK:
+        raise checks.wrong(f"{where}.shape", f"of at most {MAX_RANK} axes", len(shape))
 
     def make(own: str) -> Array:
         kind = np.dtype(dtype or own).newbyteorder("<")
