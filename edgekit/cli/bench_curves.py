@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from edgekit.cli.output import console, number, percent, progress
 from edgekit.core.curves import Curves
+from edgekit.core.curves_text import exit_mix, in_points, quality_of, verdict
 from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.files import write_atomic
-from edgekit.core.manifest import METRICS
 from edgekit.runtime.curves import BUCKETS, Times, curves, measured_anytime, with_measured
 from edgekit.runtime.data import Data
 from edgekit.runtime.measure import exit_table, machine_name
@@ -57,7 +56,7 @@ def write_page(path: Path, label: str, data: str, found: Curves) -> None:
 
 def print_curves(found: Curves) -> None:
     """Two tables and the verdict."""
-    quality = "accuracy" if found.metric == METRICS[0] else "agreement"
+    quality = quality_of(found)
     budgets = Table(
         "budget",
         "cost",
@@ -74,7 +73,7 @@ def print_curves(found: Curves) -> None:
             number(point.ms, 3, " ms"),
             percent(point.quality),
             percent(point.static),
-            f"{_points(point.lead)} ({_points(point.low)} to {_points(point.high)})",
+            f"{in_points(point.lead)} ({in_points(point.low)} to {in_points(point.high)})",
         )
     deadlines = Table(
         "deadline",
@@ -92,25 +91,9 @@ def print_curves(found: Curves) -> None:
             percent(entry.in_time),
             percent(entry.quality),
             number(entry.ms, 3, " ms"),
-            _mix(entry.exit_shares),
+            exit_mix(entry.exit_shares),
         )
     for table in (budgets, deadlines):
         table.title_justify = "left"
         console.print(table)
-    lead = found.lead
-    if lead is not None:
-        where = "nowhere" if lead.nowhere_below else "somewhere"
-        console.print(
-            f"dynamic against static exits: {where} significantly below; mean lead {_points(lead.mean)} points "
-            f"({_points(lead.low)} to {_points(lead.high)}) up to {100 * lead.until:.0f} % of the cost",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def _points(share: float) -> str:
-    return f"{100 * round(share, 4) + 0.0:+.2f}"  # never -0.00
-
-
-def _mix(shares: Sequence[float]) -> str:
-    return " / ".join(f"{100 * share:.1f}" for share in shares)
+    console.print(verdict(found), markup=False, soft_wrap=True)

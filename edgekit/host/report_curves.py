@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from edgekit.core.curves import Curves
-from edgekit.core.manifest import METRICS
+from edgekit.core.curves_text import exit_mix, in_points, quality_of, timely, verdict
 from edgekit.host.report_axes import Scale
 from edgekit.host.report_style import STYLE
 
@@ -36,42 +36,6 @@ class _Chart:
     static_name: str
     band: tuple[tuple[float, float, float], ...] = ()  # x, low, high
     percent: bool = False  # across, too
-
-
-def quality_of(curves: Curves) -> str:
-    """What quality is, in a word or two."""
-    return "accuracy" if curves.metric == METRICS[0] else "agreement"
-
-
-def verdict(curves: Curves) -> str:
-    """The policy against the static exits, in a sentence."""
-    lead = curves.lead
-    if lead is None:
-        return "No budget lies below 80 % of the full network's cost: there is nothing to compare."
-    where = (
-        "nowhere significantly below the static exits"
-        if lead.nowhere_below
-        else "somewhere significantly below the static exits"
-    )
-    span = f"{100 * curves.static[0].cost_share:.0f} to {100 * lead.until:.0f} % of the cost"
-    return (
-        f"On {curves.count} samples the budget policy is {where}; from {span} its mean lead is "
-        f"{_points(lead.mean)} points of {quality_of(curves)} "
-        f"(95 %: {_points(lead.low)} to {_points(lead.high)})."
-    )
-
-
-def timely(curves: Curves) -> str:
-    """How many requests were answered before their deadline, in a sentence; empty where none had one."""
-    if not curves.anytime:
-        return ""
-    requests = sum(point.requests for point in curves.anytime)
-    share = sum(point.in_time * point.requests for point in curves.anytime) / requests
-    worst = min(curves.anytime, key=lambda point: point.in_time)
-    return (
-        f"In time: {100 * share:.2f} % of requests; least at deadlines of about {worst.deadline_ms:.3g} ms, "
-        f"{100 * worst.in_time:.2f} %."
-    )
 
 
 def pictures(curves: Curves) -> str:
@@ -123,8 +87,8 @@ def tables(curves: Curves) -> str:
             "unknown" if point.ms is None else f"{point.ms:.3g} ms",
             f"{100 * point.quality:.2f} %",
             f"{100 * point.static:.2f} %",
-            f"{_points(point.lead)} ({_points(point.low)} to {_points(point.high)})",
-            _mix(point.exit_shares),
+            f"{in_points(point.lead)} ({in_points(point.low)} to {in_points(point.high)})",
+            exit_mix(point.exit_shares),
         )
         for point in curves.budget
     ]
@@ -139,20 +103,12 @@ def tables(curves: Curves) -> str:
                     f"{100 * point.in_time:.2f} %",
                     f"{100 * point.quality:.2f} %",
                     f"{point.ms:.3g} ms",
-                    _mix(point.exit_shares),
+                    exit_mix(point.exit_shares),
                 )
                 for point in curves.anytime
             ],
         )
     return text
-
-
-def _points(share: float) -> str:
-    return f"{100 * round(share, 4) + 0.0:+.2f}"  # never -0.00
-
-
-def _mix(shares: Sequence[float]) -> str:
-    return " / ".join(f"{100 * share:.1f}" for share in shares)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -182,7 +138,7 @@ def _over_cost(curves: Curves) -> _Chart:
         "budget policy",
         tuple(
             f"budget {100 * p.budget:.1f} %: {100 * p.quality:.2f} % at {100 * p.cost_share:.1f} % of the cost, "
-            f"{_points(p.lead)} points from the static exits"
+            f"{in_points(p.lead)} points from the static exits"
             for p in points
         ),
         tuple((entry.cost_share, entry.quality, entry.name) for entry in curves.static),

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from edgekit.core.curves_text import verdict as worth
 from edgekit.core.manifest import METRICS, Manifest
 from edgekit.core.report import Change, Latency, Parity, Report
 from edgekit.host.report_curves import pictures
-from edgekit.host.report_curves import verdict as worth
 from edgekit.host.report_plot import plot
 from edgekit.host.report_style import STYLE
 from edgekit.host.report_tried import letter, picture

@@ -11,8 +11,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from edgekit.core.curves import AnytimePoint, BudgetPoint, Curves, Lead, StaticExit
+from edgekit.core.curves_text import timely, verdict
 from edgekit.host.report_axes import Scale
-from edgekit.host.report_curves import page, pictures, timely, verdict
+from edgekit.host.report_curves import page, pictures
 
 EVIL = '<script>alert("x")</script>'
 
