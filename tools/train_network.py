@@ -60,7 +60,7 @@ COMPARED = 100  # held-out images on which the file must give the module's answe
 
 DEFAULT = Training(shift=2, flip=True)
 TRAININGS: Mapping[str, Training] = {  # where a network wants another
-    "resnet20": replace(DEFAULT, epochs=10, shift=1),
+    "resnet20": replace(DEFAULT, epochs=8, shift=1),
     "mobilenet": replace(DEFAULT, epochs=8, shift=1, weight_decay=1e-4),
     "msdnet": replace(DEFAULT, epochs=12, shift=1, exit_weights=(*[0.5] * 4, 2.0)),
     "iamnn": replace(DEFAULT, epochs=10, shift=1, exit_weights=(*[0.2] * 5, 1.0)),
