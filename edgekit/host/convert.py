@@ -177,7 +177,9 @@ def _exits(request: Request, plain: Graph, data: Datasets, context: Context) -> 
         return NOTHING
     times, border_ms = target_times(request.profile, data.validation, here=request.on_this_machine)
     cuts, epochs = request.effort.cuts, request.effort.head_epochs
-    return plan_exits(plain, request.exits, context, times, border_ms, candidates=cuts, epochs=epochs)
+    return plan_exits(
+        plain, request.exits, context, times, border_ms, data.validation, candidates=cuts, epochs=epochs
+    )
 
 
 def _setting(request: Request, backend: Backend, plain: Graph, data: Datasets, context: Context) -> Setting:

@@ -167,6 +167,20 @@ def test_work_for_nothing_is_cut_off(tmp_path: Path) -> None:
     assert all("of the full cost" in entry.why for entry in planned.dropped)
 
 
+def test_heads_are_judged_on_data_of_its_own_where_there_is_some(tmp_path: Path) -> None:
+    graph = opened(easy(), tmp_path)
+    context = Context(data_for(graph, tmp_path))
+    dark = np.zeros((200, CLASSES, SIDE, SIDE), np.float32)
+    dark[:, 1] = -1e-3 * np.random.default_rng(0).random(
+        (200, 1, 1)
+    )  # so faint that the first head cannot tell
+    np.savez(tmp_path / "dark.npz", x=dark)
+    faint = load_data(tmp_path / "dark.npz", graph.inputs)
+    here = plan_exits(graph, Wanted(), context, lambda g: None, None)
+    there = plan_exits(graph, Wanted(), context, lambda g: None, None, faint)
+    assert here.notes != there.notes
+
+
 def test_heads_that_cost_more_than_they_save_are_dropped_and_said(tmp_path: Path) -> None:
     graph = opened(easy(), tmp_path)
 

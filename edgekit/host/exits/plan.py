@@ -1,7 +1,7 @@
 """Decide where a finished network gets exits, and which heads: those that lower its mean cost at equal answers.
 
-Every candidate cut gets candidate heads, fitted on one part of the calibration data and judged on the other: by the
-mean cost of a request when as many leave early as keep a given agreement with the last exit. What does not pay goes.
+Every candidate cut gets candidate heads, fitted on calibration data and judged on validation data: by the mean cost of
+a request when as many leave early as keep a given agreement with the last exit. What does not pay goes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
 from edgekit.core.report import Dropped
 from edgekit.host.exits.cuts import Cut, check_can_have_exits, named_cuts, spread_cuts
-from edgekit.host.exits.heads import LINEAR, Place, place_of, samples_seen, see
+from edgekit.host.exits.heads import LINEAR, MOST_SAMPLES, Place, Seen, place_of, samples_seen, see
 from edgekit.host.formats import estimates
 from edgekit.host.graph import Graph, static_shape, values
 from edgekit.host.node_times import node_times
@@ -108,15 +108,16 @@ def plan_exits(
     context: Context,
     times: NodeTimes,
     border_ms: float | None,
+    judged_on: Data | None = None,
     *,
     candidates: int = 8,
     epochs: int = 12,
 ) -> Planned:
     """Choose cuts and heads for a classifier with one exit. Reads no label.
 
-    times: what each node takes on the target; border_ms: what one more stage does. candidates: cuts that are tried
-    where none are named. Raises BadInput for a network that cannot have exits, without calibration data, or for names
-    that are no place for one.
+    times: what each node takes on the target; border_ms: what one more stage does. judged_on: data that heads are not
+    fitted on, a quarter of the calibration data where None. candidates: cuts that are tried where none are named.
+    Raises BadInput for a network that cannot have exits, without calibration data, or for names that are no place.
     """
     check_can_have_exits(graph)
     cuts = named_cuts(graph, wanted.names) if wanted.names else _narrow(spread_cuts(graph, candidates))
@@ -125,7 +126,7 @@ def plan_exits(
         raise BadInput(f"--exits wants at least {2 * _FEWEST} calibration inputs, got {data.count}")
     if not cuts:
         return Planned(None, (), ("--exits: the network has no place where an exit could stand",))
-    judged, costs_ms = _judge(graph, cuts, context, times, border_ms, epochs)
+    judged, costs_ms = _judge(graph, cuts, context, times, border_ms, judged_on, epochs)
     most = len(cuts) if wanted.names else wanted.count or MOST_EXITS
     chosen = _named(judged) if wanted.names else _choose(judged, most)
     dropped = tuple(_dropped(judged, chosen, cut) for cut in cuts if cut not in [c.cut for c in chosen])
@@ -159,13 +160,12 @@ def _judge(
     context: Context,
     times: NodeTimes,
     border_ms: float | None,
+    judged_on: Data | None,
     epochs: int,
 ) -> tuple[list[Candidate], float | None]:
-    """Every head that could stand at a cut, fitted on one part of the data, run on the other; the full cost in ms."""
-    data = context.samples("--exits")
+    """Every head that could stand at a cut, fitted on one part of the data, run on another; the full cost in ms."""
     places = [place_of(graph, cut.tensor) for cut in cuts]
-    with context.watch("answers to learn from", samples_seen(data)) as tick:
-        seen = see(graph, places, data, tick)
+    parts = _parts(graph, places, context, judged_on)
     shape = static_shape(values(graph.model)[graph.exits[-1].output]) or ()
     classes = math.prod(shape)
     measured = times(graph)
@@ -176,13 +176,11 @@ def _judge(
     border = (border_ms or 0.0) if measured else 0.0
     up_to = _costs_up_to(graph, [cut.node for cut in cuts], cost)
     found = []
-    for cut, place, mine in zip(cuts, places, seen, strict=True):
-        learn, check = _halves(len(mine.tensors), context.seed)
-        fitted_on, judged_on = mine.part(learn), mine.part(check)
-        last = judged_on.wanted.argmax(axis=1)
+    for cut, place, (learn, check) in zip(cuts, places, parts, strict=True):
+        last = check.wanted.argmax(axis=1)
         for kind in _kinds(place, classes, sum(macs.values())):
-            head = fit(kind, place, fitted_on, Exits(epochs=epochs), context)
-            answers = head.answer(judged_on)
+            head = fit(kind, place, learn, Exits(epochs=epochs), context)
+            answers = head.answer(check)
             own = place.macs(kind, classes) * per_mac + border
             found.append(
                 Candidate(
@@ -195,6 +193,21 @@ def _judge(
                 )
             )
     return found, whole if measured else None
+
+
+def _parts(
+    graph: Graph, places: Sequence[Place], context: Context, judged_on: Data | None
+) -> list[tuple[Seen, Seen]]:
+    """Of each place what heads are fitted on, and what they are judged on."""
+    data = context.samples("--exits")
+    with context.watch("answers to learn from", samples_seen(data, places, MOST_SAMPLES)) as tick:
+        seen = see(graph, places, data, tick)
+    if judged_on is None or judged_on.count < _FEWEST:
+        halves = [_halves(len(mine.averages), context.seed) for mine in seen]
+        return [(mine.part(a), mine.part(b)) for mine, (a, b) in zip(seen, halves, strict=True)]
+    with context.watch("answers to judge by", samples_seen(judged_on, places, MOST_SAMPLES)) as tick:
+        others = see(graph, places, judged_on, tick)
+    return list(zip(seen, others, strict=True))
 
 
 def _halves(count: int, seed: int) -> tuple[list[int], list[int]]:
