@@ -6,8 +6,18 @@ from pathlib import Path
 import pytest
 from agents import Site, make_site
 
+from edgekit.agent.runner import Runner
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     with make_site(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    made = Runner()
+    made.start()
+    yield made
+    made.stop(5.0)

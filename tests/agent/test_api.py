@@ -618,8 +618,8 @@ def test_the_end_answers_what_runs_refuses_what_waits_and_does_not_hang(tmp_path
             waiting = [board.in_thread() for _ in range(3)]
             board.until_waiting(3)
             begun = time.monotonic()
-            board.api.stop(10.0)
-            assert time.monotonic() - begun < 2
+            board.api.stop(60.0)
+            assert time.monotonic() - begun < 20  # by itself, not by the time it is given
             for thread, got in waiting:
                 thread.join(20)
                 assert (got[0][0], got[0][1]["error"]) == (503, "the agent is stopping")

@@ -108,8 +108,8 @@ def test_sigterm_ends_it_while_requests_run(site: Site) -> None:
     until(lambda: len(answered) > 8, "answers")
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=10)
-    assert time.monotonic() - begun < 2.5
+    out, _ = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 6  # two seconds, and what a busy machine makes of them
     for one in clients:
         one.join(10)
     assert process.returncode == 0

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,6 @@ from edgekit.runtime.session import open_session
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return write_null_bundle(tmp_path / "toy.edge")
-
-
-@pytest.fixture
-def runner() -> Iterator[Runner]:
-    made = Runner()
-    made.start()
-    yield made
-    made.stop(5.0)
 
 
 class Listed:

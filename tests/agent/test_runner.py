@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,6 @@ def inputs(winner: int = 0) -> dict[str, Any]:
     x = np.zeros(SHAPE, np.float32)
     x.flat[winner] = 1.0
     return {"x": x}
-
-
-@pytest.fixture
-def runner() -> Iterator[Runner]:
-    made = Runner()
-    made.start()
-    yield made
-    made.stop(5.0)
 
 
 @pytest.fixture

@@ -204,11 +204,9 @@ def test_an_input_too_many_is_refused_as_busy_under_its_own_id_and_the_others_ar
 
 
 def test_a_flood_is_refused_by_the_network_thread_and_holds_no_memory(sent: Sent, take: Take) -> None:
-    take.room.clear()
-    begun = time.monotonic()
+    take.room.clear()  # whoever waited for room here would wait for ever
     for _ in range(1000):
         sent.send(png(1), "flood")
-    assert time.monotonic() - begun < 2.0
     assert len(sent.acknowledged) == 1000 - 6, "no more than 4 and 2 hold a place in the broker's window"
     assert sent.source._held <= 6 * len(png(1))
     take.room.set()

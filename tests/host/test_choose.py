@@ -19,8 +19,10 @@ from edgekit.host.load import load
 from edgekit.host.pack import draft
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.split import split
+from edgekit.host.thresholds.chain import best_chain
 from edgekit.host.thresholds.geometric import nested_family
 from edgekit.host.thresholds.ranked import Ranked
+from edgekit.runtime.curves import replayed
 from edgekit.runtime.data import load_data
 from edgekit.runtime.measure import ExitTable, exit_table
 from edgekit.runtime.policy import BudgetPolicy
@@ -166,8 +168,6 @@ def test_a_small_table_is_nearly_as_good_as_any_nested_table_can_be() -> None:
     """Against all pairs of thresholds there are, by the same dynamic programming."""
     found = random_table(4, 40)
     ranked = Ranked.of(found, SHARES)
-    from edgekit.host.thresholds.chain import best_chain
-
     every = [
         ranked.tried((a, b))
         for a in range(len(ranked.values[0]) + 1)
@@ -240,13 +240,7 @@ def realised(
     points: tuple[OperatingPoint, ...], table: ExitTable, shares: tuple[float, ...], budget: float
 ) -> float:
     """Mean cost share of the real controller over the table's stream."""
-    policy = BudgetPolicy(budget, points, shares, per_ms=None)
-    last, spent = len(shares) - 1, 0.0
-    for row in table.confidence[:, :last].tolist():
-        at = next((k for k, value in enumerate(row) if policy.leave(k, value, 0.0)), last)
-        policy.observe(at, 0.0)
-        spent += shares[at]
-    return spent / len(table.confidence)
+    return cost_of(replayed(BudgetPolicy(budget, points, shares, per_ms=None), table), shares)
 
 
 @pytest.mark.parametrize(("exits", "trouble"), [(2, "none"), (3, "overconfident"), (5, "none"), (4, "ties")])

@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exported import parameters_and_macs
 
 from edgekit.core.errors import BadInput
-from edgekit.core.manifest import Input
-from edgekit.core.manifest import Tensor as Described
-from edgekit.host.load import load
-from edgekit.host.passes.base import Context, NoOptions
-from edgekit.host.passes.fold import apply as fold
-from edgekit.host.work import layers
 
 torch = pytest.importorskip("torch", reason="the extra train (PyTorch) is not installed")
 
 from edgekit.host.train.networks.mobilenet import Block, Config, MobileNet, v1, v2  # noqa: E402
-from edgekit.host.train.to_onnx import to_onnx  # noqa: E402
 
 Row = tuple[int, int, int, int, int]  # kernel, before, after, groups, stride
 
@@ -68,14 +62,8 @@ def counts(rows: Sequence[Row], side: int, classes: int) -> tuple[int, int]:
 
 
 def counted(config: Config, side: int, folder: Path) -> tuple[int, int]:
-    """The same of the network itself, its MACs as the converter counts them in the exported file."""
-    module = MobileNet(config)
-    image = Input(Described("image", "float32", (1, config.channels, side, side)), "NCHW", None)
-    file = folder / "mobilenet.onnx"
-    file.write_bytes(to_onnx(module, image))
-    graph = fold(load(file).graph, NoOptions(), Context())
-    macs = sum(layer.macs for layer in layers(graph.model))
-    return sum(value.numel() for value in module.parameters()), macs
+    """The same of the network itself."""
+    return parameters_and_macs(MobileNet(config), config.channels, side, folder)
 
 
 def test_v1_has_the_papers_parameters_and_macs(tmp_path: Path) -> None:
