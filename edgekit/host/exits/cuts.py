@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgekit.core.errors import BadInput
+from edgekit.host.exits.heads import channel_axis
 from edgekit.host.graph import Graph, is_class_vector, static_shape, values
 from edgekit.host.split import live_nodes, reads
 from edgekit.host.work import layers
@@ -23,6 +24,9 @@ EARLIEST, LATEST = (
 )  # share of the MACs: before it nothing is known, after it nothing is left to save
 _RANKS = (2, 3, 4)  # batch first
 _MOST_VALUES = 2**22  # of a tensor that a head reads
+MOST_FEATURES = 4096  # that a head takes from it
+_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_SCORES = ("Sigmoid", "HardSigmoid")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Cut:
 
 
 def check_can_have_exits(graph: Graph) -> None:
-    """Raises BadInput where early answers make no sense: several exits already, or an answer that is no class."""
+    """Raises BadInput where early answers make no sense: several exits already, an answer that is not one class."""
     if len(graph.exits) > 1:
         raise BadInput(f"--exits is for a network without early exits, this one has {len(graph.exits)} exits")
     (last,) = graph.exits
@@ -53,6 +57,19 @@ def check_can_have_exits(graph: Graph) -> None:
             f"--exits wants a classifier that gives one number per class, got {last.output!r} of shape "
             f"{list(static_shape(output) or ())} ({kind})"
         )
+    if last_op(output) in _SCORES:
+        raise BadInput(
+            f"--exits wants a classifier that chooses one class, got {last.output!r} from a {last_op(output)}: scores "
+            "of labels that may hold together"
+        )
+
+
+def last_op(value: ir.Value) -> str:
+    """What makes the numbers, whatever reshapes them afterwards: the operator's name, "" for an input or a constant."""
+    node = value.producer()
+    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return "" if node is None else node.op_type
 
 
 def spread_cuts(graph: Graph, most: int) -> tuple[Cut, ...]:
@@ -82,7 +99,7 @@ def named_cuts(graph: Graph, names: Sequence[str]) -> tuple[Cut, ...]:
             known = ", ".join(cut.node for cut in spread_cuts(graph, 6)) or "none"
             raise BadInput(
                 f"--exits: no exit can stand behind {name!r}; a node or tensor of the folded network that depends "
-                f"on the input is wanted, such as {known}"
+                f"on the input, with at most {MOST_FEATURES} channels, is wanted, such as {known}"
             )
         found.append(cut)
     ordered = sorted(found, key=lambda cut: cut.cost_share)
@@ -111,6 +128,8 @@ def _all_cuts(graph: Graph) -> Iterator[Cut]:
         mine = before[node]
         size = math.prod(shape)
         if mine == last or mine & last != mine or not 1 < size <= _MOST_VALUES:
+            continue
+        if (shape[1] if len(shape) == _RANKS[0] else shape[channel_axis(tensor)]) > MOST_FEATURES:
             continue
         inside = [(mine >> place) & 1 for place in range(len(nodes))]
         share = sum(cost for cost, is_in in zip(costs, inside, strict=True) if is_in) / whole

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,16 +21,26 @@ from edgekit.core.errors import BadInput
 from edgekit.host.calibrate import expose
 from edgekit.host.graph import Graph, static_shape, values
 from edgekit.host.sqnr import spread
+from edgekit.host.watch import Watch, unwatched
 from edgekit.runtime.data import Data
 
 LINEAR = "linear"
 KERNEL, STRIDE = 3, 2
 MOST_POSITIONS = 1024  # a convolution reads: larger maps are averaged down first
-_MOST_SAMPLES = 8192
-_MOST_BYTES = 128 * 2**20  # of one cut's tensors
+MOST_SAMPLES = 8192
+_FEWEST_SAMPLES = 64
+_MOST_BYTES, _MOST_BYTES_ALL = 2**27, 2**30  # of one cut's maps, of those of all cuts together
 _CONV = re.compile(r"conv(\d{1,4})")
-_STEPS = 200
+_STEPS, _FEWEST_STEPS = 200, 20
+_WORK = 1e12  # operations, about, after which a regression with many classes ends
+_MOST_DOUBLES = 5e9  # operations of a step: above, it is done in single precision
+_WINDOW, _STILL = 10, 3e-6  # steps in which the loss must fall by that share
 _TINY = 1e-12
+_CHANNELS_FIRST = (
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace"),
+)
+_CHANNELS_LAST = ("MatMul", "Gemm", "LayerNormalization")
 
 Floats = NDArray[np.float32]
 
@@ -38,16 +49,22 @@ Floats = NDArray[np.float32]
 class Seen:
     """What a cut's tensor was on some samples, and what the network answered to them.
 
-    tensors: float16 [samples, channels, height, width]; height is 1 for lines, both are 1 for vectors. wanted: the last
-    exit's probabilities, float32 [samples, classes].
+    averages: over positions, float32 [samples, channels]. wanted: the last exit's probabilities, float32 [samples,
+    classes]. maps: what a convolution reads, float16 [samples, channels, height, width] times `unit` (height is 1 for
+    lines); None where none is tried. not_finite: the first sample for which the tensor was infinite or no number.
     """
 
-    tensors: NDArray[np.float16]
+    averages: Floats
     wanted: Floats
+    maps: NDArray[np.float16] | None = None
+    unit: float = 1.0
+    not_finite: str | None = None
 
     def part(self, chosen: Sequence[int]) -> Seen:
         """Only these samples."""
-        return Seen(self.tensors[list(chosen)], self.wanted[list(chosen)])
+        rows = list(chosen)
+        maps = None if self.maps is None else self.maps[rows]
+        return replace(self, averages=self.averages[rows], wanted=self.wanted[rows], maps=maps)
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ class Head:
 
     def answer(self, seen: Seen) -> Floats:
         """What it answers, as probabilities: float32 [samples, classes]."""
-        logits = features(self, seen.tensors) @ self.weight + self.offset
+        logits = features(self, seen) @ self.weight + self.offset
         return softmax(logits)
 
 
@@ -114,6 +131,11 @@ class Place:
         """Whether there are positions whose neighbours say something."""
         return bool(self.axes) and self.axes[0] == 2 and max(self.pooled) >= KERNEL
 
+    @property
+    def values(self) -> int:
+        """Numbers in what a convolution reads of a sample."""
+        return self.channels * math.prod(self.pooled)
+
     def macs(self, kind: str, classes: int) -> int:
         """Multiply-accumulates of a head of this kind."""
         hidden = hidden_of(kind)
@@ -124,13 +146,13 @@ class Place:
 
 
 def place_of(graph: Graph, tensor: str) -> Place:
-    """How a head reads the tensor: channels first for images and what convolutions make of lines, last for tokens."""
+    """How a head reads the tensor: where its channels are follows from what made it."""
     value = values(graph.model)[tensor]
     shape = static_shape(value) or ()
     if len(shape) == 2:
         return Place(tensor, shape[1], (), (), ())
-    if len(shape) == 3 and not _made_by_convolution(value):
-        return Place(tensor, shape[2], (1,), (shape[1],), (1,))
+    if channel_axis(value) != 1:
+        return Place(tensor, shape[-1], tuple(range(1, len(shape) - 1)), shape[1:-1], (1,) * (len(shape) - 2))
     sizes = shape[2:]
     pool = [1] * len(sizes)
     while math.prod(s // p for s, p in zip(sizes, pool, strict=True)) > MOST_POSITIONS:
@@ -139,56 +161,122 @@ def place_of(graph: Graph, tensor: str) -> Place:
     return Place(tensor, shape[1], tuple(range(2, len(shape))), sizes, tuple(pool))
 
 
-def _made_by_convolution(value: ir.Value) -> bool:
-    """Whether channels come first in a tensor of rank 3: a convolution, and what keeps its layout, made it."""
-    node = value.producer()
-    while node is not None and node.op_type != "Conv":
-        if node.op_type in ("MatMul", "Gemm", "LayerNormalization", "Transpose", "Reshape", "LSTM", "GRU"):
-            return False
-        source = next(
-            (entry for entry in node.inputs if entry is not None and entry.const_value is None), None
-        )
-        node = None if source is None else source.producer()
-    return node is not None
+def channel_axis(value: ir.Value) -> int:
+    """Where a tensor's channels are: 1, or its last axis.
+
+    As far as what made it tells; else as usual: first for images, last for lines (tokens).
+    """
+    rank = len(value.shape or ())
+    at = value
+    turns: list[Sequence[int]] = []  # how axes were turned on the way, the last turn first
+    while True:
+        node = at.producer()
+        source = None if node is None else _same_rank(node, rank)
+        if node is not None and node.op_type in (*_CHANNELS_FIRST, *_CHANNELS_LAST):
+            axis = 1 if node.op_type in _CHANNELS_FIRST else rank - 1
+            break
+        if node is None or source is None or (node.op_type == "Reshape" and source.shape != at.shape):
+            axis = 1 if rank != 3 else 2
+            turns = []
+            break
+        if node.op_type == "Transpose":
+            turns.append(node.attributes.get_ints("perm", tuple(reversed(range(rank)))))
+        at = source
+    for perm in reversed(turns):
+        axis = list(perm).index(axis)
+    return axis if axis == 1 else rank - 1
 
 
-def see(graph: Graph, places: Sequence[Place], data: Data, tick: Callable[[int], None]) -> list[Seen]:
-    """Run the network once over the samples and keep what the places read, as few samples as memory asks for."""
+def _same_rank(node: ir.Node, rank: int) -> ir.Value | None:
+    """The first data that a node reads of that rank."""
+    for entry in node.inputs:
+        if entry is not None and entry.const_value is None and len(entry.shape or ()) == rank:
+            return entry
+    return None
+
+
+def see(
+    graph: Graph,
+    places: Sequence[Place],
+    data: Data,
+    tick: Callable[[int], None],
+    *,
+    samples: int = MOST_SAMPLES,
+    maps: Sequence[bool] | None = None,
+) -> list[Seen]:
+    """Run the network over at most `samples` samples and keep what the places read; fewer where memory asks for it.
+
+    maps: at which places a convolution is tried; None: wherever one can be. Raises BadInput where an answer is infinite
+    or no number.
+    """
+    maps = maps or [place.takes_convolution for place in places]
+    count = samples_seen(data, places, samples, maps)
     last = graph.exits[-1].output
-    sizes = [2 * place.channels * math.prod(place.pooled) for place in places]
-    count = min(data.count, _MOST_SAMPLES, max(64, _MOST_BYTES // max(sizes)))
     names = list(dict.fromkeys((*(place.tensor for place in places), last)))
     session = expose(graph, names)
-    kept: list[list[NDArray[np.float16]]] = [[] for _ in places]
-    answers = []
-    for index in spread(data.count, count):
+    averages = [np.empty((count, place.channels), np.float32) for place in places]
+    kept = [
+        np.empty((count, place.channels, *_height_width(place)), np.float16) if wants else None
+        for place, wants in zip(places, maps, strict=True)
+    ]
+    units, broken = [0.0] * len(places), [None] * len(places)  # type: list[float], list[str | None]
+    answers: list[Floats] = []
+    for row, index in enumerate(spread(data.count, count)):
         made = dict(zip(names, session.run(names, data.inputs(index)), strict=True))
         answers.append(made[last].reshape(-1))
-        for rows, place in zip(kept, places, strict=True):
-            rows.append(_read(made[place.tensor], place))
+        if not np.isfinite(answers[-1]).all():
+            raise BadInput(
+                f"{data.source}: the network's answer to {data.name(index)} is not finite: no exit can learn it"
+            )
+        for at, place in enumerate(places):
+            array, into = made[place.tensor], kept[at]
+            average = array.mean(axis=place.axes, dtype=np.float64).reshape(-1)
+            if not np.isfinite(average).all():
+                broken[at] = broken[at] or data.name(index)
+                continue
+            averages[at][row] = average
+            if into is not None:
+                units[at] = units[at] or _unit(array)
+                into[row] = _read(array, place, units[at])
         tick(1)
     wanted = probabilities(np.stack(answers).astype(np.float32))
-    return [Seen(np.stack(rows), wanted) for rows in kept]
+    return [
+        Seen(average, wanted, into, unit or 1.0, bad)
+        for average, into, unit, bad in zip(averages, kept, units, broken, strict=True)
+    ]
 
 
-def samples_seen(data: Data) -> int:
-    """At most so many samples does `see` run."""
-    return min(data.count, _MOST_SAMPLES)
+def samples_seen(
+    data: Data, places: Sequence[Place], samples: int, maps: Sequence[bool] | None = None
+) -> int:
+    """How many samples `see` runs."""
+    maps = maps or [place.takes_convolution for place in places]
+    sizes = [2 * place.values for place, wants in zip(places, maps, strict=True) if wants]
+    most = min(_MOST_BYTES, _MOST_BYTES_ALL // max(1, len(sizes))) // max(sizes, default=1)
+    return min(data.count, samples, max(_FEWEST_SAMPLES, most))
 
 
-def _read(array: NDArray[np.float32], place: Place) -> NDArray[np.float16]:
-    """One sample's tensor as [channels, height, width], averaged down, in float16 (clipped to its range)."""
-    array = array[0]
-    if place.axes == (1,):  # tokens: channels last
-        array = array.T
-    array = array.reshape(place.channels, *((1,) * (2 - len(place.sizes))), *place.sizes)
+def _unit(array: NDArray[np.float32]) -> float:
+    """A power of two of about the tensor's size: float16 reaches far less than float32."""
+    size = float(np.abs(array).max())
+    return 2.0 ** round(math.log2(size)) if 2.0**-100 < size < 2.0**100 else 0.0
+
+
+def _height_width(place: Place) -> tuple[int, ...]:
+    return (*((1,) * (2 - len(place.pooled))), *place.pooled)
+
+
+def _read(array: NDArray[np.float32], place: Place, unit: float) -> NDArray[np.float16]:
+    """One sample's tensor as [channels, height, width] in its unit, averaged down (clipped to float16's range)."""
+    array = array[0].reshape(place.channels, *((1,) * (2 - len(place.sizes))), *place.sizes)
     by = (1,) * (2 - len(place.pool)) + place.pool
     if max(by) > 1:
         height, width = (size // step for size, step in zip(array.shape[1:], by, strict=True))
         array = array[:, : height * by[0], : width * by[1]]
         array = array.reshape(place.channels, height, by[0], width, by[1]).mean(axis=(2, 4))
     most = float(np.finfo(np.float16).max)
-    return np.clip(array, -most, most).astype(np.float16)
+    found: NDArray[np.float16] = np.clip(array / (unit or 1.0), -most, most).astype(np.float16)
+    return found
 
 
 def probabilities(answers: Floats) -> Floats:
@@ -204,55 +292,77 @@ def softmax(logits: Floats) -> Floats:
     return found
 
 
+def blank(place: Place, kind: str, classes: int) -> Head:
+    """A head that says nothing, to be timed."""
+    hidden = hidden_of(kind)
+    offset = np.zeros(classes, np.float32)
+    if not hidden:
+        return Head(np.zeros((place.channels, classes), np.float32), offset)
+    kernel = np.zeros((hidden, place.channels, *(1,) * (2 - len(place.window)), *place.window), np.float32)
+    return Head(np.zeros((2 * hidden, classes), np.float32), offset, kernel, np.zeros(hidden, np.float32))
+
+
 # --- fitting ----------------------------------------------------------------------------------------------------------
 
 
-def fit_linear(seen: Seen, l2: float) -> Head:
+def fit_linear(seen: Seen, l2: float, watch: Watch = unwatched) -> Head:
     """Multinomial logistic regression on the average over positions, towards the network's probabilities.
 
     Newton steps with Böhning's fixed bound on the Hessian (1992, Annals of the Institute of Statistical Mathematics
-    44), Nesterov's momentum, restarted where the loss rises. l2: penalty on weights of standardised features.
+    44), Nesterov's momentum, restarted where the loss rises; until it falls no more, at most _STEPS, fewer where there
+    are so many samples, features and classes that they would take minutes. l2: penalty on weights of standardised
+    features.
     """
-    averages = seen.tensors.mean(axis=(2, 3), dtype=np.float64)
-    weight, offset = _logistic(averages, seen.wanted.astype(np.float64), l2)
+    weight, offset = _logistic(seen.averages.astype(np.float64), seen.wanted, l2, watch)
     return Head(weight.astype(np.float32), offset.astype(np.float32))
 
 
 def _logistic(
-    found: NDArray[np.float64], wanted: NDArray[np.float64], l2: float
+    found: NDArray[np.float64], answers: Floats, l2: float, watch: Watch
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    count = len(found)
+    count, classes = answers.shape
     centre, scale = found.mean(axis=0), found.std(axis=0)
     scale = np.maximum(scale, 1e-6 * max(float(scale.max()), _TINY))
     rows = np.hstack([(found - centre) / scale, np.ones((count, 1))])
-    penalty = np.full(rows.shape[1], l2)
+    penalty = np.full((rows.shape[1], 1), l2)
     penalty[-1] = _TINY**0.5
-    bound = np.linalg.inv(0.5 * rows.T @ rows / count + np.diag(penalty))
-    weights = ahead = np.zeros((rows.shape[1], wanted.shape[1]))
-    pace, before = 1.0, math.inf
-    for _ in range(_STEPS):
-        logits = rows @ ahead
-        logits -= logits.max(axis=1, keepdims=True)
-        made = np.exp(logits)
-        made /= made.sum(axis=1, keepdims=True)
-        loss = float(-(wanted * np.log(made + _TINY)).sum() / count)
-        stepped = ahead - bound @ (rows.T @ (made - wanted) / count + penalty[:, None] * ahead)
-        pace = 1.0 if loss > before else pace
-        faster = (1 + math.sqrt(1 + 4 * pace * pace)) / 2
-        weights, ahead = stepped, stepped + (pace - 1) / faster * (stepped - weights)
-        pace, before = faster, loss
-    weight = weights[:-1] / scale[:, None]
+    bound = np.linalg.inv(0.5 * rows.T @ rows / count + np.diag(penalty[:, 0]))
+    operations = 4.0 * rows.size * classes
+    single = operations > _MOST_DOUBLES
+    kind: type[np.floating[Any]] = np.float32 if single else np.float64
+    rows, bound, penalty, wanted = (array.astype(kind) for array in (rows, bound, penalty, answers))
+    steps = int(min(_STEPS, max(_FEWEST_STEPS, _WORK / operations)))
+    weights = ahead = np.zeros((rows.shape[1], classes), kind)
+    pace, losses = 1.0, [math.inf]
+    with watch("fit a head", steps) as tick:
+        for _ in range(steps):
+            logits = rows @ ahead
+            logits -= logits.max(axis=1, keepdims=True)
+            made = np.exp(logits)
+            made /= made.sum(axis=1, keepdims=True)
+            loss = float(-(wanted * np.log(made + kind(_TINY))).sum(dtype=np.float64) / count)
+            made -= wanted
+            stepped = ahead - bound @ (rows.T @ made / kind(count) + penalty * ahead)
+            pace = 1.0 if loss > losses[-1] else pace
+            faster = (1 + math.sqrt(1 + 4 * pace * pace)) / 2
+            weights, ahead = stepped, stepped + kind((pace - 1) / faster) * (stepped - weights)
+            pace = faster
+            losses.append(loss)
+            tick(1)
+            if len(losses) > 2 * _WINDOW and min(losses[:-_WINDOW]) - min(losses) <= _STILL * abs(loss):
+                break
+    weight = weights[:-1].astype(np.float64) / scale[:, None]
     return weight, weights[-1] - centre @ weight
 
 
-def features(head: Head, tensors: NDArray[np.float16]) -> Floats:
+def features(head: Head, seen: Seen) -> Floats:
     """What the head's linear layer reads: float32 [samples, features]."""
-    if head.kernel is None or head.bias is None:
-        averages: Floats = tensors.mean(axis=(2, 3), dtype=np.float32)
-        return averages
+    if head.kernel is None or head.bias is None or seen.maps is None:
+        return seen.averages
     found = []
-    for start in range(0, len(tensors), 256):
-        maps = _convolved(tensors[start : start + 256].astype(np.float32), head.kernel, head.bias)
+    for start in range(0, len(seen.maps), 256):
+        some = seen.maps[start : start + 256].astype(np.float32) * np.float32(seen.unit)
+        maps = _convolved(some, head.kernel, head.bias)
         found.append(np.hstack([maps.mean(axis=(2, 3)), maps.max(axis=(2, 3))]))
     return np.concatenate(found)
 

@@ -19,12 +19,12 @@ from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
 from edgekit.core.report import Dropped
 from edgekit.host.exits.cuts import Cut, check_can_have_exits, named_cuts, spread_cuts
-from edgekit.host.exits.heads import LINEAR, MOST_SAMPLES, Place, Seen, place_of, samples_seen, see
+from edgekit.host.exits.heads import LINEAR, MOST_SAMPLES, Place, Seen, blank, place_of, samples_seen, see
 from edgekit.host.formats import estimates
 from edgekit.host.graph import Graph, static_shape, values
 from edgekit.host.node_times import node_times
 from edgekit.host.passes import Context, Step
-from edgekit.host.passes.exits import Exits, fit
+from edgekit.host.passes.exits import Exits, fit, with_heads
 from edgekit.host.split import live_nodes, reads
 from edgekit.host.work import layers
 from edgekit.runtime.data import Data
@@ -36,6 +36,9 @@ _CHUNKS = 100  # in which samples are let go early
 _CONVS = (16, 32, 64)
 _MOST_HEAD = 0.06  # of the network's MACs, a head with a convolution
 _FEWEST = 64  # samples to fit a head on, and as many to judge it
+_FEWEST_SAMPLES, _SEEN_MACS = 1024, 4e11  # samples of a large network, and the MACs that all may take
+_HEAD_STEPS, _HEAD_BATCH, _FEWEST_EPOCHS = 400, 64, 3  # of a convolution that is only tried
+_SURE = 3.0  # with nothing wrong among n samples, 3/n may be wrong (95 %): the rule of three
 _BORDER_MS = 0.006  # a stage's call, its confidence and its answer, on a desktop processor
 
 NodeTimes = Callable[[Graph], Mapping[str, float] | None]
@@ -117,7 +120,8 @@ def plan_exits(
 
     times: what each node takes on the target; border_ms: what one more stage does. judged_on: data that heads are not
     fitted on, a quarter of the calibration data where None. candidates: cuts that are tried where none are named.
-    Raises BadInput for a network that cannot have exits, without calibration data, or for names that are no place.
+    Raises BadInput for a network that cannot have exits, without calibration data, or for names that are no place;
+    where answers are not finite.
     """
     check_can_have_exits(graph)
     cuts = named_cuts(graph, wanted.names) if wanted.names else _narrow(spread_cuts(graph, candidates))
@@ -126,11 +130,17 @@ def plan_exits(
         raise BadInput(f"--exits wants at least {2 * _FEWEST} calibration inputs, got {data.count}")
     if not cuts:
         return Planned(None, (), ("--exits: the network has no place where an exit could stand",))
-    judged, costs_ms = _judge(graph, cuts, context, times, border_ms, judged_on, epochs)
+    judged, costs, broken = _judge(
+        graph, cuts, context, times, border_ms, judged_on, epochs, named=bool(wanted.names)
+    )
+    cuts = tuple(cut for cut in cuts if any(entry.cut == cut for entry in judged))
     most = len(cuts) if wanted.names else wanted.count or MOST_EXITS
     chosen = _named(judged) if wanted.names else _choose(judged, most)
-    dropped = tuple(_dropped(judged, chosen, cut) for cut in cuts if cut not in [c.cut for c in chosen])
-    notes = [*_told(chosen, costs_ms, named=bool(wanted.names))]
+    dropped = (
+        *broken,
+        *(_dropped(judged, chosen, cut) for cut in cuts if cut not in [c.cut for c in chosen]),
+    )
+    notes = _told(chosen, costs.whole_ms, named=bool(wanted.names))
     if wanted.count is not None and len(chosen) < wanted.count:
         notes.append(f"--exits {wanted.count}: only {len(chosen)} pay for themselves")
     if not find_spec("torch"):
@@ -140,7 +150,10 @@ def plan_exits(
     if not chosen:
         return Planned(None, dropped, tuple(notes))
     options = Exits(
-        tuple(entry.cut.tensor for entry in chosen), tuple(entry.kind for entry in chosen), epochs=epochs
+        tuple(entry.cut.tensor for entry in chosen),
+        tuple(entry.kind for entry in chosen),
+        epochs=epochs,
+        samples=_samples(graph),
     )
     return Planned(Step("exits", options), dropped, tuple(notes))
 
@@ -154,6 +167,18 @@ def _narrow(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """What parts cost over the whole network. whole_ms: the full cost; None where times are unknown: MACs count then.
+
+    up_to: node of a cut -> all that it needs; own: (tensor, kind) -> a head there with its border.
+    """
+
+    up_to: Mapping[str, float]
+    own: Mapping[tuple[str, str], float]
+    whole_ms: float | None
+
+
 def _judge(
     graph: Graph,
     cuts: Sequence[Cut],
@@ -162,52 +187,85 @@ def _judge(
     border_ms: float | None,
     judged_on: Data | None,
     epochs: int,
-) -> tuple[list[Candidate], float | None]:
-    """Every head that could stand at a cut, fitted on one part of the data, run on another; the full cost in ms."""
-    places = [place_of(graph, cut.tensor) for cut in cuts]
-    parts = _parts(graph, places, context, judged_on)
-    shape = static_shape(values(graph.model)[graph.exits[-1].output]) or ()
-    classes = math.prod(shape)
-    measured = times(graph)
-    macs = {layer.name: float(layer.macs) for layer in layers(graph.model)}
-    cost = measured or macs
-    whole = sum(cost.values())
-    per_mac = whole / max(1.0, sum(macs.values()))  # heads are charged at the network's own pace
-    border = (border_ms or 0.0) if measured else 0.0
-    up_to = _costs_up_to(graph, [cut.node for cut in cuts], cost)
-    found = []
-    for cut, place, (learn, check) in zip(cuts, places, parts, strict=True):
-        last = check.wanted.argmax(axis=1)
-        for kind in _kinds(place, classes, sum(macs.values())):
-            head = fit(kind, place, learn, Exits(epochs=epochs), context)
-            answers = head.answer(check)
-            own = place.macs(kind, classes) * per_mac + border
-            found.append(
-                Candidate(
-                    cut,
-                    kind,
-                    up_to[cut.node] / whole,
-                    own / whole,
-                    answers.max(axis=1),
-                    answers.argmax(axis=1) == last,
-                )
-            )
-    return found, whole if measured else None
+    *,
+    named: bool,
+) -> tuple[list[Candidate], _Costs, list[Dropped]]:
+    """Every head that could stand at a cut, fitted on one part of the data, run on another.
+
+    A convolution is tried only where it would pay if it were always right, and for a few hundred steps. Raises BadInput
+    for a named cut whose values are not finite; others are dropped.
+    """
+    places = {cut: place_of(graph, cut.tensor) for cut in cuts}
+    classes = math.prod(static_shape(values(graph.model)[graph.exits[-1].output]) or ())
+    whole = float(sum(layer.macs for layer in layers(graph.model)))
+    wide = {cut: _convolution(place, classes, whole) for cut, place in places.items()}
+    maps = [kind is not None for kind in wide.values()]
+    parts = dict(zip(cuts, _parts(graph, [*places.values()], context, judged_on, maps), strict=True))
+    dropped = []
+    for cut, both in parts.items():
+        broken = next((part.not_finite for part in both if part.not_finite is not None), None)
+        if broken is not None:
+            why = f"what it gives for {broken} is not finite"
+            if named:
+                raise BadInput(f"--exits: no exit can stand behind {cut.node!r}: {why}")
+            dropped.append(Dropped(cut.node, f"exit after {cut.cost_share:.0%} of the MACs", why))
+    sound = [cut for cut in cuts if cut.node not in [entry.layer for entry in dropped]]
+    if not sound:
+        return [], _Costs({}, {}, None), dropped
+    costs = _costs(graph, [(cut, places[cut], wide[cut]) for cut in sound], classes, times, border_ms)
+    steps = len(parts[sound[0]][0].wanted) // _HEAD_BATCH  # an epoch's
+    quick = Exits(epochs=min(epochs, max(_FEWEST_EPOCHS, _HEAD_STEPS // max(1, steps))))
+
+    def candidate(cut: Cut, kind: str) -> Candidate:
+        learn, check = parts[cut]
+        answers = fit(kind, places[cut], learn, quick, context).answer(check)
+        right = answers.argmax(axis=1) == check.wanted.argmax(axis=1)
+        return Candidate(
+            cut, kind, costs.up_to[cut.node], costs.own[cut.tensor, kind], answers.max(axis=1), right
+        )
+
+    found = [candidate(cut, LINEAR) for cut in sound]
+    linear = _choose(found, MOST_EXITS)
+    least = mean_cost(linear)
+    for cut in sound:
+        kind = wide[cut]
+        if kind is not None and (named or _could_pay(linear, least, cut, costs, kind)):
+            found.append(candidate(cut, kind))
+    return found, costs, dropped
+
+
+def _samples(graph: Graph) -> int:
+    """Samples whose answers heads learn: fewer for a large network, by its MACs, so that a rerun takes as many."""
+    macs = sum(layer.macs for layer in layers(graph.model))
+    return int(min(MOST_SAMPLES, max(_FEWEST_SAMPLES, _SEEN_MACS / max(1, macs))))
+
+
+def _could_pay(linear: Sequence[Candidate], least: float, cut: Cut, costs: _Costs, kind: str) -> bool:
+    """Whether that head would lower the mean cost if it were always right and sure of it."""
+    at, own = costs.up_to[cut.node], costs.own[cut.tensor, kind]
+    count = len(linear[0].right) if linear else 1
+    always = Candidate(cut, kind, at, own, np.ones(count, np.float32), np.ones(count, np.bool_))
+    others = [entry for entry in linear if entry.cut != cut]
+    return min(mean_cost([always]), mean_cost(_in_order([*others, always]))) <= least - _WORTH
 
 
 def _parts(
-    graph: Graph, places: Sequence[Place], context: Context, judged_on: Data | None
+    graph: Graph, places: Sequence[Place], context: Context, judged_on: Data | None, maps: Sequence[bool]
 ) -> list[tuple[Seen, Seen]]:
     """Of each place what heads are fitted on, and what they are judged on."""
-    data = context.samples("--exits")
-    with context.watch("answers to learn from", samples_seen(data, places, MOST_SAMPLES)) as tick:
-        seen = see(graph, places, data, tick)
-    if judged_on is None or judged_on.count < _FEWEST:
-        halves = [_halves(len(mine.averages), context.seed) for mine in seen]
-        return [(mine.part(a), mine.part(b)) for mine, (a, b) in zip(seen, halves, strict=True)]
-    with context.watch("answers to judge by", samples_seen(judged_on, places, MOST_SAMPLES)) as tick:
-        others = see(graph, places, judged_on, tick)
-    return list(zip(seen, others, strict=True))
+    found, samples = [], _samples(graph)
+    alone = judged_on is None or judged_on.count < _FEWEST
+    for what, data in (
+        ("learn from", context.samples("--exits")),
+        ("judge by", None if alone else judged_on),
+    ):
+        if data is not None:
+            with context.watch(f"answers to {what}", samples_seen(data, places, samples, maps)) as tick:
+                found.append(see(graph, places, data, tick, samples=samples, maps=maps))
+    if alone:
+        learn, check = _halves(len(found[0][0].wanted), context.seed)
+        return [(mine.part(learn), mine.part(check)) for mine in found[0]]
+    return list(zip(*found, strict=True))
 
 
 def _halves(count: int, seed: int) -> tuple[list[int], list[int]]:
@@ -217,13 +275,50 @@ def _halves(count: int, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[judged:].tolist()), sorted(order[:judged].tolist())
 
 
-def _kinds(place: Place, classes: int, whole: float) -> list[str]:
-    """Heads worth a try: a linear one; with PyTorch the widest convolution that costs little."""
-    found = [LINEAR]
-    if place.takes_convolution and find_spec("torch"):
-        able = [f"conv{n}" for n in _CONVS if place.macs(f"conv{n}", classes) <= _MOST_HEAD * whole]
-        found += able[-1:]
-    return found
+def _convolution(place: Place, classes: int, whole: float) -> str | None:
+    """The widest convolution worth a try: one that costs little. None where none can be."""
+    if not place.takes_convolution or not find_spec("torch"):
+        return None
+    able = [f"conv{n}" for n in _CONVS if place.macs(f"conv{n}", classes) <= _MOST_HEAD * whole]
+    return able[-1] if able else None
+
+
+# --- what they cost ---------------------------------------------------------------------------------------------------
+
+
+def _costs(
+    graph: Graph,
+    heads: Sequence[tuple[Cut, Place, str | None]],
+    classes: int,
+    times: NodeTimes,
+    border_ms: float | None,
+) -> _Costs:
+    """Costs of cuts and of heads there; heads are put into the graph to be timed, with any weights."""
+    measured = times(graph)
+    macs = {layer.name: float(layer.macs) for layer in layers(graph.model)}
+    cost = measured or macs
+    whole = sum(cost.values())
+    up_to = _costs_up_to(graph, [cut.node for cut, _, _ in heads], cost)
+    wide = [(place, kind) for _, place, kind in heads if kind is not None]
+    own: dict[tuple[str, str], float] = {}
+    for group in ([(place, LINEAR) for _, place, _ in heads], wide):
+        if not group:
+            continue
+        with_them = with_heads(
+            graph, [place for place, _ in group], [blank(*entry, classes) for entry in group]
+        )
+        found = times(with_them) if measured else None
+        for (place, kind), leaving in zip(group, with_them.exits, strict=False):
+            alone = sum(ms for name, ms in (found or {}).items() if name.startswith(f"{leaving.name}/"))
+            pace = whole / max(1.0, sum(macs.values()))
+            own[place.tensor, kind] = (alone or place.macs(kind, classes) * pace) + (
+                (border_ms or 0.0) if measured else 0.0
+            )
+    return _Costs(
+        {node: value / whole for node, value in up_to.items()},
+        {key: value / whole for key, value in own.items()},
+        whole if measured else None,
+    )
 
 
 def _costs_up_to(graph: Graph, nodes: Sequence[str], cost: Mapping[str, float]) -> dict[str, float]:
@@ -239,7 +334,10 @@ def _costs_up_to(graph: Graph, nodes: Sequence[str], cost: Mapping[str, float]) 
                 continue
             needed.add(node)
             stack += [maker for value in reads(node) if (maker := value.producer()) is not None]
-        found[name] = sum(cost.get(node.name or "", 0.0) for node in needed)
+        names = [
+            node.name or "" for node in graph.model.graph if node in needed
+        ]  # an order: sums are of floats
+        found[name] = sum(cost.get(entry, 0.0) for entry in names)
     return found
 
 
@@ -340,6 +438,12 @@ def _told(chosen: Sequence[Candidate], whole_ms: float | None, *, named: bool) -
     notes = [
         f"exits: {len(chosen)} early; expected mean cost {cost:.2f}x of {unit} at {AGREEMENT:.0%} of the same answers"
     ]
+    count = len(chosen[0].right)
+    if count * (1 - AGREEMENT) < _SURE:
+        notes.append(
+            f"exits: they were judged on {count} samples, too few to tell {AGREEMENT:.0%} from "
+            f"{max(0.0, 1 - _SURE / count):.1%} of the same answers; {_SURE / (1 - AGREEMENT):.0f} would do"
+        )
     if named:
         for entry in chosen:
             rest = [other for other in chosen if other is not entry]

@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.core.errors import BadInput
-from edgekit.host.exits.cuts import check_can_have_exits, named_cuts
+from edgekit.host.exits.cuts import check_can_have_exits, last_op, named_cuts
 from edgekit.host.exits.heads import (
     LINEAR,
+    MOST_SAMPLES,
     Head,
     Place,
     Seen,
@@ -40,14 +41,15 @@ _Attributes = dict[str, int | Sequence[int]]
 class Exits:
     """cuts: nodes or tensors that exits stand behind. heads: of each, "linear" or "convN"; all linear if none is given.
 
-    l2: penalty of the regression that fits a linear head. epochs: over the calibration data for one with a convolution,
-    on `threads` threads (sums depend on them); these need PyTorch.
+    samples: of the calibration data they learn from at most. l2: penalty of the regression that fits a linear head.
+    epochs: over those for one with a convolution, on `threads` threads (sums depend on them); that needs PyTorch.
     """
 
     cuts: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     l2: float = option(1e-3, min=0.0, max=1e3)
     epochs: int = option(12, min=1, max=10_000)
+    samples: int = option(MOST_SAMPLES, min=64, max=MOST_SAMPLES)
     threads: int = option(2, min=1, max=256)
 
 
@@ -67,8 +69,14 @@ def apply(graph: Graph, options: Exits, context: Context) -> Graph:
     kinds = {cut.tensor: kinds.get(cut.node) or kinds[cut.tensor] for cut in cuts}
     places = [place_of(graph, cut.tensor) for cut in cuts]
     data = context.samples("exits")
-    with context.watch("answers to learn from", samples_seen(data)) as tick:
-        seen = see(graph, places, data, tick)
+    maps = [bool(hidden_of(kinds[place.tensor])) and place.takes_convolution for place in places]
+    with context.watch("answers to learn from", samples_seen(data, places, options.samples, maps)) as tick:
+        seen = see(graph, places, data, tick, samples=options.samples, maps=maps)
+    for cut, mine in zip(cuts, seen, strict=True):
+        if mine.not_finite is not None:
+            raise BadInput(
+                f"--exits: what {cut.node!r} gives for {mine.not_finite} is not finite: no exit can stand there"
+            )
     heads = [
         fit(kinds[place.tensor], place, mine, options, context)
         for place, mine in zip(places, seen, strict=True)
@@ -80,7 +88,7 @@ def fit(kind: str, place: Place, seen: Seen, options: Exits, context: Context) -
     """A head of this kind that learns what was seen. Raises BadInput, MissingExtra."""
     hidden = hidden_of(kind)
     if not hidden:
-        return fit_linear(seen, options.l2)
+        return fit_linear(seen, options.l2, context.watch)
     if not place.takes_convolution:
         raise BadInput(
             f"exits: {place.tensor!r} has no positions that a convolution could read: take a linear head"
@@ -103,7 +111,7 @@ def with_heads(graph: Graph, places: Sequence[Place], heads: Sequence[Head]) -> 
     found = []
     for number, (place, head) in enumerate(zip(places, heads, strict=True), 1):
         name = f"exit{number}"
-        while name in taken:
+        while any(other == name or other.startswith(f"{name}/") for other in taken):
             name += "_"
         _Builder(model, name, graph.opset).add(values(model)[place.tensor], place, head, output)
         found.append(GraphExit(name, name))
@@ -125,12 +133,12 @@ class _Builder:
         read = self._vector(source, place) if head.kernel is None else self._maps(source, place, head)
         weight, offset = self._constant("weight", head.weight), self._constant("offset", head.offset)
         ends = static_shape(like) == (1, head.weight.shape[1])
-        softmax = confidence.ends_in_softmax(like)
+        softmax = next((op for op in ("Softmax", "LogSoftmax") if last_op(like) == op), None)
         names = ["linear", *(["probabilities"] if softmax else []), *([] if ends else ["shaped"])]
         called = dict(zip(names, [*(f"{self._name}/{name}" for name in names[:-1]), self._name], strict=True))
         answer = self._node("Gemm", [read, weight, offset], "linear", {}, called["linear"])
         if softmax:
-            answer = self._node("Softmax", [answer], "probabilities", {"axis": 1}, called["probabilities"])
+            answer = self._node(softmax, [answer], "probabilities", {"axis": 1}, called["probabilities"])
         if not ends:
             shape = self._constant("shape", np.array(static_shape(like), np.int64))
             self._node("Reshape", [answer, shape], "shaped", {}, called["shaped"])
@@ -139,11 +147,11 @@ class _Builder:
         """The average over positions: [1, channels]."""
         if not place.axes:
             return source
-        if place.axes == (1,):
+        if place.axes[0] == 1:  # channels last
             if self._opset >= _AXES_ARE_INPUTS:
-                axes = self._constant("axes", np.array([1], np.int64))
+                axes = self._constant("axes", np.array(place.axes, np.int64))
                 return self._node("ReduceMean", [source, axes], "pool", {"keepdims": 0})
-            return self._node("ReduceMean", [source], "pool", {"axes": [1], "keepdims": 0})
+            return self._node("ReduceMean", [source], "pool", {"axes": place.axes, "keepdims": 0})
         return self._flat(self._node("GlobalAveragePool", [source], "pool"))
 
     def _maps(self, source: ir.Value, place: Place, head: Head) -> ir.Value:

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit.core.errors import BadInput
 from edgekit.host.exits.heads import STRIDE, Head, Seen
 from edgekit.host.train.fit import Batch, Gradient, Models, fit
 from edgekit.host.train.schedules import warm_cosine
 from edgekit.host.watch import Watch, unwatched
 
 _RATE, _DECAY = 3e-3, 1e-5
-_BATCH = 64
+BATCH = 64
+_PART = 256  # samples whose maps are float32 at once
 _HEAD = "head"
 _TINY = 1e-6
 
@@ -36,7 +38,7 @@ class _Module(nn.Module):
 
 @dataclass(frozen=True)
 class _Samples:
-    """What a cut's tensor was, in units of each channel's size, and what the network answered."""
+    """What a cut's maps were, in units of each channel's size, and what the network answered."""
 
     tensors: Tensor  # float16
     wanted: Tensor
@@ -64,8 +66,13 @@ def fit_convolution(
 
     Cross entropy against the network's probabilities (Hinton, Vinyals, Dean 2015, 1503.02531, at temperature 1), Adam.
     """
-    tensors = torch.from_numpy(seen.tensors)
-    size = tensors.float().square().mean((0, 2, 3), keepdim=True).sqrt()
+    if seen.maps is None:
+        raise BadInput("a head with a convolution wants the maps it reads, not only their averages")
+    tensors = torch.from_numpy(seen.maps)
+    parts = [
+        part.float().square().mean((2, 3), keepdim=True).sum(0, keepdim=True) for part in tensors.split(_PART)
+    ]
+    size = (torch.cat(parts).sum(0, keepdim=True) / len(tensors)).sqrt()
     samples = _Samples(
         tensors, torch.from_numpy(seen.wanted), size.clamp_min(_TINY * float(size.max()) + 1e-12)
     )
@@ -80,14 +87,14 @@ def fit_convolution(
         update,
         {"lr": warm_cosine(0.1)},
         epochs=epochs,
-        batch=_BATCH,
+        batch=BATCH,
         seed=seed,
         threads=threads,
         watch=watch,
         what="fit a head",
     )
     with torch.no_grad():
-        kernel = (module.conv.weight / samples.unit).numpy()
+        kernel = (module.conv.weight / (samples.unit * seen.unit)).numpy()
         bias, offset = module.conv.bias.numpy(), module.linear.bias.numpy()
         return Head(module.linear.weight.T.contiguous().numpy(), offset, kernel, bias)
 
