@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from edgekit.core.errors import EdgekitError
 from edgekit.core.files import write_atomic
 from edgekit.core.manifest import Input, Preprocess, Tensor
-from edgekit.host.cache import FOLDER
+from edgekit.host.cache import cache_root
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
 from edgekit.host.passes.base import Context, NoOptions
@@ -139,8 +138,7 @@ def exit_figures(path: Path, judged: Mapping[str, Mapping[str, float]]) -> list[
 
 
 def default_file(network: str, seed: int) -> Path:
-    root = Path(os.environ.get(FOLDER) or "~/.cache/edgekit").expanduser()
-    return root / "networks" / f"{network}-{seed}.onnx"
+    return cache_root() / "networks" / f"{network}-{seed}.onnx"
 
 
 def run(wanted: argparse.Namespace) -> None:

@@ -72,10 +72,15 @@ class Cache:
                     Path(path).unlink()
 
 
+def cache_root() -> Path:
+    """$EDGEKIT_CACHE, by default ~/.cache/edgekit."""
+    named = os.environ.get(FOLDER)
+    return Path(named) if named else Path.home() / ".cache" / "edgekit"
+
+
 def default_cache() -> Cache:
-    """In $EDGEKIT_CACHE/convert, by default ~/.cache/edgekit/convert."""
-    root = os.environ.get(FOLDER)
-    return Cache((Path(root) if root else Path.home() / ".cache" / "edgekit") / "convert")
+    """Of conversions, below cache_root."""
+    return Cache(cache_root() / "convert")
 
 
 def key_of(kind: str, *parts: str) -> str:

@@ -39,10 +39,11 @@ from edgekit.core.curves import AnytimePoint, Curves
 from edgekit.core.errors import EdgekitError
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import Budget, PolicySpec
+from edgekit.host.cache import cache_root
 from edgekit.host.load import load, parse_shapes, read_input_spec
 from edgekit.host.ort import open_model
 from edgekit.runtime.curves import Times, curves, measured_anytime, replayed, with_measured
-from edgekit.runtime.data import Data, load_data
+from edgekit.runtime.data import Data, load_data, read_idx
 from edgekit.runtime.measure import ExitTable, exit_table, machine_name, stage_costs
 from edgekit.runtime.policy import Policy, make_policy
 from edgekit.runtime.session import Session, open_session
@@ -60,11 +61,6 @@ LINES = {"--calib": 8192, "--val": 2500, "--test": 3000}
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def cache_root() -> Path:
-    named = os.environ.get("EDGEKIT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "edgekit"
 
 
 def run(*command: str | Path) -> None:
@@ -111,23 +107,13 @@ def fashion(folder: Path, *, made: bool) -> tuple[Path, Path, Path]:
     if answer.returncode:
         sys.exit(answer.returncode)
     source = Path(answer.stdout.strip())
-    inputs = load(DEMO_MODEL).graph.inputs
-    train, test = (load_data(source / f"{name}-images-idx3-ubyte.gz", inputs) for name in ("train", "t10k"))
-
-    def pixels(data: Data, rows: range) -> NDArray[np.uint8]:
-        preprocess, name = inputs[0].preprocess, inputs[0].tensor.name
-        assert preprocess is not None  # noqa: S101  (the demo model has it)
-        scale, mean, std = preprocess.scale, preprocess.mean[0], preprocess.std[0]
-        images = np.stack([data.inputs(row)[name].reshape(28, 28) for row in rows])
-        return np.rint((images * std + mean) / scale).astype(np.uint8)
-
+    train, test = (read_idx(source / f"{name}-images-idx3-ubyte.gz", 3) for name in ("train", "t10k"))
+    classes, right = (read_idx(source / f"{name}-labels-idx1-ubyte.gz", 1) for name in ("train", "t10k"))
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = range(train.count - HELD_OUT, train.count)
-    assert train.labels is not None  # noqa: S101  (Fashion-MNIST has them)
-    np.savez(paths["calib"], x=pixels(train, range(FITTED_ON)))
-    np.savez(paths["val"], x=pixels(train, held_out))
-    np.savez(paths["labelled"], x=pixels(train, held_out), y=train.labels[held_out.start :])
-    np.savez(paths["test"], x=pixels(test, range(test.count)), y=np.array(test.labels))
+    np.savez(paths["calib"], x=train[:FITTED_ON])
+    np.savez(paths["val"], x=train[-HELD_OUT:])
+    np.savez(paths["labelled"], x=train[-HELD_OUT:], y=classes[-HELD_OUT:])
+    np.savez(paths["test"], x=test, y=right)
     return chosen
 
 
