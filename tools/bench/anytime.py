@@ -90,6 +90,7 @@ class Case:
     seed: int | None = None
 
 
+EXITS = ("--exits", "auto")
 MADE = {"demo": (0.40, WITHIN), "msdnet": (0.35, 0.3), "iamnn": (1.0, 0.3)}
 FINISHED = {"resnet20": 0.50, "mobilenet": 0.60, "text_direction": 0.60}
 
@@ -250,7 +251,7 @@ def outcome(
 def judge(case: Case, folder: Path, tested: int) -> dict[str, Any]:
     """All figures of one network."""
     started = time.monotonic()
-    mine = opened(converted(case, folder, *(() if case.made else ("--exits", "auto"))), case, tested)
+    mine = opened(converted(case, folder, *(() if case.made else EXITS)), case, tested)
     whole = mine if case.made else opened(converted(case, folder), case, tested)
     data = data_of(case.test, mine.manifest, tested)
     original = answers(case, data)
@@ -488,6 +489,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of networks trained here")
     parser.add_argument("--tested", type=int, default=10_000, help="inputs of each part at most")
     parser.add_argument("--folder", type=Path, help="where bundles and data are kept (EDGEKIT_CACHE/anytime)")
+    parser.add_argument("--prepare", action="store_true", help="train and convert, measure nothing yet")
     parser.add_argument(
         "--page", type=Path, help="write the tables here; rows of other runs in --folder stay"
     )
@@ -498,6 +500,10 @@ def main() -> int:
     try:
         for case in cases(wanted.networks, wanted.seeds, folder):
             say(f"{case.name} {case.seed or ''}")
+            if wanted.prepare:
+                for exits in ((),) if case.made else ((), EXITS):
+                    converted(case, folder, *exits)
+                continue
             row = judge(case, folder, wanted.tested)
             rows.append(row)
             kept = folder / f"{case.name}{'' if case.seed is None else f'-{case.seed}'}.json"
