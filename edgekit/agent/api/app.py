@@ -1,4 +1,4 @@
-"""The local API's requests and responses, as an ASGI application: routes, limits, the way to the runner and back.
+"""The local API as an ASGI application: routes, places, the way to the runner and back.
 
 It runs on one event loop; only `done` and `read` of a call are the runner thread's. Knows no server.
 """
@@ -6,57 +6,39 @@ It runs on one event loop; only `done` and `read` of a call are the runner threa
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import re
-import sys
-import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
 
 from edgekit.agent.api import describe
 from edgekit.agent.api.calls import Call, Signature, check, inputs_of, parse_call, signature_of, write_answer
 from edgekit.agent.api.errors import Refusal
+from edgekit.agent.api.http import (
+    DISCARD_S,
+    Body,
+    Gone,
+    Headers,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    content_length,
+    decoded,
+    encoded,
+    json_reply,
+    time_limit,
+    whole_number,
+)
 from edgekit.agent.runner import NothingServes, Request, RequestDefect, Runner, Sample
 from edgekit.core.errors import BadBundle, BadInput, EdgekitError, one_line
 from edgekit.core.manifest import Manifest
 from edgekit.runtime.session import Answer
 
 log = logging.getLogger(__name__)
-Message = MutableMapping[str, Any]
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 _HELD_BYTES = 2**26  # bodies in memory at once
-_DISCARD_S, _DISCARD_BYTES = (
-    2.0,
-    2**26,
-)  # what is read of a refused request, so that its client can read the answer
 _NOTHING_RETRY_S = 5
 _TOO_SLOW = 408
-_COMPRESS_FROM = 1024
-_ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-_TAKES_GZIP = re.compile(r"(?:^|[,\s])(?:gzip|\*)\s*(?:$|,|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))")
-_TAKES_DEFLATE = re.compile(r"(?:^|[,\s])deflate\s*(?:$|,|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))")
-
-
-class _Gone(Exception):
-    """The client hung up."""
-
-
-@dataclass(frozen=True)
-class _Reply:
-    body: bytes
-    status: int = 200
-    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
-
-
-def _json(value: object, status: int = 200, **headers: str) -> _Reply:
-    names = tuple((name.replace("_", "-").encode(), text.encode()) for name, text in headers.items())
-    return _Reply(json.dumps(value).encode(), status, (*_Reply.headers, *names))
 
 
 class _Asked:
@@ -71,61 +53,6 @@ class _Asked:
 
     def begun(self, _manifest: Manifest, policy: str) -> None:
         self.policy, self.begun_s = policy, self._clock()
-
-
-class _Body:
-    """The body of one request, read to its end or to a limit."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.complete = False
-
-    async def _next(self) -> bytes:
-        message = await self._receive()
-        if message["type"] != "http.request":
-            raise _Gone
-        self.complete = not message.get("more_body", False)
-        return bytes(message.get("body", b""))
-
-    async def read(self, limit: int) -> bytes:
-        """All of it. Raises Refusal beyond `limit`."""
-        parts, size = [], 0
-        while not self.complete:
-            parts.append(await self._next())
-            size += len(parts[-1])
-            if size > limit:
-                raise Refusal(413, f"a request may have {limit} bytes for this bundle, got more")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def discard(self) -> None:
-        """Read on for a while and keep nothing: a client that still sends would not read our answer."""
-        size = 0
-        while not self.complete and size < _DISCARD_BYTES:
-            size += len(await self._next())
-
-
-@contextmanager
-def _limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError where what is awaited inside takes longer: asyncio.timeout for Python 3.10."""
-    task, expired = asyncio.current_task(), False
-    assert task is not None  # noqa: S101  (an application is called in one)
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not expired:
-            raise
-        if sys.version_info >= (3, 11):
-            task.uncancel()
-        raise TimeoutError from None
-    finally:
-        timer.cancel()
 
 
 class App:
@@ -150,7 +77,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        arrived_s, body = self._runner.clock(), _Body(receive)
+        arrived_s, body = self._runner.clock(), Body(receive)
         try:
             try:
                 reply = await self._reply(scope, body, receive, arrived_s)
@@ -160,11 +87,11 @@ class App:
                 reply = _refused(err, 400)
             if reply.status >= 400 and scope["method"] == "POST" and not body.complete:
                 reply = await self._discarded(body, reply)
-        except _Gone:
+        except Gone:
             return
         except Exception as err:
             log.exception("a request to the local API met a defect")
-            reply = _json(
+            reply = json_reply(
                 {"error": f"a defect of the agent, see its log: {type(err).__name__}"},
                 500,
                 connection="close",
@@ -174,7 +101,7 @@ class App:
         await send(start)
         await send({"type": "http.response.body", "body": reply.body})
 
-    async def _reply(self, scope: Scope, body: _Body, receive: Receive, arrived_s: float) -> _Reply:
+    async def _reply(self, scope: Scope, body: Body, receive: Receive, arrived_s: float) -> Reply:
         method, parts = scope["method"], scope["path"].strip("/").split("/")
         route = _route(parts)
         if route is None:
@@ -183,57 +110,57 @@ class App:
         wanted = "POST" if what in ("infer", "index", "load") else "GET"
         if method != wanted:
             error = {"error": f"{what} is asked for with {wanted}, got {method[:20]}"}
-            return _json(error, 405, allow=wanted)
+            return json_reply(error, 405, allow=wanted)
         if what == "infer":
             return await self._infer(scope, body, receive, (name or "", version), arrived_s)
         return self._tell(what, name, version)
 
-    async def _discarded(self, body: _Body, reply: _Reply) -> _Reply:
+    async def _discarded(self, body: Body, reply: Reply) -> Reply:
         """Take in the rest of a refused request; the connection ends where that does not come soon."""
         if reply.status != _TOO_SLOW:
-            with suppress(TimeoutError), _limit(min(_DISCARD_S, self._timeout_s)):
+            with suppress(TimeoutError), time_limit(min(DISCARD_S, self._timeout_s)):
                 await body.discard()
         if body.complete:
             return reply
-        return _Reply(reply.body, reply.status, (*reply.headers, (b"connection", b"close")))
+        return Reply(reply.body, reply.status, (*reply.headers, (b"connection", b"close")))
 
-    def _tell(self, what: str, name: str | None, version: str | None) -> _Reply:
+    def _tell(self, what: str, name: str | None, version: str | None) -> Reply:
         serving = self._runner.serving
         manifest = None if serving is None else serving.session.manifest
         if what == "live":
-            return _json({"live": True})
+            return json_reply({"live": True})
         if what == "ready" and name is None:
             ready = manifest is not None and not self._stopping
-            return _json({"ready": ready}, 200 if ready else 503)
+            return json_reply({"ready": ready}, 200 if ready else 503)
         if what == "server":
-            return _json(describe.server_metadata(self._version))
+            return json_reply(describe.server_metadata(self._version))
         if what == "index":
-            return _json(describe.repository_index(manifest))
+            return json_reply(describe.repository_index(manifest))
         if what == "stats":
-            return _json(self._statistics.to_json(name, version))
+            return json_reply(self._statistics.to_json(name, version))
         if what == "load":
             raise Refusal(
                 400, "bundles come to this board through its fleet, they cannot be loaded or unloaded here"
             )
         signature = self._signature_for(name or "", version)
         if what == "ready":
-            return _json({"name": signature.manifest.name, "ready": True})
-        return _json((describe.model_config if what == "config" else describe.model_metadata)(signature))
+            return json_reply({"name": signature.manifest.name, "ready": True})
+        return json_reply((describe.model_config if what == "config" else describe.model_metadata)(signature))
 
     # --- inference -----------------------------------------------------------------------------------------------
 
     async def _infer(
-        self, scope: Scope, body: _Body, receive: Receive, model: tuple[str, str | None], arrived_s: float
-    ) -> _Reply:
+        self, scope: Scope, body: Body, receive: Receive, model: tuple[str, str | None], arrived_s: float
+    ) -> Reply:
         signature = self._signature_for(*model)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         try:
-            with self._place(_content_length(headers), signature.max_body):
+            with self._place(content_length(headers), signature.max_body):
                 call = await self._read_call(headers, body, signature)
                 asked = _Asked(self._runner.clock)
                 answer = await self._ask(call, asked, signature, receive, arrived_s)
                 reply = _answered(call, asked.signature or signature, answer, asked.policy, headers)
-        except _Gone:
+        except Gone:
             self._statistics.cancelled(signature.manifest)
             raise
         except EdgekitError:
@@ -286,22 +213,24 @@ class App:
             503, f"the queue is full ({self._runner.capacity} requests): try again in {wait_s} s", wait_s
         )
 
-    async def _read_call(self, headers: Mapping[bytes, str], body: _Body, signature: Signature) -> Call:
+    async def _read_call(self, headers: Headers, body: Body, signature: Signature) -> Call:
         try:
-            with _limit(self._timeout_s):
+            with time_limit(self._timeout_s):
                 data = await body.read(signature.max_body)
         except TimeoutError as err:
             raise Refusal(_TOO_SLOW, f"the request's body did not come within {self._timeout_s:g} s") from err
-        data = _decoded(data, headers.get(b"content-encoding", ""), signature.max_body)
+        data = decoded(data, headers.get(b"content-encoding", ""), signature.max_body)
         length = headers.get(b"inference-header-content-length")
-        call = parse_call(data, None if length is None else _whole(length, "Inference-Header-Content-Length"))
+        call = parse_call(
+            data, None if length is None else whole_number(length, "Inference-Header-Content-Length")
+        )
         check(call, signature)
         return call
 
     async def _ask(
         self, call: Call, asked: _Asked, signature: Signature, receive: Receive, arrived_s: float
     ) -> Answer:
-        """Hand the call to the runner and wait for the answer, or for the client to hang up. Raises Refusal, _Gone."""
+        """Hand the call to the runner and wait for the answer, or for the client to hang up. Raises Refusal, Gone."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer | Exception] = loop.create_future()
 
@@ -383,11 +312,11 @@ async def _watch(receive: Receive, answer: asyncio.Future[Answer | Exception]) -
     """The body is read: what comes now is the end of the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    _settle(answer, _Gone())
+    _settle(answer, Gone())
 
 
 def _as_refusal(err: Exception) -> Exception:
-    if isinstance(err, (Refusal, _Gone)):
+    if isinstance(err, (Refusal, Gone)):
         return err
     if isinstance(err, NothingServes):
         return Refusal(503, one_line(err), _NOTHING_RETRY_S)
@@ -395,45 +324,13 @@ def _as_refusal(err: Exception) -> Exception:
     return Refusal(500 if ours else 400, one_line(err))
 
 
-def _refused(err: BadInput, status: int) -> _Reply:
+def _refused(err: BadInput, status: int) -> Reply:
     after = err.retry_after_s if isinstance(err, Refusal) else None
     headers = {} if after is None else {"retry_after": str(after)}
-    return _json({"error": one_line(err)}, status, **headers)
+    return json_reply({"error": one_line(err)}, status, **headers)
 
 
-def _whole(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise BadInput(f"{what} must be a whole number, got {text[:40]!r}")
-    return int(text)
-
-
-def _content_length(headers: Mapping[bytes, str]) -> int | None:
-    text = headers.get(b"content-length")
-    return None if text is None else _whole(text, "Content-Length")
-
-
-def _decoded(data: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its compression; deflate is zlib's, as HTTP has it. Raises Refusal."""
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return data
-    if encoding not in _ENCODINGS:
-        raise Refusal(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40]!r}")
-    decoder = zlib.decompressobj(_ENCODINGS[encoding])
-    try:
-        plain = decoder.decompress(data, limit + 1)
-    except zlib.error as err:
-        raise BadInput(f"the body is not {encoding}: {one_line(err)}") from err
-    if len(plain) > limit:
-        raise Refusal(413, f"a request may have {limit} bytes for this bundle, got more behind {encoding}")
-    if not decoder.eof or decoder.unused_data:
-        raise BadInput(f"the body is not one whole {encoding} stream")
-    return plain
-
-
-def _answered(
-    call: Call, signature: Signature, answer: Answer, policy: str, headers: Mapping[bytes, str]
-) -> _Reply:
+def _answered(call: Call, signature: Signature, answer: Answer, policy: str, headers: Headers) -> Reply:
     body, json_length = write_answer(call, signature, answer, policy)
     named = {"content-type": "application/json"}
     if json_length is not None:
@@ -441,16 +338,7 @@ def _answered(
             "content-type": "application/octet-stream",
             "inference-header-content-length": str(json_length),
         }
-    encoding = _wanted_encoding(headers.get(b"accept-encoding", ""))
-    if encoding is not None and len(body) >= _COMPRESS_FROM:
-        encoder = zlib.compressobj(1, zlib.DEFLATED, _ENCODINGS[encoding])
-        body = encoder.compress(body) + encoder.flush()
+    body, encoding = encoded(body, headers.get(b"accept-encoding", ""))
+    if encoding is not None:
         named["content-encoding"] = encoding
-    return _Reply(body, headers=tuple((name.encode(), text.encode()) for name, text in named.items()))
-
-
-def _wanted_encoding(accepted: str) -> str | None:
-    accepted = accepted.lower()
-    if _TAKES_GZIP.search(accepted):
-        return "gzip"
-    return "deflate" if _TAKES_DEFLATE.search(accepted) else None
+    return Reply(body, headers=tuple((name.encode(), text.encode()) for name, text in named.items()))
