@@ -92,9 +92,8 @@ class _Link:
     told: dict[str, Payload] = field(default_factory=dict)
     waiting: dict[int, _Sent] = field(default_factory=dict)
     goodbye: int | None = None  # mid of the offline status
-    posted: dict[int, tuple[bytes, int]] = field(
-        default_factory=dict
-    )  # answers, and their QoS, by message number
+    # answers, and their QoS, by message number
+    posted: dict[int, tuple[bytes, int]] = field(default_factory=dict)
 
 
 class Uplink(threading.Thread):

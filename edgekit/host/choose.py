@@ -83,10 +83,8 @@ def _search(ranked: Ranked, points: int) -> list[Tried]:
     floors = [best_within(family, level).score for level in levels]
     neighbours = [best_within(each, level) for level in levels for each in (family, ways)]
     pool += map(ranked.tried, _bridges(neighbours))
-    for least in (
-        [0] * len(levels),
-        floors,
-    ):  # what is better may not be near the family: look for that first
+    # What is better may not be near the family: look for that first.
+    for least in ([0] * len(levels), floors):
         chain = best_chain(pool, levels, [cheapest.score, *least[1:-1], full.score])
         chain = improve(ranked, [cheapest, *chain[1:-1], full], levels)
         pool += chain

@@ -245,11 +245,8 @@ def measured_anytime(
     the full network's answers to them. table: every exit's answers to the same data, made on this machine just before:
     whether an exit is right stands in it, since a stage gives the same answer to the same sample.
     """
-    rng, edges, end = (
-        np.random.default_rng(seed),
-        deadline_edges(table.latency_ms),
-        time.perf_counter() + limit_s,
-    )
+    end = time.perf_counter() + limit_s
+    rng, edges = np.random.default_rng(seed), deadline_edges(table.latency_ms)
     places, deadlines, taken, latency = ([[] for _ in range(BUCKETS)] for _ in range(4))  # type: ignore[var-annotated]
     for turn in range(BUCKETS):
         if turn and time.perf_counter() > end:

@@ -22,12 +22,8 @@ _RESAMPLERS = {
 }
 MAX_PIXELS = 25_000_000  # of an image that somebody sent
 SENT_FORMATS = ("PNG", "JPEG")  # by Pillow's names
-_NO_IMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-)  # what Pillow says to one that is none
+# what Pillow raises for one that is none
+_NO_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -124,9 +124,8 @@ def lines(folder: Path) -> tuple[Path, Path, Path]:
     if not (made / "made.json").exists():
         counts = [str(part) for pair in LINES.items() for part in pair]
         run(PYTHON, TOOLS / "make_data.py", "text_direction", *counts, "--out", folder)
-    unlabelled = (
-        made / "unlabelled.npz"
-    )  # with labels, thresholds would be found by accuracy instead of agreement
+    # with labels, thresholds would be found by accuracy instead of agreement
+    unlabelled = made / "unlabelled.npz"
     if not unlabelled.exists():
         np.savez(unlabelled, x=np.load(made / "val.npz")["x"])
     return made / "calib.npz", unlabelled, made / "test.npz"

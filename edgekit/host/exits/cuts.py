@@ -18,10 +18,7 @@ from edgekit.host.graph import Graph, is_class_vector, static_shape, values
 from edgekit.host.split import live_nodes, reads
 from edgekit.host.work import layers
 
-EARLIEST, LATEST = (
-    0.02,
-    0.9,
-)  # share of the MACs: before it nothing is known, after it nothing is left to save
+EARLIEST, LATEST = 0.02, 0.9  # shares of the MACs: before nothing is known, after nothing is left to save
 _RANKS = (2, 3, 4)  # batch first
 _MOST_VALUES = 2**22  # of a tensor that a head reads
 MOST_FEATURES = 4096  # that a head takes from it

@@ -15,16 +15,8 @@ _EPSILON = 1e-12
 _LEAST_GAIN = 1e-6  # of a sample: what rounding makes of nothing
 _LEAN = 1e-6  # what a whole network's cost weighs against one sample's score: between equals, the surer one
 _SWEEPS = 2
-_TRIED = (
-    0.03,
-    -0.03,
-    0.1,
-    -0.1,
-    0.01,
-    -0.01,
-    0.3,
-    -0.3,
-)  # shares of those who come to an exit, the first ones first
+# shares of those who come to an exit, the first ones first
+_TRIED = (0.03, -0.03, 0.1, -0.1, 0.01, -0.01, 0.3, -0.3)
 _EVALUATIONS = 1_500  # bounds the search between neighbours, whatever the number of exits
 
 
