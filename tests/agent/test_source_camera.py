@@ -21,7 +21,7 @@ from edgekit.agent.sources import camera, open_source
 from edgekit.agent.sources.camera import CameraSource
 from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.manifest import Input, Manifest, Preprocess, Tensor
-from edgekit.runtime.preprocess import open_image, preprocess
+from edgekit.runtime.preprocess import preprocess, sent_image
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_frame_gives_the_same_tensor_as_the_file_of_the_same_picture(
     take.most = 1
     with Running(live(fake_cv2([[pixels[:, :, ::-1]]])), take):
         until(lambda: take.samples)
-    assert np.array_equal(take.samples[0][0]["x"], preprocess(open_image(file), entry))
+    assert np.array_equal(take.samples[0][0]["x"], preprocess(sent_image(file.getvalue()), entry))
 
 
 @pytest.mark.parametrize(
