@@ -31,6 +31,10 @@ RECORD = Record(
     latency=histogram([1.0, 2.0, 3.0]),
     energy=Figure(5.5, "mJ", "simulated", on="raspberrypi5"),
     throttled=False,
+    inputs_dropped=5,
+    answers_lost=6,
+    cancelled=7,
+    nan_confidences=8,
 )
 
 
@@ -88,6 +92,14 @@ def test_a_record_keeps_unknown_apart_from_zero() -> None:
     assert again.throttled is None
     assert again.time is None
     assert again.requests == 0
+
+
+def test_counts_that_an_older_board_does_not_send_are_zero() -> None:
+    counts = ("inputs_dropped", "answers_lost", "cancelled", "nan_confidences")
+    older = {key: value for key, value in RECORD.to_json().items() if key not in counts}
+    again = Record.parse(older)
+    assert [getattr(again, name) for name in counts] == [0] * 4
+    assert again.to_json() == RECORD.to_json() | dict.fromkeys(counts, 0)
 
 
 def test_energy_without_provenance_is_refused() -> None:
