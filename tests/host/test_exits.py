@@ -20,9 +20,10 @@ from edgekit.core.profile import HOST
 from edgekit.core.toml import tomllib
 from edgekit.host.convert import Request, convert
 from edgekit.host.effort import QUICK
+from edgekit.host.exits import plan
 from edgekit.host.exits.cuts import Cut, named_cuts, spread_cuts
-from edgekit.host.exits.heads import LINEAR
-from edgekit.host.exits.plan import Candidate, Wanted, mean_cost, parse_exits, plan_exits
+from edgekit.host.exits.heads import LINEAR, MOST_SAMPLES
+from edgekit.host.exits.plan import Candidate, Wanted, mean_cost, parse_exits, plan_exits, samples_for
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
 from edgekit.host.load import load
@@ -157,6 +158,72 @@ def test_the_mean_cost_lies_between_the_first_exit_and_the_full_network(seed: in
     assert mean_cost(chosen, 1.0) >= found - 1e-9 or exits > 1  # greedy: only one exit is exact
 
 
+def least_cost(chosen: list[Candidate], agreement: float) -> float:
+    """The same as mean_cost by trying every way in which two exits can let samples go."""
+    first, second = chosen
+    count = len(first.right)
+    ranks = [np.argsort(np.argsort(-entry.confidence, kind="stable")) for entry in chosen]
+    costs = (first.at + first.own, second.at + first.own + second.own, 1 + first.own + second.own)
+    found = []
+    for here in range(count + 1):
+        at_first = ranks[0] < here
+        for there in range(count + 1):
+            at_second = (ranks[1] < there) & ~at_first
+            changed = (~first.right[at_first]).sum() + (~second.right[at_second]).sum()
+            if changed <= int(count * (1 - agreement) + 1e-9):
+                taken = np.where(at_first, 0, np.where(at_second, 1, 2))
+                found.append(np.array(costs)[taken].mean())
+    return float(min(found))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_two_exits_share_the_changed_answers_nearly_as_well_as_can_be(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count = int(random.integers(20, 60))
+    hard = random.normal(0, 1, count)
+    pair = [
+        Candidate(
+            CUT,
+            LINEAR,
+            at,
+            0.01,
+            (-hard - random.normal(0, 0.5, count)).astype(np.float32),
+            random.normal(0, 0.7, count) + hard < 0.8 + at,
+        )
+        for at in sorted(random.uniform(0.1, 0.8, 2).tolist())
+    ]
+    assert least_cost(pair, 0.95) - 1e-9 <= mean_cost(pair, 0.95) <= least_cost(pair, 0.95) + 0.03
+
+
+def test_heads_are_charged_what_their_nodes_take(tmp_path: Path) -> None:
+    graph = opened(easy(), tmp_path)
+
+    def times(g: Graph) -> Mapping[str, float]:
+        return {node.name or "": 20.0 if "/linear" in (node.name or "") else 1.0 for node in g.model.graph}
+
+    planned = plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path)), times, 0.0)
+    assert planned.step is None  # a head takes longer than the network
+    cheap = plan_exits(
+        graph, Wanted(), Context(data_for(graph, tmp_path)), lambda g: dict.fromkeys(times(g), 0.1), 0.0
+    )
+    assert cheap.step is not None
+
+
+def test_it_is_said_when_too_few_samples_judge(tmp_path: Path) -> None:
+    graph = opened(easy(), tmp_path)
+    few = plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path, 200)), lambda g: None, None)
+    assert any("judged on 50 samples, too few to tell 99% from 94.0%" in note for note in few.notes)
+    many = plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path, 1300)), lambda g: None, None)
+    assert not any("too few" in note for note in many.notes)
+
+
+def test_large_networks_are_run_on_fewer_samples() -> None:
+    assert samples_for(10**6) == samples_for(0) == MOST_SAMPLES
+    assert samples_for(10**8) == 4000
+    assert samples_for(10**12) == 1024
+
+
 def test_work_for_nothing_is_cut_off(tmp_path: Path) -> None:
     graph = opened(easy(), tmp_path)
     planned = plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path)), lambda g: None, None)
@@ -213,6 +280,64 @@ def test_too_little_data_is_said(tmp_path: Path) -> None:
     graph = opened(easy(), tmp_path)
     with pytest.raises(BadInput, match="at least 128 calibration inputs, got 20"):
         plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path, 20)), lambda g: None, None)
+
+
+@pytest.mark.parametrize("last", ["Sigmoid", "HardSigmoid"])
+def test_scores_of_labels_that_may_hold_together_are_refused(tmp_path: Path, last: str) -> None:
+    b = Builder(1)
+    y = b.op(last, [b.head(b.conv("x", "a", (CLASSES, 4)), "logits", 4, CLASSES)], "scores")
+    graph = opened(b.model([(y, (1, CLASSES))], [("x", (1, CLASSES, SIDE, SIDE))]), tmp_path)
+    with pytest.raises(BadInput, match=f"chooses one class, got 'scores' from a {last}"):
+        plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path)), lambda g: None, None)
+
+
+def test_an_answer_that_is_no_number_is_said_with_its_sample(tmp_path: Path) -> None:
+    graph = opened(easy(2), tmp_path)
+    x = np.ones((200, CLASSES, SIDE, SIDE), np.float32)
+    x[7, 0, 0, 0] = np.inf
+    np.savez(tmp_path / "d.npz", x=x)
+    data = load_data(tmp_path / "d.npz", graph.inputs)
+    with pytest.raises(BadInput, match=r"answer to d\.npz\[7\] is not finite"):
+        plan_exits(graph, Wanted(), Context(data), lambda g: None, None)
+
+
+def masked() -> onnx.ModelProto:
+    """Rows that are mixed by masked attention: the masked scores are infinite, what follows is not."""
+    b = Builder(3)
+    mask = np.zeros((1, 7, 7), np.float32)
+    mask[..., 5:] = -np.inf
+    x = b.op("MatMul", ["x", b.weight("w0", 6, 8)], "x0")
+    turned = b.op("Transpose", [x], "turned", perm=[0, 2, 1])
+    scores = b.op("Add", [b.op("MatMul", [x, turned], "scores"), b.constant("mask", mask)], "masked")
+    x = b.op("MatMul", [b.op("Softmax", [scores], "shares", axis=-1), x], "mixed")
+    x = b.op("Relu", [b.op("MatMul", [x, b.weight("w1", 8, 8)], "x1")], "out")
+    x = b.op("ReduceMean", [x], "mean", axes=[1], keepdims=0)
+    y = b.op("Gemm", [x, b.weight("w2", 8, CLASSES)], "y")
+    return b.model([(y, (1, CLASSES))], [("x", (1, 7, 6))])
+
+
+def test_what_is_infinite_inside_is_no_place_for_an_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = opened(masked(), tmp_path)
+    context = Context(data_for(graph, tmp_path, 200))
+    monkeypatch.setattr(plan, "spread_cuts", lambda g, most: named_cuts(g, ["masked", "out"]))
+    planned = plan_exits(graph, Wanted(), context, lambda g: None, None)
+    assert [entry.layer for entry in planned.dropped if "not finite" in entry.why] == ["n_masked"]
+    with pytest.raises(BadInput, match=r"behind 'n_masked': what it gives for .* is not finite"):
+        plan_exits(graph, Wanted(None, ("masked",)), context, lambda g: None, None)
+
+
+def test_no_head_reads_thousands_of_features(tmp_path: Path) -> None:
+    b = Builder(1)
+    x = b.conv("x", "a", (CLASSES, 96))
+    flat = b.op("Flatten", [x], "flat")
+    hidden = b.op("Gemm", [flat, b.weight("w1", 96 * SIDE * SIDE, 8)], "hidden")
+    y = b.op("Gemm", [b.op("Relu", [hidden], "up"), b.weight("w2", 8, CLASSES)], "y")
+    graph = opened(b.model([(y, (1, CLASSES))], [("x", (1, CLASSES, SIDE, SIDE))]), tmp_path)
+    assert "flat" not in [cut.tensor for cut in spread_cuts(graph, 50)]
+    with pytest.raises(BadInput, match="at most 4096 channels"):
+        named_cuts(graph, ["flat"])
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------

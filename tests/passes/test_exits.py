@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,10 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from networks import CLASSES, SIDE, Builder, save, three_exits, write_data
 from random_networks import input_shape, random_network, seeds
 
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.profile import HOST
+from edgekit.host.exits import heads
 from edgekit.host.exits.cuts import spread_cuts
-from edgekit.host.exits.heads import place_of, probabilities, see
+from edgekit.host.exits.heads import Seen, fit_linear, place_of, probabilities, samples_seen, see
+from edgekit.host.exits.plan import Wanted, plan_exits
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.load import load
 from edgekit.host.lower import LOWERINGS
@@ -24,6 +31,7 @@ from edgekit.host.pack import draft
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.passes.exits import Exits, apply, fit, with_heads
 from edgekit.host.split import split
+from edgekit.host.watch import Tick
 from edgekit.runtime.backends import is_installed
 from edgekit.runtime.data import Data, load_data
 from edgekit.runtime.detect import find_profile
@@ -205,6 +213,150 @@ def test_heads_run_on_litert_as_on_onnxruntime(tmp_path: Path) -> None:
         tables.append(exit_table(session, data))
     np.testing.assert_array_equal(tables[0].predicted, tables[1].predicted)
     np.testing.assert_allclose(tables[0].confidence, tables[1].confidence, atol=1e-4)
+
+
+def turned() -> onnx.ModelProto:
+    """Convolutions, with a dense layer on the channels-last form between them."""
+    b = Builder(7)
+    x = b.conv("x", "a", (3, 6))
+    x = b.op("Transpose", [x], "there", perm=[0, 2, 3, 1])
+    x = b.op("Relu", [b.op("MatMul", [x, b.weight("w", 6, 10)], "m")], "up")
+    x = b.op("Transpose", [x], "back", perm=[0, 3, 1, 2])
+    x = b.conv(x, "b", (10, 8))
+    return b.model([(b.head(x, "y", 8), (1, CLASSES))])
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_channels_are_found_where_they_are(tmp_path: Path, opset: int) -> None:
+    model = turned()
+    model.opset_import[0].version = opset
+    graph, data = opened(model, tmp_path)
+    channels = {name: place_of(graph, name).channels for name in ("a", "there", "up", "back", "b")}
+    assert channels == {"a": 6, "there": 6, "up": 10, "back": 10, "b": 8}
+    place = place_of(graph, "up")
+    (seen,) = see(graph, [place], data, lambda done: None)
+    head = fit("linear", place, seen, Exits(), Context(data))
+    made = with_heads(graph, [place], [head])
+    (logits,) = answers(made, data, [made.exits[0].output])
+    np.testing.assert_allclose(probabilities(logits[:, 0]), head.answer(seen), atol=1e-4)
+
+
+def test_logarithms_of_probabilities_are_answered_by_the_same(tmp_path: Path) -> None:
+    b = Builder(3)
+    x = b.conv(b.conv("x", "a", (3, 8)), "b", (8, 8))
+    model = b.model([(b.op("LogSoftmax", [b.head(x, "logits", 8)], "logs", axis=1), (1, CLASSES))])
+    graph, data = opened(model, tmp_path)
+    made = apply(graph, Exits(("a",)), Context(data))
+    (early,) = answers(made, data, [made.exits[0].output])
+    np.testing.assert_allclose(np.exp(early[:, 0]).sum(axis=1), 1, atol=1e-5)
+
+
+@needs_torch
+@pytest.mark.parametrize("size", [1e-7, 1e6])
+def test_tensors_of_any_size_are_learnt_from(tmp_path: Path, size: float) -> None:
+    b = Builder(5)
+    x = b.op("Mul", [b.conv("x", "a", (3, 8)), b.constant("size", np.float32(size))], "sized")
+    x = b.op("Mul", [x, b.constant("back", np.float32(1 / size))], "same")
+    model = b.model([(b.head(b.conv(x, "b", (8, 8)), "y", 8), (1, CLASSES))])
+    graph, data = opened(model, tmp_path)
+    place = place_of(graph, "sized")
+    (seen,) = see(graph, [place], data, lambda done: None)
+    for kind in ("linear", "conv4"):
+        head = fit(kind, place, seen, Exits(("sized",), (kind,), epochs=2, threads=1), Context(data))
+        made = with_heads(graph, [place], [head])
+        (logits,) = answers(made, data, [made.exits[0].output])
+        np.testing.assert_allclose(probabilities(logits[:, 0]), head.answer(seen), atol=3e-3)
+        assert np.ptp(head.answer(seen), axis=0).max() > 0.01  # it tells samples apart
+
+
+def test_many_classes_end_a_fit_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    seen = Seen(
+        random.normal(size=(400, 20)).astype(np.float32),
+        probabilities(random.normal(0, 3, (400, 50)).astype(np.float32)),
+    )
+    totals = []
+
+    @contextlib.contextmanager
+    def watch(what: str, total: int) -> Iterator[Tick]:
+        totals.append(total)
+        yield lambda done: None
+
+    fit_linear(seen, 1e-3, watch)
+    monkeypatch.setattr(heads, "_WORK", 40 * 4.0 * 400 * 21 * 50)
+    fit_linear(seen, 1e-3, watch)
+    assert totals == [200, 40]
+
+
+def test_single_precision_fits_as_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    seen = Seen(
+        random.normal(5, 3, (600, 20)).astype(np.float32),
+        probabilities(random.normal(0, 3, (600, 8)).astype(np.float32)),
+    )
+    double = fit_linear(seen, 1e-2).answer(seen)
+    monkeypatch.setattr(heads, "_MOST_DOUBLES", 0.0)
+    np.testing.assert_allclose(fit_linear(seen, 1e-2).answer(seen), double, atol=5e-3)
+
+
+def test_maps_are_kept_only_as_many_as_memory_holds(tmp_path: Path) -> None:
+    graph, _ = opened(chain(32), tmp_path, 1)
+    data = load_data(write_data(tmp_path / "many.npz", (3, SIDE, SIDE), 9000), graph.inputs)
+    place = place_of(graph, "a")
+    assert samples_seen(data, [place], 8192, [False]) == 8192
+    with_maps = samples_seen(data, [place] * 12, 8192, [True] * 12)
+    assert 64 <= with_maps <= 2**30 // 12 // (2 * 32 * SIDE * SIDE) + 1
+
+
+def test_names_that_are_taken_are_not_used_again(tmp_path: Path) -> None:
+    b = Builder(3)
+    x = b.conv(b.conv("x", "exit1/linear", (3, 8)), "b", (8, 8))
+    graph, data = opened(b.model([(b.head(x, "y", 8), (1, CLASSES))]), tmp_path)
+    made = apply(graph, Exits(("exit1/linear",)), Context(data))
+    onnx.checker.check_model(onnx.load_model_from_string(model_bytes(made.model)), full_check=True)
+    assert made.exits[0].name == "exit1_"
+
+
+def test_the_same_heads_whatever_the_hash_seed(tmp_path: Path) -> None:
+    graph, _ = opened(chain(), tmp_path)
+    Path(tmp_path / "graph.onnx").write_bytes(model_bytes(graph.model))
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pathlib import Path
+from edgekit.host.exits.plan import Wanted, plan_exits
+from edgekit.host.load import load
+from edgekit.host.passes import Context, run_steps
+from edgekit.runtime.data import load_data
+graph = load(Path({str(tmp_path / "graph.onnx")!r})).graph
+context = Context(load_data(Path({str(tmp_path / "many.npz")!r}), graph.inputs))
+planned = plan_exits(graph, Wanted(None, ("a", "b")), context, lambda g: None, None)
+print(planned.step, run_steps(graph, (planned.step,), context).fingerprint())
+"""
+    write_data(tmp_path / "many.npz", (3, SIDE, SIDE), 200)
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
+
+
+def test_without_pytorch_linear_heads_are_made_and_others_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    graph, data = opened(chain(), tmp_path, 200)
+    planned = plan_exits(graph, Wanted(None, ("a",)), Context(data), lambda g: None, None)
+    assert planned.step is not None
+    assert planned.step.options.heads == ("linear",)
+    assert any("want PyTorch" in note for note in planned.notes)
+    with pytest.raises(MissingExtra, match=r"conv4 needs PyTorch: pip install 'edgekit\[train\]'"):
+        apply(graph, Exits(("a",), ("conv4",)), Context(data))
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ a request when as many leave early as keep a given agreement with the last exit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ AGREEMENT = 0.99  # with the last exit, at which candidates are compared
 MOST_EXITS = 4  # that "auto" puts in
 _WORTH = 0.02  # of the full cost: what a head must save to stay
 _CHUNKS = 100  # in which samples are let go early
+_TRADES, _SWEEPS = 17, 2  # how finely exits trade changed answers with each other, and how often
 _CONVS = (16, 32, 64)
 _MOST_HEAD = 0.06  # of the network's MACs, a head with a convolution
 _FEWEST = 64  # samples to fit a head on, and as many to judge it
 _FEWEST_SAMPLES, _SEEN_MACS = 1024, 4e11  # samples of a large network, and the MACs that all may take
 _HEAD_STEPS, _HEAD_BATCH, _FEWEST_EPOCHS = 400, 64, 3  # of a convolution that is only tried
 _SURE = 3.0  # with nothing wrong among n samples, 3/n may be wrong (95 %): the rule of three
-_BORDER_MS = 0.006  # a stage's call, its confidence and its answer, on a desktop processor
+_BORDER_MS = 0.004  # what one more stage does on a desktop processor, beside its nodes (seen: 0.002 to 0.008)
 
 NodeTimes = Callable[[Graph], Mapping[str, float] | None]
 """Node -> ms on the target, None where nobody knows: then MACs are the cost."""
@@ -234,10 +236,13 @@ def _judge(
     return found, costs, dropped
 
 
-def _samples(graph: Graph) -> int:
+def samples_for(macs: int) -> int:
     """Samples whose answers heads learn: fewer for a large network, by its MACs, so that a rerun takes as many."""
-    macs = sum(layer.macs for layer in layers(graph.model))
     return int(min(MOST_SAMPLES, max(_FEWEST_SAMPLES, _SEEN_MACS / max(1, macs))))
+
+
+def _samples(graph: Graph) -> int:
+    return samples_for(sum(layer.macs for layer in layers(graph.model)))
 
 
 def _could_pay(linear: Sequence[Candidate], least: float, cut: Cut, costs: _Costs, kind: str) -> bool:
@@ -347,39 +352,119 @@ def _costs_up_to(graph: Graph, nodes: Sequence[str], cost: Mapping[str, float]) 
 def mean_cost(chosen: Sequence[Candidate], agreement: float = AGREEMENT) -> float:
     """Mean cost of a request over the whole network's, when exits let go as many as keep that agreement.
 
-    chosen: cheapest first. Samples leave in the order of an exit's confidence; in each step it is the exit that saves
-    most per answer it changes.
+    chosen: cheapest first. Samples leave in the order of an exit's confidence. For one exit it is exact. For more it is
+    greedy (in each step the exit that saves most per answer it changes), then exits trade changed answers in pairs:
+    for two of them within a few percent of the best (tests/host/test_exits.py).
     """
     if not chosen:
         return 1.0
-    count = len(chosen[0].right)
-    heads = np.cumsum([entry.own for entry in chosen])
-    costs = np.array([*(entry.at + own for entry, own in zip(chosen, heads, strict=True)), 1.0 + heads[-1]])
-    wrong = np.array([*(~entry.right for entry in chosen), np.zeros(count, np.bool_)])
-    orders = [np.argsort(-entry.confidence, kind="stable") for entry in chosen]
-    leaves_at = np.full(count, len(chosen))
-    left = [0] * len(chosen)
-    spent, allowed = 0, int(count * (1 - agreement) + 1e-9)
-    step = max(1, count // _CHUNKS)
-    while True:
-        best: tuple[float, int, NDArray[np.int64], int] | None = None
-        for place, order in enumerate(orders):
-            for reach in (step, 4 * step):  # a farther look over a few bad answers
-                chunk = order[left[place] : left[place] + reach]
-                moved = chunk[leaves_at[chunk] > place]
-                saved = float((costs[leaves_at[moved]] - costs[place]).sum())
-                harm = int(wrong[place, moved].sum()) - int(wrong[leaves_at[moved], moved].sum())
-                if saved <= 0 or spent + harm > allowed:
-                    continue
-                worth = saved / max(harm, 0.1)
-                if best is None or worth > best[0]:
-                    best = (worth, place, chunk, harm)
-        if best is None:
-            return float(costs[leaves_at].mean())
-        _, place, chunk, harm = best
-        left[place] += len(chunk)
-        leaves_at[chunk] = np.minimum(leaves_at[chunk], place)
-        spent += harm
+    leaving = _Leaving.of(chosen, agreement)
+    none = (0,) * len(chosen)
+    best = leaving.best(none, 0) if len(chosen) == 1 else leaving.traded(leaving.greedy())
+    return leaving.cost(best)
+
+
+@dataclass(frozen=True)
+class _Leaving:
+    """Who could leave where. reaches: of each exit how many of its most confident samples leave there if they come.
+
+    orders: [exits, samples], most confident first; ranks: a sample's place in it. costs and wrong: of every exit, the
+    last one's own among them.
+    """
+
+    orders: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    costs: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+    allowed: int
+
+    @classmethod
+    def of(cls, chosen: Sequence[Candidate], agreement: float) -> _Leaving:
+        """What the candidates did on the judged samples."""
+        count = len(chosen[0].right)
+        heads = np.cumsum([entry.own for entry in chosen])
+        costs = np.array(
+            [*(entry.at + own for entry, own in zip(chosen, heads, strict=True)), 1.0 + heads[-1]]
+        )
+        wrong = np.array([*(~entry.right for entry in chosen), np.zeros(count, np.bool_)])
+        orders = np.array([np.argsort(-entry.confidence, kind="stable") for entry in chosen])
+        return cls(orders, np.argsort(orders, axis=1), costs, wrong, int(count * (1 - agreement) + 1e-9))
+
+    def taken(self, reaches: Sequence[int], but: int = -1) -> NDArray[np.int64]:
+        """The exit each sample leaves at, as if there were no exit `but`."""
+        found = np.full(self.ranks.shape[1], len(self.ranks))
+        for place in reversed(range(len(self.ranks))):
+            if place != but:
+                found[self.ranks[place] < reaches[place]] = place
+        return found
+
+    def cost(self, reaches: Sequence[int]) -> float:
+        """Mean cost of a request."""
+        return float(self.costs[self.taken(reaches)].mean())
+
+    def best(self, reaches: tuple[int, ...], place: int) -> tuple[int, ...]:
+        """The same with that reach of one exit that costs least; itself where none is allowed."""
+        others, samples = self.taken(reaches, place), np.arange(self.ranks.shape[1])
+        spent = int(self.wrong[others, samples].sum())
+        order = self.orders[place]
+        moves = others[order] > place
+        saved = np.where(moves, self.costs[others[order]] - self.costs[place], 0.0)
+        harm = self.wrong[place, order].astype(np.int64) - self.wrong[others[order], order]
+        saved = np.concatenate([[0.0], np.cumsum(saved)])
+        harm = np.concatenate([[0], np.cumsum(np.where(moves, harm, 0))])
+        allowed = spent + harm <= self.allowed
+        if not allowed.any():
+            return reaches
+        reach = int(np.where(allowed, saved, -np.inf).argmax())
+        return (*reaches[:place], reach, *reaches[place + 1 :])
+
+    def greedy(self) -> tuple[int, ...]:
+        """A first choice, in steps of a hundredth of the samples, four of them for a look over a few bad answers."""
+        count = self.ranks.shape[1]
+        leaves_at, left, spent = np.full(count, len(self.orders)), [0] * len(self.orders), 0
+        step = max(1, count // _CHUNKS)
+        while True:
+            found: tuple[float, int, NDArray[np.int64], int] | None = None
+            for place, order in enumerate(self.orders):
+                for reach in (step, 4 * step):
+                    chunk = order[left[place] : left[place] + reach]
+                    moved = chunk[leaves_at[chunk] > place]
+                    saved = float((self.costs[leaves_at[moved]] - self.costs[place]).sum())
+                    harm = int(self.wrong[place, moved].sum()) - int(
+                        self.wrong[leaves_at[moved], moved].sum()
+                    )
+                    if saved <= 0 or spent + harm > self.allowed:
+                        continue
+                    worth = saved / max(harm, 0.1)
+                    if found is None or worth > found[0]:
+                        found = (worth, place, chunk, harm)
+            if found is None:
+                return tuple(left)
+            _, place, chunk, harm = found
+            left[place] += len(chunk)
+            leaves_at[chunk] = np.minimum(leaves_at[chunk], place)
+            spent += harm
+
+    def traded(self, reaches: tuple[int, ...]) -> tuple[int, ...]:
+        """Better reaches: one exit's is set anew, then others take what is allowed, until nothing is won."""
+        count, places = self.ranks.shape[1], range(len(self.orders))
+        cost = self.cost(reaches)
+        for _ in range(_SWEEPS):
+            before = cost
+            for first, second in itertools.permutations(places, 2):
+                for reach in (*np.linspace(0, count, _TRADES).astype(np.int64).tolist(), reaches[first]):
+                    other = (*reaches[:first], reach, *reaches[first + 1 :])
+                    other = self.best(self.best(other, second), first)
+                    worth = self.cost(other)
+                    if worth < cost - 1e-9 and self._is_allowed(other):
+                        reaches, cost = other, worth
+            if cost == before:
+                break
+        return reaches
+
+    def _is_allowed(self, reaches: tuple[int, ...]) -> bool:
+        samples = np.arange(self.ranks.shape[1])
+        return int(self.wrong[self.taken(reaches), samples].sum()) <= self.allowed
 
 
 def _choose(judged: Sequence[Candidate], most: int) -> list[Candidate]:
