@@ -29,7 +29,7 @@ from edgekit.core.manifest import (
 )
 from edgekit.core.profile import Backend
 from edgekit.core.report import Report
-from edgekit.host.graph import Graph, model_bytes
+from edgekit.host.graph import Graph, model_bytes, values
 from edgekit.host.lower import LOWERINGS
 from edgekit.host.ort import open_model
 from edgekit.host.recipe import MEMBER, Recipe
@@ -214,7 +214,9 @@ def golden_cases(
         inputs[name] = _member(files, f"golden/in.{_plain(name)}")
         files[inputs[name]] = _npy(np.stack([sample[name] for sample in samples]))
     outputs = []
-    confidences = {e.confidence: e.output for e in made.manifest.exits if e.confidence is not None}
+    confidences = {
+        e.confidence: e.output for stage in made.stages for e in [stage.exit] if _is_softmax(stage)
+    }
     tolerances: dict[str, float] = {}
     told = {tensor.name for stage in made.stages for tensor in stage.outputs}  # a repeated file may give more
     for index, stage in enumerate(made.manifest.stages):
@@ -232,6 +234,13 @@ def golden_cases(
             files[file] = _npy(_compact(want, tolerance))
             outputs.append(GoldenOutput(tensor.name, index, file, tolerance))
     return GoldenCases(Golden(count, inputs, tuple(outputs)), files)
+
+
+def _is_softmax(stage: Stage) -> bool:
+    """Whether the exit's confidence is the largest softmax of its answer, and none that the network brought itself."""
+    name = stage.exit.confidence
+    node = None if name is None else values(stage.model)[name].producer()
+    return node is not None and node.op_type == "ReduceMax"
 
 
 def _tolerance(want: Array, other: Array, *, quantized: bool) -> float:
@@ -276,9 +285,9 @@ def _run_unfused(stages: Sequence[Stage], samples: Sequence[Mapping[str, Array]]
     for stage in stages:
         session = open_model(model_bytes(stage.model), optimize=False)
         names = [tensor.name for tensor in stage.outputs]
-        for values in known:
-            made = session.run(names, {tensor.name: values[tensor.name] for tensor in stage.inputs})
-            values.update(zip(names, made, strict=True))
+        for sample in known:
+            made = session.run(names, {tensor.name: sample[tensor.name] for tensor in stage.inputs})
+            sample.update(zip(names, made, strict=True))
     return known
 
 

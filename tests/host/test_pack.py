@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -48,6 +49,23 @@ def test_golden_cases_hold_every_tensor_of_every_stage(make: Callable) -> None:
     for output in golden.outputs:
         assert load_array(done.files[output.file], output.file).shape[0] == 16
     assert load_array(done.files[golden.inputs["x"]], "x").shape == (16, 1, 3, 12, 12)
+
+
+def test_a_confidence_of_the_networks_own_is_held_to_its_own_steps(make: Callable) -> None:
+    b = Builder(3)
+    x = b.conv("x", "a", (3, 8))
+    large = b.constant("large", np.array(50, np.float32))
+    early = b.op("Mul", [b.head(x, "logits", 8), large], "early")
+    score = b.op("Sigmoid", [b.op("ReduceMean", ["a"], "mean", axes=[1, 2, 3], keepdims=0)], "score")
+    last = b.head(b.conv(x, "b", (8, 8)), "last", 8)
+    exits = [{"name": "one", "output": early, "confidence": score}, {"name": "two", "output": last}]
+    shape = (1, CLASSES)
+    model = b.model([(early, shape), (score, (1,)), (last, shape)])
+    model.metadata_props.add(key="edgekit.exits", value=json.dumps(exits))
+    quantized = make(model).quantized
+    lowered = draft(quantized, split(quantized), BACKEND, "m", 1, "host")
+    golden = {o.tensor: o for o in golden_cases(lowered, make(model).data, 16).golden.outputs}
+    assert golden["score"].tolerance < 0.05 * golden["early"].tolerance  # not by its exit's logits
 
 
 def test_golden_cases_fail_for_another_networks_weights(make: Callable) -> None:
