@@ -17,6 +17,7 @@ from edgekit.core.manifest import DTYPES, Input, Tensor
 logging.getLogger("onnx_ir").addHandler(
     logging.NullHandler()
 )  # what it warns of, we check and say in one line
+_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")  # give the numbers they get
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,14 @@ def tensor_of(value: ir.Value) -> Tensor:
     if dtype is None:
         raise BadInput(f"tensor {value.name!r} must be one of {', '.join(DTYPES)}, got {value.dtype}")
     return Tensor(value.name or "", dtype, shape)
+
+
+def made_by(value: ir.Value) -> ir.Node | None:
+    """The node that makes the numbers, whatever reshapes them afterwards; None for an input or a constant."""
+    node = value.producer()
+    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def is_class_vector(value: ir.Value) -> bool:

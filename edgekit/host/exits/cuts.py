@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgekit.core.errors import BadInput
 from edgekit.host.exits.heads import channel_axis
-from edgekit.host.graph import Graph, is_class_vector, static_shape, values
+from edgekit.host.graph import Graph, is_class_vector, made_by, static_shape, values
 from edgekit.host.split import live_nodes, reads
 from edgekit.host.work import layers
 
@@ -22,7 +22,6 @@ EARLIEST, LATEST = 0.02, 0.9  # shares of the MACs: before nothing is known, aft
 _RANKS = (2, 3, 4)  # batch first
 _MOST_VALUES = 2**22  # of a tensor that a head reads
 MOST_FEATURES = 4096  # that a head takes from it
-_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _SCORES = ("Sigmoid", "HardSigmoid")
 
 
@@ -63,9 +62,7 @@ def check_can_have_exits(graph: Graph) -> None:
 
 def last_op(value: ir.Value) -> str:
     """What makes the numbers, whatever reshapes them afterwards: the operator's name, "" for an input or a constant."""
-    node = value.producer()
-    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = made_by(value)
     return "" if node is None else node.op_type
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.core.errors import BadInput
-from edgekit.host.graph import Graph, GraphExit, is_class_vector, values
+from edgekit.host.graph import Graph, GraphExit, is_class_vector, made_by, values
 from edgekit.host.passes.base import Context, NoOptions, Pass
 
 _AXES_ARE_INPUTS = 18  # since this opset ReduceMax takes its axes as a tensor
 _Attributes = dict[str, int | Sequence[int]]
-_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def apply(graph: Graph, options: NoOptions, context: Context) -> Graph:
@@ -48,7 +47,8 @@ def _add(model: ir.Model, output: ir.Value, entry: GraphExit, opset: int) -> str
     """Add the nodes; the confidence's name."""
     name = f"{entry.name}/confidence"
     probabilities = output
-    if not ends_in_softmax(output):
+    last = made_by(output)
+    if last is None or last.op_type != "Softmax":
         probabilities = _node(
             model, "Softmax", [_as_row(model, output, name)], f"{name}/softmax", {"axis": 1}
         )
@@ -63,14 +63,6 @@ def _add(model: ir.Model, output: ir.Value, entry: GraphExit, opset: int) -> str
     value = _node(model, "ReduceMax", inputs, name, attributes)
     value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([1])
     return name
-
-
-def ends_in_softmax(value: ir.Value) -> bool:
-    """Whether the network itself already gives probabilities."""
-    node = value.producer()
-    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node is not None and node.op_type == "Softmax"
 
 
 def _as_row(model: ir.Model, value: ir.Value, name: str) -> ir.Value:

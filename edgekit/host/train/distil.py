@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgekit.host.graph import Graph, is_class_vector, static_shape, values
+from edgekit.host.graph import Graph, is_class_vector, made_by, static_shape, values
 from edgekit.host.train.fit import Batch, Loss, Models
 from edgekit.host.train.from_onnx import PRODUCTS
 from edgekit.host.train.samples import inputs_of
 
-_VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
 _TINY, _STEADY = 1e-12, 1e-3
 
 
@@ -56,9 +55,7 @@ def _products(graph: Graph) -> list[str]:
 
 def _before_activation(output: ir.Value, opset: int) -> tuple[ir.Value, str, tuple[int, ...]]:
     """The tensor before the activation an output ends in, what kind it is, and the axes that share a softmax."""
-    node = output.producer()
-    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = made_by(output)
     before = node.inputs[0] if node is not None and node.inputs else None
     if node is not None and before is not None and node.op_type in ("Softmax", "LogSoftmax"):
         shape = before.shape
