@@ -91,6 +91,7 @@ def command(
                 "policy": result.policy,
                 "requests": result.requests,
                 "latency_ms": result.latency.to_json(),
+                "deadline_missed": result.missed,
                 "exit_counts": dict(result.exit_counts),
                 "accuracy": result.accuracy,
                 "energy_mj": {
@@ -113,6 +114,8 @@ def command(
     for name, value in latency.to_json().items():
         table.add_row(f"latency {name}", number(value, 3, " ms"))
     total = max(1, result.requests)
+    if result.missed is not None:
+        table.add_row("in time", percent(1 - result.missed / total))
     table.add_row(
         "exits taken", ", ".join(f"{name} {percent(n / total, 1)}" for name, n in result.exit_counts.items())
     )

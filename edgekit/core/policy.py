@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,10 @@ class PolicySpec:
             raise BadInput(
                 f"policy {self.kind}: a deadline in ms goes with the anytime policy, and it needs one"
             )
+        if self.deadline_ms is not None and not 0 < self.deadline_ms < math.inf:
+            raise checks.wrong("deadline_ms", "a positive number of ms", self.deadline_ms)
+        if not 0 <= self.max_drop < math.inf:
+            raise checks.wrong("max_drop", "a number of points from 0", self.max_drop)
 
     def __str__(self) -> str:
         """Short text for tables: `full`, `budget 3ms`, `anytime 5ms`, `confidence 0.5pt`."""
@@ -109,7 +114,12 @@ def policy_told(
         "confidence": max_drop is not None,
     }
     if kind is None:
-        kind = next((name for name, given in told.items() if given), "full")
+        named = [name for name, given in told.items() if given]
+        if len(named) > 1:
+            raise BadInput(
+                f"policy must be one, got what asks for {' and '.join(named)}: leave out all but one"
+            )
+        kind = named[0] if named else "full"
     if max_drop is not None and kind != "confidence":
         raise BadInput(f"policy {kind}: max_drop goes with the confidence policy, and with no other")
     return PolicySpec(kind, budget, deadline_ms, DEFAULT_MAX_DROP if max_drop is None else max_drop)

@@ -101,13 +101,14 @@ class ExitReport:
 
 @dataclass(frozen=True)
 class PolicyReport:
-    """What one policy did on the evaluation data."""
+    """What one policy did on the evaluation data. missed: answers after their deadline; None where there was none."""
 
     policy: str
     requests: int
     accuracy: float | None
     exit_counts: Mapping[str, int]
     latency: Latency
+    missed: int | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> PolicyReport:
@@ -120,6 +121,7 @@ class PolicyReport:
             optional(data.get("accuracy"), f"{where}.accuracy", number),
             {k: integer(v, f"{where}.exit_counts.{k}") for k, v in counts.items()},
             Latency.parse(data.get("latency_ms"), f"{where}.latency_ms"),
+            optional(data.get("deadline_missed"), f"{where}.deadline_missed", integer),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +132,7 @@ class PolicyReport:
             "accuracy": self.accuracy,
             "exit_counts": dict(self.exit_counts),
             "latency_ms": self.latency.to_json(),
+            "deadline_missed": self.missed,
         }
 
 

@@ -214,6 +214,7 @@ OUTPUTS: Mapping[str, Schema] = {
         policy=TEXT,
         requests=COUNT,
         latency_ms=LATENCY,
+        deadline_missed=COUNT_OR_NULL,
         exit_counts=COUNTS,
         accuracy=FRACTION,
         energy_mj=ENERGY,

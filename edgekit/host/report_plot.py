@@ -88,7 +88,8 @@ def _axes(heights: list[float]) -> tuple[_Axes, float]:
     margin = max(0.002, 0.12 * (high - low))
     low, high = low - margin, high + margin
     step = next((s for s in _STEPS if (high - low) / s <= _LINES), _STEPS[-1])
-    return _Axes(math.floor(low / step) * step, math.ceil(high / step) * step), step
+    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+    return _Axes(max(0.0, low), min(1.0, high)), step  # a share; each step divides 1
 
 
 def _grid(axes: _Axes, step: float) -> list[str]:

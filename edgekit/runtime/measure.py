@@ -109,9 +109,10 @@ def measure_policy(
     policy = make_policy(spec, session.manifest, costs)
     latency = np.zeros(data.count)
     counts = {leaving.name: 0 for leaving in session.exits}
-    correct = labelled = 0
+    correct = labelled = missed = 0
     for row in range(data.count):
         answer = session.run(data.inputs(row), policy)
+        missed += answer.deadline_missed
         latency[row] = answer.latency_ms
         counts[answer.exit] += 1
         if data.labels is not None and answer.label is not None:
@@ -119,7 +120,8 @@ def measure_policy(
             correct += answer.label == int(data.labels[row])
         tick(1)
     accuracy = correct / labelled if labelled else None
-    return PolicyReport(str(spec), data.count, accuracy, counts, latency_of(latency))
+    late = None if spec.deadline_ms is None else missed
+    return PolicyReport(str(spec), data.count, accuracy, counts, latency_of(latency), late)
 
 
 def check_golden(session: Session, manifest: Manifest, read: Callable[[str], bytes]) -> tuple[str, ...]:

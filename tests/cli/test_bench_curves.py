@@ -43,6 +43,15 @@ def test_curves_are_tables_for_people(folder: Path, capsys: pytest.CaptureFixtur
     assert "nowhere significantly below" in out
 
 
+def test_a_deadline_tells_how_many_answers_came_in_time(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "toy.edge", "--data", "x.npz", "--deadline-ms", "0.000001", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deadline_missed"] == 40
+    assert run(["bench", "toy.edge", "--data", "x.npz", "--deadline-ms", "1000000"]) == 0
+    assert "in time" in capsys.readouterr().out
+
+
 def test_without_asking_there_are_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "toy.edge", "--data", "x.npz", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["curves"] is None

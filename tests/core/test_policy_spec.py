@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from edgekit.core.errors import BadInput
@@ -35,11 +37,26 @@ def test_a_budget_or_deadline_alone_names_its_policy() -> None:
     assert policy_from_options(None, None, None) == PolicySpec("full")
 
 
+@pytest.mark.parametrize("amount", [math.nan, math.inf, -1.0])
+def test_deadlines_and_drops_that_are_no_amounts_are_refused(amount: float) -> None:
+    with pytest.raises(BadInput, match="deadline_ms must be a positive number of ms"):
+        policy_from_options(None, None, amount)
+    with pytest.raises(BadInput, match="max_drop must be a number of points from 0"):
+        policy_from_options(None, None, None, amount)
+
+
 def test_a_drop_with_another_policy_is_refused() -> None:
     with pytest.raises(BadInput, match="goes with the confidence policy"):
         policy_from_options("full", None, None, 1.0)
     with pytest.raises(BadInput, match="goes with the confidence policy"):
         policy_from_options("budget", "3ms", None, 1.0)
+
+
+def test_amounts_of_several_policies_are_refused_where_none_was_named() -> None:
+    with pytest.raises(BadInput, match="budget and anytime: leave out all but one"):
+        policy_from_options(None, "3ms", 1.0)
+    with pytest.raises(BadInput, match="anytime and confidence"):
+        policy_from_options(None, None, 1.0, 0.5)
 
 
 @pytest.mark.parametrize(

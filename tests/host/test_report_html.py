@@ -238,3 +238,10 @@ def test_a_long_table_of_points_is_thinned_its_ends_kept_and_says_what_is_promis
     assert "0.999400" in text
     assert "25 of 48 points" in text
     assert "never / never" in text
+
+
+def test_the_axis_of_accuracy_ends_at_100_percent(manifest: Manifest, report: Report) -> None:
+    wide = (replace(report.exits[0], accuracy=0.26), *report.exits[1:])
+    text = page(manifest, replace(report, exits=wide, accuracy=Change(1.0, 0.98)))
+    assert ">100 %</text>" in text
+    assert "120 %" not in text

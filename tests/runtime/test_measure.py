@@ -102,6 +102,15 @@ def test_a_measured_policy_counts_every_request_and_knows_accuracy_only_with_lab
     assert measure_policy(session, data_of(x, None), PolicySpec("full")).accuracy is None
 
 
+def test_answers_after_their_deadline_are_counted(tmp_path: Path) -> None:
+    bundle = write_null_bundle(tmp_path / "a.edge")
+    session = open_session(bundle.manifest, bundle.read)
+    data = data_of(images(30), None)
+    assert measure_policy(session, data, PolicySpec("anytime", None, 1e-6)).missed == 30
+    assert measure_policy(session, data, PolicySpec("anytime", None, 1e6)).missed == 0
+    assert measure_policy(session, data, PolicySpec("full")).missed is None
+
+
 def test_stage_costs_find_the_slow_stage() -> None:
     files, parts = null_files(delay_ms=0.0)
     files["stages/1.json"] = files["stages/1.json"].replace(b'"delay_ms": 0.0', b'"delay_ms": 3.0')
