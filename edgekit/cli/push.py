@@ -23,6 +23,7 @@ from edgekit.core import jobs
 from edgekit.core.bundle import Bundle, open_bundle
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.policy import policy_from_options
+from edgekit.core.selector import parse_selector
 
 SOME_FAILED = 1
 _ATTEMPTS = 5  # somebody else may publish between our reading and our writing
@@ -74,6 +75,7 @@ def command(
     What is published already is not uploaded again. --policy and its amounts set the boards' policy; without them it
     stays as configured on each board. Ends with 1 when a board refused it, failed, or was not done in time.
     """
+    parse_selector(selector)  # before anything is published
     wanted = None
     if (policy, budget, deadline_ms, max_drop) != (None, None, None, None):
         wanted = policy_from_options(policy, budget, deadline_ms, max_drop)

@@ -17,12 +17,12 @@ import sqlalchemy as sa
 from edgekit.core import jobs as job_states
 from edgekit.core.errors import BadInput
 from edgekit.core.policy import PolicySpec
+from edgekit.core.selector import KEYS, parse_selector
 from edgekit.core.target import Target, parse_label, target_path
 from edgekit.core.trust import REASONS, Board, Running, decide
 from edgekit.fleet import store as db
 from edgekit.repo.add import Conflict
 
-KEYS = ("tag", "profile", "name")
 PENDING = "pending"
 DEFAULT_LIFE_S = 86_400.0
 MEASURE, MEASURE_LIFE_S = "measure", 900.0
@@ -50,21 +50,6 @@ class Order:
     policy: PolicySpec | None = None
     interval_s: float | None = None
     life_s: float = DEFAULT_LIFE_S
-
-
-def parse_selector(text: str) -> Mapping[str, frozenset[str]]:
-    """Key -> its alternatives; empty for `all`. Raises BadInput."""
-    if text.strip() == "all":
-        return {}
-    found: dict[str, set[str]] = {}
-    for pair in text.split(","):
-        key, _, value = (part.strip() for part in pair.partition("="))
-        if key not in KEYS or not value:
-            raise BadInput(
-                f'--to must be "all" or pairs such as tag=site-a,profile=raspberrypi5,name=pi5-a, got {pair.strip()!r}'
-            )
-        found.setdefault(key, set()).add(value)
-    return {key: frozenset(values) for key, values in found.items()}
 
 
 def matches(device: Device, selector: Mapping[str, frozenset[str]]) -> bool:
