@@ -84,6 +84,8 @@ def command(
     if report is not None and found is not None:
         write_page(report, opened.label, str(data), found)
     energy = per_unit(window, result.requests)
+    total = max(1, result.requests)
+    cost = sum(leaving.cost_share * result.exit_counts[leaving.name] for leaving in manifest.exits) / total
     known = energy.mj is not None
     if as_json:
         print_json(
@@ -93,6 +95,7 @@ def command(
                 "latency_ms": result.latency.to_json(),
                 "deadline_missed": result.missed,
                 "exit_counts": dict(result.exit_counts),
+                "cost_share": cost,
                 "accuracy": result.accuracy,
                 "energy_mj": {
                     "mean": energy.mj,
@@ -113,12 +116,12 @@ def command(
     table.add_row("requests", str(result.requests))
     for name, value in latency.to_json().items():
         table.add_row(f"latency {name}", number(value, 3, " ms"))
-    total = max(1, result.requests)
     if result.missed is not None:
         table.add_row("in time", percent(1 - result.missed / total))
     table.add_row(
         "exits taken", ", ".join(f"{name} {percent(n / total, 1)}" for name, n in result.exit_counts.items())
     )
+    table.add_row("mean cost", percent(cost, 1) + " of the network's MACs")
     table.add_row(
         "accuracy", percent(result.accuracy) if result.accuracy is not None else "unknown (no labels)"
     )

@@ -216,6 +216,7 @@ OUTPUTS: Mapping[str, Schema] = {
         latency_ms=LATENCY,
         deadline_missed=COUNT_OR_NULL,
         exit_counts=COUNTS,
+        cost_share=FRACTION,
         accuracy=FRACTION,
         energy_mj=ENERGY,
         memory={"anyOf": [MEMORY, {"type": "null"}]},

@@ -10,6 +10,7 @@ import pytest
 from bundles import SHAPE, write_null_bundle
 
 from edgekit.cli.main import run
+from edgekit.core.bundle import open_bundle
 from edgekit.core.curves import Curves
 
 
@@ -50,6 +51,15 @@ def test_a_deadline_tells_how_many_answers_came_in_time(
     assert json.loads(capsys.readouterr().out)["deadline_missed"] == 40
     assert run(["bench", "toy.edge", "--data", "x.npz", "--deadline-ms", "1000000"]) == 0
     assert "in time" in capsys.readouterr().out
+
+
+def test_what_the_exits_cost_is_told_whatever_was_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = [leaving.cost_share for leaving in open_bundle(folder / "toy.edge").manifest.exits]
+    for asked, cost in (["--budget", "0.1%"], shares[0]), (["--policy", "full"], 1.0):
+        assert run(["bench", "toy.edge", "--data", "x.npz", *asked, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["cost_share"] == pytest.approx(cost, abs=0.05)
 
 
 def test_without_asking_there_are_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
