@@ -60,6 +60,10 @@ def pack_tflite(request: Request, watch: Watch = unwatched) -> Conversion:
     backend = tflite_backend(request.profile, request.recipe.backend if request.recipe else request.backend)
     if request.base or (request.recipe is not None and request.recipe.steps):
         raise BadInput(f"{request.model}: a .tflite file is packed as it is: no passes can be applied to it")
+    if request.exits is not None:
+        raise BadInput(
+            f"{request.model}: a .tflite file is packed as it is: it cannot get --exits, an ONNX file can"
+        )
     model = read_tflite(request.model)
     check_runs(request.model)
     described = describe(model, request.input_spec, str(request.model))

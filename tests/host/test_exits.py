@@ -278,7 +278,7 @@ def test_fewer_than_asked_for_is_said(tmp_path: Path) -> None:
 
 def test_too_little_data_is_said(tmp_path: Path) -> None:
     graph = opened(easy(), tmp_path)
-    with pytest.raises(BadInput, match="at least 128 calibration inputs, got 20"):
+    with pytest.raises(BadInput, match="at least 128 calibration inputs beside those that validate, got 20"):
         plan_exits(graph, Wanted(), Context(data_for(graph, tmp_path, 20)), lambda g: None, None)
 
 

@@ -249,12 +249,15 @@ def test_damaged_files_are_refused_in_one_line_and_crash_nothing(tmp_path: Path)
 def test_passes_shapes_and_boards_without_a_runtime_for_it_are_refused(
     make: Callable, tmp_path: Path
 ) -> None:
+    from edgekit.host.exits.plan import Wanted
     from edgekit.host.passes import step
 
     model = image_classifier(tmp_path / "m.tflite")
     data = images(tmp_path / "c.npz")
     with pytest.raises(BadInput, match="packed as it is: no passes"):
         packed(model, data, pixels_spec(), base=(step("equalize"),))
+    with pytest.raises(BadInput, match="cannot get --exits"):
+        packed(model, data, pixels_spec(), exits=Wanted())
     with pytest.raises(BadInput, match="--shape cannot change"):
         packed(model, data, pixels_spec(), shapes={"": (1, 8, 8, 1)})
     with pytest.raises(BadInput, match=r"jetson-nano: a .tflite file needs one of the backends litert"):

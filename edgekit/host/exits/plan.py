@@ -129,7 +129,9 @@ def plan_exits(
     cuts = named_cuts(graph, wanted.names) if wanted.names else _narrow(spread_cuts(graph, candidates))
     data = context.samples("--exits")
     if data.count < 2 * _FEWEST:
-        raise BadInput(f"--exits wants at least {2 * _FEWEST} calibration inputs, got {data.count}")
+        raise BadInput(
+            f"--exits wants at least {2 * _FEWEST} calibration inputs beside those that validate, got {data.count}"
+        )
     if not cuts:
         return Planned(None, (), ("--exits: the network has no place where an exit could stand",))
     judged, costs, broken = _judge(
