@@ -132,13 +132,14 @@ def _broker(table: Table, base: Path, data_dir: Path) -> Broker:
     pid_file, password_file, files_dir = (
         table.optional_text(key) for key in ("pid_file", "password_file", "files_dir")
     )
+    files = base / files_dir if files_dir else data_dir / "broker"
     return Broker(
         host=host,
         port=port,
         username=username,
         password_file=base / password_file if password_file else data_dir / "broker.password",
-        files_dir=base / files_dir if files_dir else data_dir / "broker",
-        pid_file=None if pid_file is None else base / pid_file,
+        files_dir=files,
+        pid_file=base / pid_file if pid_file else files / "mosquitto.pid",
         public_host=table.optional_text("public_host") or host,
         public_port=_port(table, "public_port", port, 1),
     )

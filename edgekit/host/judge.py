@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -141,7 +141,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         data=subject.data.uses(),
         tried=subject.tried,
         parity=_parity(subject),
-        notes=subject.notes,
+        notes=(*subject.notes, *_out_of_reach(manifest)),
         curves=curves(manifest, after, times.known, metric),
     )
 
@@ -162,6 +162,15 @@ def _accuracy(predicted: NDArray[np.int64], judged: Data) -> float | None:
     if judged.labels is None or (predicted < 0).any():
         return None
     return float((predicted == judged.labels).mean())
+
+
+def _out_of_reach(manifest: Manifest) -> Iterator[str]:
+    """Budgets that this bundle cannot keep, however easy its inputs are."""
+    first = manifest.exits[0]
+    for spec in _specs(manifest):
+        budget = spec.budget
+        if budget is not None and budget.unit == "%" and budget.value < 100 * first.cost_share:
+            yield f"policy {spec}: {first.name} alone costs {first.cost_share:.1%}, so it is not held"
 
 
 def _specs(manifest: Manifest) -> tuple[PolicySpec, ...]:

@@ -395,3 +395,9 @@ def test_without_the_wish_nothing_is_added(request_: Request) -> None:
 def test_the_latency_before_is_the_network_without_exits(request_: Request) -> None:
     made = convert(replace(request_, profile=find_profile(HOST)))
     assert made.report.latency_before.p50 is not None
+
+
+def test_a_budget_below_the_first_exit_is_said_to_be_out_of_reach(request_: Request) -> None:
+    late = replace(request_, exits=Wanted(None, ("c5",)))
+    assert any("exit1 alone costs" in note for note in convert(late).report.notes)
+    assert not any("alone costs" in note for note in convert(request_).report.notes)

@@ -144,7 +144,7 @@ def plan_exits(
         *broken,
         *(_dropped(judged, chosen, cut) for cut in cuts if cut not in [c.cut for c in chosen]),
     )
-    notes = _told(chosen, costs.whole_ms, named=bool(wanted.names))
+    notes = _told(chosen, len(judged[0].right) if judged else 0, costs.whole_ms, named=bool(wanted.names))
     if wanted.count is not None and len(chosen) < wanted.count:
         notes.append(f"--exits {wanted.count}: only {len(chosen)} pay for themselves")
     if not find_spec("torch"):
@@ -230,7 +230,7 @@ def _judge(
 
     found = [candidate(cut, LINEAR) for cut in sound]
     linear = _choose(found, MOST_EXITS)
-    least = mean_cost(linear)
+    least = _safe_cost(linear)
     for cut in sound:
         kind = wide[cut]
         if kind is not None and (named or _could_pay(linear, least, cut, costs, kind)):
@@ -253,7 +253,7 @@ def _could_pay(linear: Sequence[Candidate], least: float, cut: Cut, costs: _Cost
     count = len(linear[0].right) if linear else 1
     always = Candidate(cut, kind, at, own, np.ones(count, np.float32), np.ones(count, np.bool_))
     others = [entry for entry in linear if entry.cut != cut]
-    return min(mean_cost([always]), mean_cost(_in_order([*others, always]))) <= least - _WORTH
+    return min(_safe_cost([always]), _safe_cost(_in_order([*others, always]))) <= least - _WORTH
 
 
 def _parts(
@@ -366,6 +366,11 @@ def mean_cost(chosen: Sequence[Candidate], agreement: float = AGREEMENT) -> floa
     return leaving.cost(best)
 
 
+def _safe_cost(chosen: Sequence[Candidate]) -> float:
+    """The mean cost when one answer more goes wrong than was seen: few judged samples must not promise much."""
+    return mean_cost(chosen, AGREEMENT + 1 / len(chosen[0].right)) if chosen else 1.0
+
+
 @dataclass(frozen=True)
 class _Leaving:
     """Who could leave where. reaches: of each exit how many of its most confident samples leave there if they come.
@@ -390,7 +395,9 @@ class _Leaving:
         )
         wrong = np.array([*(~entry.right for entry in chosen), np.zeros(count, np.bool_)])
         orders = np.array([np.argsort(-entry.confidence, kind="stable") for entry in chosen])
-        return cls(orders, np.argsort(orders, axis=1), costs, wrong, int(count * (1 - agreement) + 1e-9))
+        return cls(
+            orders, np.argsort(orders, axis=1), costs, wrong, math.floor(count * (1 - agreement) + 1e-9)
+        )
 
     def taken(self, reaches: Sequence[int], but: int = -1) -> NDArray[np.int64]:
         """The exit each sample leaves at, as if there were no exit `but`."""
@@ -476,7 +483,7 @@ def _choose(judged: Sequence[Candidate], most: int) -> list[Candidate]:
     while len(chosen) < most:
         taken = {entry.cut for entry in chosen}
         offers = [
-            (mean_cost(_in_order([*chosen, entry])), place)
+            (_safe_cost(_in_order([*chosen, entry])), place)
             for place, entry in enumerate(judged)
             if entry.cut not in taken
         ]
@@ -486,8 +493,8 @@ def _choose(judged: Sequence[Candidate], most: int) -> list[Candidate]:
         chosen = _in_order([*chosen, judged[place]])
     for entry in list(chosen):
         rest = [other for other in chosen if other is not entry]
-        if rest and mean_cost(rest) <= cost + _WORTH / 2:
-            chosen, cost = rest, mean_cost(rest)
+        if rest and _safe_cost(rest) <= cost + _WORTH / 2:
+            chosen, cost = rest, _safe_cost(rest)
     return chosen
 
 
@@ -496,7 +503,7 @@ def _named(judged: Sequence[Candidate]) -> list[Candidate]:
     best: dict[str, Candidate] = {}
     for entry in judged:
         other = best.get(entry.cut.tensor)
-        if other is None or mean_cost([entry]) < mean_cost([other]):
+        if other is None or _safe_cost([entry]) < _safe_cost([other]):
             best[entry.cut.tensor] = entry
     return _in_order(list(best.values()))
 
@@ -507,34 +514,34 @@ def _in_order(chosen: Sequence[Candidate]) -> list[Candidate]:
 
 def _dropped(judged: Sequence[Candidate], chosen: Sequence[Candidate], cut: Cut) -> Dropped:
     """Why no exit stands there."""
-    entry = min((c for c in judged if c.cut == cut), key=lambda c: mean_cost([c]))
-    alone, now = mean_cost([entry]), mean_cost(chosen)
+    entry = min((c for c in judged if c.cut == cut), key=lambda c: _safe_cost([c]))
+    alone, now = _safe_cost([entry]), _safe_cost(chosen)
     why = f"alone it brings {alone:.2f}x of the full cost at {AGREEMENT:.0%} agreement"
     if chosen:
-        beside = mean_cost(_in_order([*chosen, entry]))
+        beside = _safe_cost(_in_order([*chosen, entry]))
         why += f", beside the chosen ones {beside:.2f}x where they bring {now:.2f}x"
     return Dropped(cut.node, f"exit ({entry.kind}) after {cut.cost_share:.0%} of the MACs", why)
 
 
-def _told(chosen: Sequence[Candidate], whole_ms: float | None, *, named: bool) -> list[str]:
-    """What is expected of them, in a sentence each."""
+def _told(chosen: Sequence[Candidate], count: int, whole_ms: float | None, *, named: bool) -> list[str]:
+    """What is expected of them, in a sentence each. count: samples they were judged on."""
+    few = (
+        f"exits: they were judged on {count} samples, too few to tell {AGREEMENT:.0%} from "
+        f"{max(0.0, 1 - _SURE / max(1, count)):.1%} of the same answers; {_SURE / (1 - AGREEMENT):.0f} would do"
+    )
+    doubts = [few] if 0 < count * (1 - AGREEMENT) < _SURE else []
     if not chosen:
-        return ["--exits: no exit pays for itself here, so the network keeps its only one"]
-    cost = mean_cost(chosen)
+        return ["--exits: no exit pays for itself here, so the network keeps its only one", *doubts]
+    cost = _safe_cost(chosen)
     unit = "its time" if whole_ms is not None else "its MACs"
     notes = [
-        f"exits: {len(chosen)} early; expected mean cost {cost:.2f}x of {unit} at {AGREEMENT:.0%} of the same answers"
+        f"exits: {len(chosen)} early; expected mean cost {cost:.2f}x of {unit} at {AGREEMENT:.0%} of the same answers",
+        *doubts,
     ]
-    count = len(chosen[0].right)
-    if count * (1 - AGREEMENT) < _SURE:
-        notes.append(
-            f"exits: they were judged on {count} samples, too few to tell {AGREEMENT:.0%} from "
-            f"{max(0.0, 1 - _SURE / count):.1%} of the same answers; {_SURE / (1 - AGREEMENT):.0f} would do"
-        )
     if named:
         for entry in chosen:
             rest = [other for other in chosen if other is not entry]
-            if mean_cost(rest) <= cost + _WORTH / 2:
+            if _safe_cost(rest) <= cost + _WORTH / 2:
                 notes.append(f"exits: the one behind {entry.cut.node} does not pay for itself")
     return notes
 
