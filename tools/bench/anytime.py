@@ -142,6 +142,11 @@ def cases(names: Sequence[str], seeds: Sequence[int], folder: Path) -> Iterator[
                 run(PYTHON, TOOLS / "fetch_models.py", name)
             data = lines(folder / "lines")
             spec = ("--shape", "1,3,48,192", "--input-spec", str(data[0].with_name("spec.toml")))
+            spec = (
+                *spec,
+                "--max-drop",
+                f"{WITHIN:g}",
+            )  # without it 8-bit weights take the points that exits may lose
             yield Case(name, model, *data, False, FINISHED[name], WITHIN, spec)
         else:
             for seed in seeds:
@@ -212,7 +217,7 @@ def data_of(path: Path, manifest: Manifest, tested: int) -> Data:
 
 def answers(case: Case, data: Data) -> NDArray[np.int64]:
     """What the network that came in says: the class by its last exit, in onnxruntime."""
-    spec = read_input_spec(Path(case.extra[-1])) if case.extra else None
+    spec = read_input_spec(Path(case.extra[3])) if case.extra else None
     shapes = parse_shapes((case.extra[1],)) if case.extra else None
     graph = load(case.model, shapes, spec).graph
     session = open_model(case.model.read_bytes())
@@ -378,7 +383,8 @@ INTRODUCTION = (
 )
 AGREEMENT = (
     "Agreement and points lost are against the network that came in, float32, run whole in onnxruntime, so the "
-    "formats that convert chose count as well."
+    "formats that convert chose count as well. text_direction was converted with --max-drop 0.2: its weights in "
+    "8 bits alone lost 0.3 points."
 )
 CURVES = (
     "Lead: points of the budget policy over the static exits mixed to the same cost, mean from the first "
