@@ -13,6 +13,7 @@ from rich.console import Console
 from edgekit import __version__
 from edgekit.cli.output import console, print_json
 from edgekit.core.errors import BadInput
+from edgekit.core.stopping import call_on_signal
 
 _CONFIG = click.option(
     "--config",
@@ -108,8 +109,7 @@ def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose
             "%s: %s is not known to this version, ignored", config.path, key
         )
     agent = Agent(config, __version__)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
+    call_on_signal(agent.stop, signal.SIGTERM, signal.SIGINT)
     summary = agent.run()
     if as_json:
         print_json(summary.to_json())

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from edgekit.core.errors import EdgekitError, one_line
+from edgekit.core.stopping import call_on_signal
 from edgekit.fleet.config import read_config
 
 _GRACE_S = 3.0
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     )
     stop = threading.Event()
     threading.Thread(target=_watch, args=(int(lifeline),), daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    call_on_signal(stop.set, signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says when
     try:
         config = read_config(Path(config_file))

@@ -141,7 +141,8 @@ def cases(names: Sequence[str], seeds: Sequence[int], folder: Path) -> Iterator[
             if not model.exists():
                 run(PYTHON, TOOLS / "fetch_models.py", name)
             data = lines(folder / "lines")
-            spec = ("--shape", "1,3,48,192", "--input-spec", str(data[0].with_name("spec.toml")))
+            spec: tuple[str, ...] = ("--shape", "1,3,48,192", "--input-spec")
+            spec = (*spec, str(data[0].with_name("spec.toml")))
             spec = (
                 *spec,
                 "--max-drop",

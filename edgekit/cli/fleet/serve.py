@@ -12,6 +12,7 @@ import click
 
 from edgekit.cli.options import json_option
 from edgekit.cli.output import console, print_json
+from edgekit.core.stopping import call_on_signal
 
 # What a fleet.toml may hold; a commented line shows the default. tests/fleet/test_config.py reads it both ways.
 EXAMPLE = """\
@@ -66,8 +67,7 @@ def serve(config_file: Path, as_json: bool) -> None:
         level=logging.INFO, format="%(asctime)s serve %(levelname)s %(message)s", stream=sys.stderr
     )
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    call_on_signal(stop.set, signal.SIGTERM, signal.SIGINT)
 
     def say(url: str) -> None:
         if as_json:
