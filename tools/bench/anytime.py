@@ -394,7 +394,7 @@ CURVES = (
     "little to win; nowhere below: at no budget significantly under them. Budget: the largest relative "
     "deviation of the realised mean cost from the budget. Deadlines: one a request, drawn between the first "
     "stage's p99 and 1.2x of the full median; in time by the thread's own processor time, since the machine "
-    "was shared."
+    "was shared; accuracy from the tightest deadlines to the laxest."
 )
 
 
@@ -469,7 +469,7 @@ def page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         "",
         CURVES,
         "",
-        "| network | seed | lead | at most | nowhere below | budget, validation | test | in time | accuracy, tight to lax |",
+        "| network | seed | lead | at most | nowhere below | budget, validation | test | in time | accuracy |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
