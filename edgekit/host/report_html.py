@@ -62,7 +62,7 @@ def render(page: Page) -> str:
             "Policies", _policies(page), "One stream of requests under each policy, on the evaluation data."
         ),
         _section("Before and after", _before_after(page)),
-        _section("Operating points", _points(page), _points_note(report)),
+        _section("Operating points", _points(page), _points_note(page)),
         _section("What was tried", _tried(report), _tried_note(report)),
         _section("Layers", _layers(report), _layers_note(report)),
         _section("Two runtimes", _parity(report.parity), _PARITY_NOTE) if report.parity else "",
@@ -276,12 +276,12 @@ def _threshold(value: float) -> str:
     return "never" if value > 1 else f"{value:.3f}" if value < 0.995 else f"{value:.6f}"
 
 
-def _points_note(report: Report) -> str:
+def _points_note(page: Page) -> str:
     return (
         "Found on the validation data; quality is what it promises"
         + (
-            ", agreement with the last exit where that data has no labels"
-            if report.metric != METRICS[0]
+            ", agreement with the last exit since that data has no labels"
+            if page.manifest.quality_metric != METRICS[0]
             else ""
         )
         + ", and at least what so many samples can promise, given the full network's."

@@ -31,7 +31,10 @@ class _Axes:
 
 
 def plot(manifest: Manifest, report: Report) -> str:
-    """Operating points as a line, exits and policies as marks, the model that came in as a dashed line."""
+    """Operating points as a line, exits and policies as marks, the model that came in as a dashed line.
+
+    Points that promise agreement have no place among accuracies: they are left out where the metrics differ.
+    """
     exits = [(e.cost_share, e.accuracy, e.name) for e in report.exits if e.accuracy is not None]
     policies = [
         (policy_cost(entry, manifest), entry.accuracy, entry.policy)
@@ -40,7 +43,7 @@ def plot(manifest: Manifest, report: Report) -> str:
     ]
     points = (
         [(point.cost_share, point.quality) for point in report.operating_points]
-        if len(report.exits) > 1
+        if len(report.exits) > 1 and manifest.quality_metric == report.metric
         else []
     )
     heights = [*(a for _, a, _ in exits), *(a for _, a, _ in policies), *(q for _, q in points)]

@@ -245,3 +245,14 @@ def test_the_axis_of_accuracy_ends_at_100_percent(manifest: Manifest, report: Re
     text = page(manifest, replace(report, exits=wide, accuracy=Change(1.0, 0.98)))
     assert ">100 %</text>" in text
     assert "120 %" not in text
+
+
+def test_promised_agreement_is_not_drawn_among_accuracies(manifest: Manifest, report: Report) -> None:
+    point = OperatingPoint((0.5,) * (len(manifest.exits) - 1), 0.5, (1.0,) * len(manifest.exits), 0.9)
+    told = replace(report, operating_points=(point,))
+    drawn = {
+        metric: 'class="points"'
+        in render(Page(replace(manifest, quality_metric=metric), told, "", "0" * 64, 1))
+        for metric in ("top1", "agreement")
+    }
+    assert drawn == {"top1": True, "agreement": False}
