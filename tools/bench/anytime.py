@@ -352,7 +352,7 @@ def anytime(drawn: Curves) -> dict[str, Any]:
     }
 
 
-# --- what the issue asks for ------------------------------------------------------------------------------------------
+# --- targets and the page ---------------------------------------------------------------------------------------------
 
 
 def verdicts(row: Mapping[str, Any]) -> dict[str, bool]:
