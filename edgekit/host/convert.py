@@ -274,9 +274,11 @@ def _split_of(recipe: Recipe | None) -> tuple[int, float]:
 
 
 def check_recipe(recipe: Recipe, profile: Profile) -> None:
-    """A recipe is for one board. Raises BadInput for another."""
+    """A recipe is for one board, and its first steps stand fixed. Raises BadInput for another, or another order."""
     if recipe.profile != profile.name:
         raise BadInput(f"--recipe is for the profile {recipe.profile}, got --profile {profile.name}")
     if recipe.steps and recipe.steps[: len(BEFORE)] != BEFORE:  # none: a .tflite file was packed
         first = ", ".join(entry.name for entry in BEFORE)
         raise BadInput(f"--recipe must begin with the steps {first}")
+    if any(entry.name == EXITS for entry in recipe.steps[len(BEFORE) + 1 :]):
+        raise BadInput(f"--recipe may have the step {EXITS} once, right after {BEFORE[-1].name}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgekit.core.errors import BadInput
-from edgekit.host.convert import check_recipe
+from edgekit.host.convert import BEFORE, check_recipe
 from edgekit.host.passes import step
 from edgekit.host.recipe import Recipe, TakenBack, read_recipe
 from edgekit.runtime.detect import find_profile
@@ -67,3 +68,16 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, said
 def test_a_recipe_for_another_board_is_refused() -> None:
     with pytest.raises(BadInput, match="is for the profile raspberrypi5, got --profile raspberrypi4b"):
         check_recipe(INT8, find_profile("raspberrypi4b"))
+
+
+def test_exits_stand_right_after_what_every_network_goes_through() -> None:
+    profile = find_profile(INT8.profile)
+    there, late = (
+        (*BEFORE, step("exits", cuts=("n",))),
+        (*BEFORE, step("equalize"), step("exits", cuts=("n",))),
+    )
+    check_recipe(replace(INT8, steps=there), profile)
+    with pytest.raises(BadInput, match="right after fold"):
+        check_recipe(replace(INT8, steps=late), profile)
+    with pytest.raises(BadInput, match="right after fold"):
+        check_recipe(replace(INT8, steps=(*there, there[-1])), profile)

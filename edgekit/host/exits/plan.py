@@ -54,11 +54,6 @@ class Wanted:
     count: int | None = None
     names: tuple[str, ...] = ()
 
-    @property
-    def auto(self) -> bool:
-        """Nothing but that there be exits."""
-        return self.count is None and not self.names
-
 
 def parse_exits(text: str) -> Wanted:
     """Read `auto`, a number, or names with commas between them. Raises BadInput."""
@@ -100,11 +95,6 @@ class Candidate:
     own: float
     confidence: NDArray[np.float32]
     right: NDArray[np.bool_]
-
-    @property
-    def agreement(self) -> float:
-        """Share of samples that it answers as the last exit does."""
-        return float(self.right.mean())
 
 
 def plan_exits(
