@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from edgekit.core.registry import pick
 from edgekit.native.packing import words_for
 
 LIBRARY = "libedgekit_native.so"
-ABI_VERSION = 1
+ABI_VERSION = 2
 _CHOSEN = -1
 _NO_KERNEL = -2
 _INT32_MAX = 2**31 - 1
@@ -56,8 +58,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The opened library with its functions typed. Raises MissingExtra where it was not built or is another version."""
-    resource = files("edgekit.native") / LIBRARY
+    """The opened library with its functions typed. Raises MissingExtra where it was not built or is another version.
+
+    $EDGEKIT_NATIVE_LIBRARY names another file, for who works on the kernels: a build with a sanitizer, say.
+    """
+    given = os.environ.get("EDGEKIT_NATIVE_LIBRARY")
+    resource = Path(given) if given else files("edgekit.native") / LIBRARY
     if not resource.is_file():
         raise MissingExtra(f"the native library {LIBRARY} is not built; run tools/setup or reinstall edgekit")
     with as_file(resource) as path:
