@@ -18,24 +18,26 @@ static const char *const families[EK_FAMILY_COUNT] = {
     [EK_FAMILY_DOT8] = "dot8",
 };
 
-#define OF(isa) {[EK_FAMILY_BDENSE] = &ek_bdense_##isa}
+#define BDENSE(isa) [EK_FAMILY_BDENSE] = &ek_bdense_##isa
+#define XNOR(isa) [EK_FAMILY_XNOR] = &ek_xnor_##isa
+#define DOT8(isa) [EK_FAMILY_DOT8] = &ek_dot8_##isa
 
 /* Slowest first: the last one that this CPU can run is chosen. */
 static const instruction_set sets[] = {
-    {"reference", 0, OF(reference), 1},
-    {"portable", 0, OF(portable), 1},
+    {"reference", 0, {BDENSE(reference), XNOR(reference)}, 1},
+    {"portable", 0, {BDENSE(portable), XNOR(portable)}, 1},
 #ifdef EK_HAVE_NEON
-    {"neon", EK_BIT(EK_CPU_NEON), OF(neon), 1},
+    {"neon", EK_BIT(EK_CPU_NEON), {BDENSE(neon)}, 1},
 #else
     {"neon", EK_BIT(EK_CPU_NEON), {NULL}, 0},
 #endif
 #ifdef EK_HAVE_AVX2
-    {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2), OF(avx2), 1},
+    {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2), {BDENSE(avx2)}, 1},
 #else
     {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2), {NULL}, 0},
 #endif
 #ifdef EK_HAVE_AVX512
-    {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), OF(avx512), 1},
+    {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {BDENSE(avx512)}, 1},
 #else
     {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {NULL}, 0},
 #endif

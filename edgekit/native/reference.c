@@ -35,9 +35,11 @@ static void write_code(const ek_epilogue *to, uint64_t *pixel, const int32_t *li
     }
 }
 
+static int32_t class_of(const uint16_t *classes, int32_t i) { return classes == NULL ? 0 : classes[i]; }
+
 static void finish(const ek_window_layer *layer, int32_t y, int32_t x, int32_t channel, int32_t q) {
     const ek_epilogue *to = &layer->to;
-    const ptrdiff_t class = layer->class_of_row[y] + layer->class_of_column[x];
+    const ptrdiff_t class = class_of(layer->class_of_row, y) + class_of(layer->class_of_column, x);
     if (to->bits != NULL) {
         uint64_t *pixel = to->bits + y * to->bits_row + x * to->bits_pixel;
         const int32_t planes = to->levels == 1 ? 1 : 2;
@@ -95,3 +97,47 @@ static void dot8_run(const ek_dot8_layer *of, void *scratch) {
 }
 
 const ek_dot8_kernel ek_dot8_reference = {dot8_pack_size, dot8_pack, dot8_scratch_size, dot8_run};
+
+/* --- family "xnor": one bit at a time, from the plan's rows ----------------------------------------------------- */
+
+static int input_bit(const ek_xnor_layer *l, int32_t y, int32_t x, int32_t ky, int32_t kx, int plane, int32_t c) {
+    const uint64_t *pixel = l->in + (y * l->layer.stride_h + ky) * l->in_row + (x * l->layer.stride_w + kx) * l->in_pixel;
+    return (int)(pixel[plane * l->words + c / 64] >> (c % 64) & 1);
+}
+
+static int weight_bit(const ek_xnor_layer *l, int32_t channel, int plane, size_t term) {
+    const size_t terms = (size_t)l->layer.kernel_h * (size_t)l->layer.kernel_w * (size_t)l->in_c;
+    const size_t row_words = (terms + 31) / 32;
+    const uint32_t *rows = l->packed;
+    return (int)(rows[((size_t)channel * (size_t)l->weight_planes + (size_t)plane) * row_words + term / 32] >>
+                     (term % 32) & 1);
+}
+
+static int32_t differing(const ek_xnor_layer *l, int32_t y, int32_t x, int32_t channel) {
+    int32_t q = 0;
+    for (int32_t i = 0; i < l->passes; i++) {
+        size_t term = 0;
+        for (int32_t ky = 0; ky < l->layer.kernel_h; ky++)
+            for (int32_t kx = 0; kx < l->layer.kernel_w; kx++)
+                for (int32_t c = 0; c < l->in_c; c++, term++)
+                    if (input_bit(l, y, x, ky, kx, l->pass[i].in_plane, c) !=
+                        weight_bit(l, channel, l->pass[i].weight_plane, term))
+                        q += INT32_C(1) << l->pass[i].weight;
+    }
+    return q;
+}
+
+static void xnor_run(const ek_xnor_layer *l, void *scratch) {
+    (void)scratch;
+    for (int32_t y = 0; y < l->layer.out_h; y++)
+        for (int32_t x = 0; x < l->layer.out_w; x++)
+            for (int32_t channel = 0; channel < l->layer.out_c; channel++)
+                finish(&l->layer, y, x, channel, differing(l, y, x, channel));
+}
+
+static size_t xnor_nothing(const ek_xnor_layer *l) {
+    (void)l;
+    return 0;
+}
+
+const ek_xnor_kernel ek_xnor_reference = {xnor_nothing, NULL, xnor_nothing, xnor_run};
