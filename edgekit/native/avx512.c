@@ -19,3 +19,67 @@ static inline uint32_t ek_total(ek_acc acc) { return (uint32_t)_mm512_reduce_add
 
 #define EK_KERNEL ek_bdense_avx512
 #include "bdense_kernel.inc"
+
+/* --- linear layers: lanes are output channels ------------------------------------------------------------------- */
+
+enum { EK_LANES = 16, EK_PIXELS = 6 };
+#define EK_UNROLL _Pragma("GCC unroll 8")
+typedef __m512i ek_vec;
+
+static inline ek_vec ek_vec_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+static inline void ek_vec_store(int32_t *p, ek_vec v) { _mm512_storeu_si512(p, v); }
+static inline ek_vec ek_vec_add(ek_vec a, ek_vec b) { return _mm512_add_epi32(a, b); }
+static inline ek_vec ek_vec_mul(ek_vec a, ek_vec b) { return _mm512_mullo_epi32(a, b); }
+static inline ek_vec ek_vec_half(ek_vec v) { return _mm512_srai_epi32(v, 1); }
+static inline uint32_t ek_negative(ek_vec v) { return _mm512_cmplt_epi32_mask(v, _mm512_setzero_si512()); }
+static inline uint32_t ek_reached(ek_vec d, ek_vec limit) {
+    return _mm512_cmplt_epi32_mask(_mm512_xor_si512(d, _mm512_set1_epi32(-1)), limit);
+}
+static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, const float *bias) {
+    const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(scale));
+    _mm512_storeu_ps(to, _mm512_add_ps(product, _mm512_loadu_ps(bias)));
+}
+
+#include "window.inc"
+
+/* --- family "xnor": 32 bits of 16 channels against 32 bits of a pixel; 24 sums stay in registers ----------------- */
+
+enum { EK_XNOR_STEP = 4, EK_XNOR_PART = 1 };
+
+static inline size_t ek_xnor_slot(int32_t channel) { return (size_t)channel; }
+
+EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int P, const int V) {
+    if (shift == 0) return;
+    const __m128i by = _mm_cvtsi32_si128(shift);
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int v = 0; v < V; v++) d[p][v] = _mm512_sll_epi32(d[p][v], by);
+}
+
+EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
+                            const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
+    for (int32_t i = 0; i < l->passes; i++) {
+        ek_xnor_double(d, walk->shift[i], P, V);
+        const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
+        for (int32_t row = 0; row < walk->rows; row++)
+            for (int32_t run = 0; run < walk->runs; run++) {
+                ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
+                for (int32_t step = 0; step < walk->steps; step++, at += EK_XNOR_STEP, w += EK_BLOCK * EK_XNOR_STEP) {
+                    ek_vec x[EK_PIXELS];
+                    EK_UNROLL for (int p = 0; p < P; p++) {
+                        int32_t bits;
+                        memcpy(&bits, in[p] + at, sizeof bits);
+                        x[p] = _mm512_set1_epi32(bits);
+                    }
+                    EK_UNROLL for (int v = 0; v < V; v++) {
+                        const ek_vec of = _mm512_loadu_si512(w + v * 64);
+                        EK_UNROLL for (int p = 0; p < P; p++)
+                            d[p][v] = _mm512_sub_epi32(d[p][v], _mm512_popcnt_epi32(_mm512_xor_si512(of, x[p])));
+                    }
+                }
+            }
+    }
+    ek_xnor_double(d, walk->shift[l->passes], P, V);
+}
+
+#define EK_XNOR_KERNEL ek_xnor_avx512
+#include "xnor_kernel.inc"

@@ -38,6 +38,16 @@ typedef struct {
     ek_bdense_run *run;
 } ek_bdense_kernel;
 
+/* How the vector kernels of family "xnor" walk a layer's windows and weights; all distances in bytes. */
+typedef struct {
+    int32_t rows, runs, steps;
+    ptrdiff_t row, run;     /* input: from row to row, from run to run */
+    ptrdiff_t plane;        /* input: from plane to plane */
+    ptrdiff_t weight_plane; /* weights of a block: from plane to plane */
+    int32_t shift[EK_MAX_PASSES + 1];
+    int started; /* no sum is doubled, so d may begin at the only level's limits */
+} ek_xnor_walk;
+
 extern const ek_bdense_kernel ek_bdense_reference, ek_bdense_portable, ek_bdense_avx2, ek_bdense_avx512, ek_bdense_neon;
 extern const ek_xnor_kernel ek_xnor_reference, ek_xnor_portable, ek_xnor_avx2, ek_xnor_avx512, ek_xnor_neon;
 extern const ek_dot8_kernel ek_dot8_reference, ek_dot8_portable, ek_dot8_avx2, ek_dot8_avx512, ek_dot8_neon;
