@@ -24,8 +24,8 @@ static const char *const families[EK_FAMILY_COUNT] = {
 
 /* Slowest first: the last one that this CPU can run is chosen. */
 static const instruction_set sets[] = {
-    {"reference", 0, {BDENSE(reference), XNOR(reference)}, 1},
-    {"portable", 0, {BDENSE(portable), XNOR(portable)}, 1},
+    {"reference", 0, {BDENSE(reference), XNOR(reference), DOT8(reference)}, 1},
+    {"portable", 0, {BDENSE(portable), XNOR(portable), DOT8(portable)}, 1},
 #ifdef EK_HAVE_NEON
     {"neon", EK_BIT(EK_CPU_NEON), {BDENSE(neon)}, 1},
 #else
@@ -37,7 +37,7 @@ static const instruction_set sets[] = {
     {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2), {NULL}, 0},
 #endif
 #ifdef EK_HAVE_AVX512
-    {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {BDENSE(avx512)}, 1},
+    {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {BDENSE(avx512), XNOR(avx512)}, 1},
 #else
     {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {NULL}, 0},
 #endif

@@ -35,11 +35,9 @@ static void write_code(const ek_epilogue *to, uint64_t *pixel, const int32_t *li
     }
 }
 
-static int32_t class_of(const uint16_t *classes, int32_t i) { return classes == NULL ? 0 : classes[i]; }
-
 static void finish(const ek_window_layer *layer, int32_t y, int32_t x, int32_t channel, int32_t q) {
     const ek_epilogue *to = &layer->to;
-    const ptrdiff_t class = class_of(layer->class_of_row, y) + class_of(layer->class_of_column, x);
+    const ptrdiff_t class = layer->class_of_row[y] + layer->class_of_column[x];
     if (to->bits != NULL) {
         uint64_t *pixel = to->bits + y * to->bits_row + x * to->bits_pixel;
         const int32_t planes = to->levels == 1 ? 1 : 2;
