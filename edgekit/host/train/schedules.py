@@ -28,3 +28,12 @@ def gradual_sparsity(
         return final + (initial - final) * left**3
 
     return at
+
+
+def exponential(last: float) -> Callable[[float], float]:
+    """From 1 down to `last` by the same factor in each step."""
+
+    def at(done: float) -> float:
+        return last**done
+
+    return at

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from edgekit.host.train.fit import (
     Hook,
     Loss,
     Models,
+    Schedule,
+    Update,
     fit,
     reproducible,
 )
@@ -35,10 +38,11 @@ from edgekit.host.watch import Watch, unwatched
 from edgekit.runtime.data import Data
 
 _STUDENT = "student"
-_CROSS_ENTROPY = "cross entropy"
 _EVALUATED_AT_ONCE = 500
 _STEPS_KEPT = 200  # between two checkpoints
 _IMAGE_RANK = 4
+
+Criterion: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"  # logits [N, classes], classes [N] -> a scalar
 
 
 @dataclass(frozen=True)
@@ -160,21 +164,19 @@ class HasLosses(Protocol):
 class _Pass:
     """One forward pass per batch, which all losses read."""
 
-    def __init__(self, options: Training) -> None:
-        self._options = options
-        self._outputs: Outputs | None = None
+    def __init__(self, criterion: Criterion, options: Joint) -> None:
+        self._criterion, self._options = criterion, options
         self._own: Mapping[str, Tensor] = {}
 
-    def cross_entropy(self, models: Models, batch: Batch) -> Tensor:
-        """The weighted sum over exits. The first loss of a step: it does the pass."""
-        module, options = models[_STUDENT], self._options
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+    def of_exits(self, models: Models, batch: Batch) -> Tensor:
+        """The weighted sum of the criterion over exits. The first loss of a step: it does the pass."""
+        module = models[_STUDENT]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._options.bfloat16):
             outputs = outputs_of(module(batch["x"]))
         self._own = module.losses(outputs) if isinstance(module, HasLosses) else {}
-        weights = options.exit_weights or (1.0,) * len(outputs.logits)
+        weights = self._options.exit_weights or (1.0,) * len(outputs.logits)
         parts = [
-            weight
-            * functional.cross_entropy(logits.float(), batch["y"], label_smoothing=options.label_smoothing)
+            weight * self._criterion(logits.float(), batch["y"])
             for weight, logits in zip(weights, outputs.logits, strict=True)
         ]
         return torch.stack(parts).sum()
@@ -203,11 +205,71 @@ def train_classifier(
     arguments and weights the result is the same to the bit. Raises BadInput where exits, classes and weights do not fit
     one another or the loss runs away, WorldFailed where the checkpoint cannot be written.
     """
+    method = Method(
+        "cross entropy",
+        partial(functional.cross_entropy, label_smoothing=options.label_smoothing),
+        Gradient(_optimizer(module, options), options.clip),
+        warm_cosine(options.warm_up),
+    )
+    return train_by(
+        method,
+        module,
+        samples,
+        options,
+        seed=seed,
+        threads=threads,
+        hooks=hooks,
+        checkpoint=checkpoint,
+        watch=watch,
+        what=what,
+    )
+
+
+class Joint(Protocol):
+    """What options of any method say. exit_weights: of each exit's criterion in the sum, none: 1 each."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def exit_weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def bfloat16(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """How scores become a loss, and a loss new weights. loss: the criterion's name; rate: the schedule "lr"."""
+
+    loss: str
+    criterion: Criterion
+    update: Update
+    rate: Schedule
+
+
+def train_by(
+    method: Method,
+    module: nn.Module,
+    samples: Labelled,
+    options: Joint,
+    *,
+    seed: int,
+    threads: int = 1,
+    hooks: Sequence[Hook] = (),
+    checkpoint: Path | None = None,
+    watch: Watch = unwatched,
+    what: str = "train",
+) -> Fitted:
+    """Train all exits jointly by a method, as train_classifier does by its own."""
     with reproducible(seed, threads):
         names = _check(module, samples, options)
     module.to(memory_format=torch.channels_last)
-    one = _Pass(options)
-    losses = {_CROSS_ENTROPY: one.cross_entropy, **{name: one.own(name) for name in names}}
+    one = _Pass(method.criterion, options)
+    losses = {method.loss: one.of_exits, **{name: one.own(name) for name in names}}
     kept = None
     if checkpoint is not None:
         kept = Checkpoint(checkpoint, _key(module, samples, options, seed, threads), _STEPS_KEPT)
@@ -217,8 +279,8 @@ def train_classifier(
             samples,
             {_STUDENT: module},
             losses,
-            Gradient(_optimizer(module, options), options.clip),
-            {"lr": warm_cosine(options.warm_up)},
+            method.update,
+            {"lr": method.rate},
             hooks,
             epochs=options.epochs,
             batch=options.batch,
@@ -232,7 +294,7 @@ def train_classifier(
         module.eval()
 
 
-def _check(module: nn.Module, samples: Labelled, options: Training) -> tuple[str, ...]:
+def _check(module: nn.Module, samples: Labelled, options: Joint) -> tuple[str, ...]:
     """Try one pass on a copy; the names of the module's own losses."""
     trial = copy.deepcopy(module).train()
     batch = samples.plain(0, min(2, samples.count))
@@ -266,7 +328,7 @@ def _optimizer(module: nn.Module, options: Training) -> torch.optim.Optimizer:
     )
 
 
-def _key(module: nn.Module, samples: Labelled, options: Training, seed: int, threads: int) -> str:
+def _key(module: nn.Module, samples: Labelled, options: Joint, seed: int, threads: int) -> str:
     """What makes a training this one: its data, its options, and the weights it starts from."""
     start = hashlib.sha256()
     for name, value in module.state_dict().items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,37 @@ def to_onnx(
     `EXIT/confidence` of shape [1]. samples: further inputs [N, ...] to compare on, besides random ones. Raises BadInput
     where the module cannot be exported, or the file, run in onnxruntime, gives other answers than the module to 1e-4.
     """
+    return export(module, image, labels, names, _inputs(image, samples))
+
+
+def export(
+    module: nn.Module,
+    image: Input,
+    labels: Sequence[str] | None,
+    names: Sequence[str] | None,
+    compared: Sequence[NDArray[Any]],
+    rewrite: Callable[[onnx.ModelProto], None] = lambda proto: None,
+    runnable: Callable[[bytes], bytes] = lambda content: content,
+) -> bytes:
+    """The file that to_onnx and to_qonnx make, checked on `compared`: inputs of the whole shape. Integers are cast.
+
+    rewrite: changes what was traced before it is described; runnable: the file as onnxruntime can run it.
+    """
     training = module.training
     module.eval()
+    flat = _Flat(module)
     try:
-        compared = _inputs(image, samples)
         with torch.no_grad():
-            each = [outputs_of(module(torch.from_numpy(one))) for one in compared]
+            each = [outputs_of(module(flat.input(torch.from_numpy(one)))) for one in compared]
         called = tuple(names or exit_names(len(each[0].logits)))
         if len(called) != len(each[0].logits):
-            raise BadInput(f"to_onnx: the network has {len(each[0].logits)} exits, got {len(called)} names")
+            raise BadInput(f"export: the network has {len(each[0].logits)} exits, got {len(called)} names")
         wanted = [_named(one, called) for one in each]
-        proto = _traced(module, torch.from_numpy(compared[0]), image.tensor.name, list(wanted[0]))
+        proto = _traced(flat, torch.from_numpy(compared[0]), image.tensor.name, list(wanted[0]))
+        rewrite(proto)
         _describe(proto, image, labels, called, wanted[0])
         content: bytes = proto.SerializeToString(deterministic=True)
-        _compare(content, image.tensor.name, compared, wanted)
+        _compare(runnable(content), image.tensor.name, compared, wanted)
     finally:
         module.train(training)
     return content
@@ -89,19 +106,27 @@ def _named(made: Outputs, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in found.items()}
 
 
+class _Floats(nn.Module):
+    """A cast by this name: modules take floats, a file may take pixels."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value if value.dtype == torch.float32 else value.float()
+
+
 class _Flat(nn.Module):
     """The module with a plain tuple of tensors as its answer, as tracing wants it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.input = _Floats()
 
     def forward(self, value: Tensor) -> tuple[Tensor, ...]:
-        made = outputs_of(self.module(value))
-        return tuple(each.float() for each in (*made.logits, *made.confidences))
+        made = outputs_of(self.module(self.input(value)))
+        return tuple(self.input(each) for each in (*made.logits, *made.confidences))
 
 
-def _traced(module: nn.Module, example: Tensor, name: str, outputs: list[str]) -> onnx.ModelProto:
+def _traced(flat: _Flat, example: Tensor, name: str, outputs: list[str]) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # tracing still works everywhere
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # the comparison says it better
@@ -109,7 +134,7 @@ def _traced(module: nn.Module, example: Tensor, name: str, outputs: list[str]) -
         path = Path(folder) / "module.onnx"
         options: dict[str, Any] = {"input_names": [name], "output_names": outputs, "opset_version": OPSET}
         try:
-            torch.onnx.export(_Flat(module).eval(), (example,), str(path), dynamo=False, **options)
+            torch.onnx.export(flat.eval(), (example,), str(path), dynamo=False, **options)
             return onnx.load_model(path)
         except OSError as err:
             raise WorldFailed(f"to_onnx: {folder}: {err.strerror or err}") from err

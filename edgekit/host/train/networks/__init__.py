@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from edgekit.core.errors import BadInput
-from edgekit.host.train.networks import iamnn, iamnn_plan, mobilenet, msdnet, msdnet_plan, resnet
+from edgekit.host.train.networks import cnv, iamnn, iamnn_plan, lfc, mobilenet, msdnet, msdnet_plan, resnet
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,22 @@ NETWORKS: Mapping[str, Kind] = {
     "iamnn": Kind(iamnn_plan.Config, iamnn.IamNN),
 }
 
+# With binary weights and activations: they take pixels 0-255 and are exported by host/train/to_qonnx.py.
+BINARY_NETWORKS: Mapping[str, Kind] = {
+    "lfc": Kind(lfc.Config, lfc.LFC),
+    "cnv": Kind(cnv.Config, cnv.CNV),
+}
+
 
 def build(name: str, config: Any = None) -> nn.Module:
     """A network of this name with fresh weights from PyTorch's generator; config None: the kind's defaults.
 
     Raises BadInput for a name that is not known, a config of another kind, or one that makes no network.
     """
-    if name not in NETWORKS:
-        raise BadInput(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
-    kind = NETWORKS[name]
+    known = {**NETWORKS, **BINARY_NETWORKS}
+    if name not in known:
+        raise BadInput(f"network must be one of {', '.join(known)}, got {name!r}")
+    kind = known[name]
     config = kind.config() if config is None else config
     if type(config) is not kind.config:
         raise BadInput(

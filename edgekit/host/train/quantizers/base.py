@@ -1,0 +1,68 @@
+"""What a quantizer of weights is, and the one ONNX operator that all of them export to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+DOMAIN = (
+    "qonnx.custom_op.general"  # of the operators that QONNX adds (Pappalardo et al. 2022, arXiv 2206.07527)
+)
+OPERATOR = "BipolarQuant"
+
+
+@runtime_checkable
+class WeightQuantizer(Protocol):
+    """Two levels for each weight of a layer. The weight itself stays real: what an update changes (the "shadow")."""
+
+    @property
+    def grid(self) -> str:
+        """The number format of host/stored.py that holds the codes in a file."""
+
+    def start(self, weight: Tensor) -> None:
+        """Fill a new layer's weight [out, in, ...] from PyTorch's generator."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """scale * sign(weight), with the gradient of the method."""
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """What a weight of +1 stands for: one number, or one per filter [out, 1, ...]. Without gradient."""
+
+    def settle(self, weight: Tensor) -> None:
+        """What the method does to the weight after each update, in place."""
+
+    def rate(self, weight: Tensor) -> float:
+        """The factor on the learning rate of this weight."""
+
+
+def plus_minus(value: Tensor) -> Tensor:
+    """+1 where value >= 0, else -1, in the value's own type."""
+    return torch.where(value >= 0, 1.0, -1.0).to(value.dtype)
+
+
+def fans(weight: Tensor) -> tuple[int, int]:
+    """(fan in, fan out) of a weight [out, in, ...]: terms of one sum, and sums that one input is a term of."""
+    window = math.prod(weight.shape[2:])
+    return weight.shape[1] * window, weight.shape[0] * window
+
+
+class _Bipolar(torch.autograd.Function):
+    """BipolarQuant as PyTorch's exporter writes it; in a pass without gradients the same numbers."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, scale: Tensor) -> Tensor:
+        del context
+        return plus_minus(value) * scale
+
+    @staticmethod
+    def symbolic(graph: Any, value: Any, scale: Any) -> Any:
+        return graph.op(f"{DOMAIN}::{OPERATOR}", value, scale).setType(value.type())
+
+
+def bipolar(value: Tensor, scale: Tensor) -> Tensor:
+    """scale * (+1 where value >= 0, else -1): for export alone, without gradient. The scale becomes a constant."""
+    fixed = torch.from_numpy(scale.detach().numpy().copy())  # what a trace cannot see it keeps as it is
+    return _Bipolar.apply(value, fixed)
