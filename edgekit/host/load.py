@@ -26,6 +26,7 @@ from edgekit.core import checks
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.manifest import DTYPES, Input, Tensor
 from edgekit.core.toml import read_toml
+from edgekit.host import qonnx
 from edgekit.host.graph import (
     Graph,
     GraphExit,
@@ -101,10 +102,11 @@ def _graph(
     """The Graph, and the outputs that no exit names."""
     told = _metadata(proto, path)
     del proto.metadata_props[:]
-    model = _tidy(proto)
+    model = _tidy(qonnx.raised(proto, path))
     _check_values(model, path)
-    _check_operators(model, path)
     inputs = _fix_inputs(model, {**told.inputs, **spec.inputs}, shapes, path)
+    qonnx.expand(model, path)
+    _check_operators(model, path)
     infer_shapes(model)
     exits = _exits(model, spec.exits or told.exits, path)
     outputs = {value.name or "": value for value in model.graph.outputs}
