@@ -20,27 +20,7 @@ static inline uint32_t ek_total(ek_acc acc) { return (uint32_t)_mm512_reduce_add
 #define EK_KERNEL ek_bdense_avx512
 #include "bdense_kernel.inc"
 
-/* --- linear layers: lanes are output channels ------------------------------------------------------------------- */
-
-enum { EK_LANES = 16, EK_PIXELS = 6 };
-#define EK_UNROLL _Pragma("GCC unroll 8")
-typedef __m512i ek_vec;
-
-static inline ek_vec ek_vec_load(const int32_t *p) { return _mm512_loadu_si512(p); }
-static inline void ek_vec_store(int32_t *p, ek_vec v) { _mm512_storeu_si512(p, v); }
-static inline ek_vec ek_vec_add(ek_vec a, ek_vec b) { return _mm512_add_epi32(a, b); }
-static inline ek_vec ek_vec_mul(ek_vec a, ek_vec b) { return _mm512_mullo_epi32(a, b); }
-static inline ek_vec ek_vec_half(ek_vec v) { return _mm512_srai_epi32(v, 1); }
-static inline uint32_t ek_negative(ek_vec v) { return _mm512_cmplt_epi32_mask(v, _mm512_setzero_si512()); }
-static inline uint32_t ek_reached(ek_vec d, ek_vec limit) {
-    return _mm512_cmplt_epi32_mask(_mm512_xor_si512(d, _mm512_set1_epi32(-1)), limit);
-}
-static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, const float *bias) {
-    const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(scale));
-    _mm512_storeu_ps(to, _mm512_add_ps(product, _mm512_loadu_ps(bias)));
-}
-
-#include "window.inc"
+#include "avx512_vectors.inc"
 
 /* --- family "xnor": 32 bits of 16 channels against 32 bits of a pixel; 24 sums stay in registers ----------------- */
 

@@ -5,12 +5,18 @@
 
 #include "edgekit_native.h"
 
-typedef struct {
+enum { REFERENCE, PORTABLE, NEON, AVX2, AVX512, SETS }; /* slowest first */
+
+static const struct {
     const char *name;
     uint64_t needs; /* feature bits without which its kernels must not be called */
-    const void *kernels[EK_FAMILY_COUNT]; /* NULL: this family has none of its own */
-    int32_t built;
-} instruction_set;
+} sets[SETS] = {
+    [REFERENCE] = {"reference", 0},
+    [PORTABLE] = {"portable", 0},
+    [NEON] = {"neon", EK_BIT(EK_CPU_NEON)},
+    [AVX2] = {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2)},
+    [AVX512] = {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ)},
+};
 
 static const char *const families[EK_FAMILY_COUNT] = {
     [EK_FAMILY_BDENSE] = "binary_dense",
@@ -18,52 +24,70 @@ static const char *const families[EK_FAMILY_COUNT] = {
     [EK_FAMILY_DOT8] = "dot8",
 };
 
-#define BDENSE(isa) [EK_FAMILY_BDENSE] = &ek_bdense_##isa
-#define XNOR(isa) [EK_FAMILY_XNOR] = &ek_xnor_##isa
-#define DOT8(isa) [EK_FAMILY_DOT8] = &ek_dot8_##isa
-
-/* Slowest first: the last one that this CPU can run is chosen. */
-static const instruction_set sets[] = {
-    {"reference", 0, {BDENSE(reference), XNOR(reference), DOT8(reference)}, 1},
-    {"portable", 0, {BDENSE(portable), XNOR(portable), DOT8(portable)}, 1},
+/* Every kernel that is built. Of two for the same family and set, the later one is taken where it runs. */
+static const struct {
+    int32_t set, family;
+    uint64_t also; /* feature bits that it needs besides its set's */
+    const void *kernel;
+} kernels[] = {
+    {REFERENCE, EK_FAMILY_BDENSE, 0, &ek_bdense_reference},
+    {REFERENCE, EK_FAMILY_XNOR, 0, &ek_xnor_reference},
+    {REFERENCE, EK_FAMILY_DOT8, 0, &ek_dot8_reference},
+    {PORTABLE, EK_FAMILY_BDENSE, 0, &ek_bdense_portable},
+    {PORTABLE, EK_FAMILY_XNOR, 0, &ek_xnor_portable},
+    {PORTABLE, EK_FAMILY_DOT8, 0, &ek_dot8_portable},
 #ifdef EK_HAVE_NEON
-    {"neon", EK_BIT(EK_CPU_NEON), {BDENSE(neon)}, 1},
-#else
-    {"neon", EK_BIT(EK_CPU_NEON), {NULL}, 0},
+    {NEON, EK_FAMILY_BDENSE, 0, &ek_bdense_neon},
+#endif
+#ifdef EK_HAVE_NEON_DOTPROD
 #endif
 #ifdef EK_HAVE_AVX2
-    {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2), {BDENSE(avx2)}, 1},
-#else
-    {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2), {NULL}, 0},
+    {AVX2, EK_FAMILY_BDENSE, 0, &ek_bdense_avx2},
+    {AVX2, EK_FAMILY_DOT8, 0, &ek_dot8_avx2},
 #endif
 #ifdef EK_HAVE_AVX512
-    {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {BDENSE(avx512), XNOR(avx512)}, 1},
-#else
-    {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ), {NULL}, 0},
+    {AVX512, EK_FAMILY_BDENSE, 0, &ek_bdense_avx512},
+    {AVX512, EK_FAMILY_XNOR, 0, &ek_xnor_avx512},
+#endif
+#ifdef EK_HAVE_AVX512_VNNI
+    {AVX512, EK_FAMILY_DOT8, EK_BIT(EK_CPU_AVX512VNNI), &ek_dot8_avx512},
 #endif
 };
-enum { SETS = sizeof sets / sizeof *sets };
+enum { KERNELS = sizeof kernels / sizeof *kernels };
 
-/* Bit i: set i can run here. Looked up at the first call and kept; never 0, since the reference always runs. Two
- * threads that come first together write the same number. */
-static uint32_t runnable(void) {
+_Static_assert(EK_CPU_COUNT < 32, "the features fit what is kept of them");
+
+/* The CPU's features, looked up at the first call and kept. Two threads that come first together write the same. */
+static uint64_t features(void) {
+    const uint32_t known = UINT32_C(1) << 31;
     static _Atomic uint32_t kept = 0;
-    uint32_t rows = kept;
-    if (rows != 0) return rows;
-    const uint64_t features = ek_cpu_features();
-    for (int32_t i = 0; i < SETS; i++)
-        if (sets[i].built && (sets[i].needs & ~features) == 0) rows |= UINT32_C(1) << i;
-    return kept = rows;
+    uint32_t found = kept;
+    if (found == 0) kept = found = (uint32_t)ek_cpu_features() | known;
+    return found & ~known;
 }
 
-static int32_t can_run(int32_t set) { return (int32_t)(runnable() >> set & 1); }
+static int32_t has(uint64_t needed) { return (needed & ~features()) == 0; }
 
-static int32_t can_run_family(int32_t set, int family) { return can_run(set) && sets[set].kernels[family] != NULL; }
+/* The set's kernel of a family; with `runnable`, only one that this CPU can run. NULL: there is none. */
+static const void *kernel_of(int32_t family, int32_t set, int32_t runnable) {
+    for (int32_t i = KERNELS - 1; i >= 0; i--)
+        if (kernels[i].family == family && kernels[i].set == set &&
+            (!runnable || has(sets[set].needs | kernels[i].also)))
+            return kernels[i].kernel;
+    return NULL;
+}
 
 /* The fastest set at or below `from` that has a kernel of this family and runs here; -1: none. */
-static int32_t fastest(int family, int32_t from) {
-    while (from >= 0 && !can_run_family(from, family)) from--;
+static int32_t fastest(int32_t family, int32_t from) {
+    while (from >= 0 && kernel_of(family, from, 1) == NULL) from--;
     return from;
+}
+
+/* Whether any kernel of the set is built and this CPU has what the set needs. */
+static int32_t can_run(int32_t set) {
+    for (int32_t i = 0; i < KERNELS; i++)
+        if (kernels[i].set == set) return has(sets[set].needs);
+    return 0;
 }
 
 const void *ek_find_kernel(int family, const char *name) {
@@ -73,7 +97,7 @@ const void *ek_find_kernel(int family, const char *name) {
         if (from < 0 || !can_run(from)) return NULL;
     }
     const int32_t set = fastest(family, from);
-    return set < 0 ? NULL : sets[set].kernels[family];
+    return set < 0 ? NULL : kernel_of(family, set, 1);
 }
 
 int32_t ek_abi_version(void) { return EK_ABI_VERSION; }
@@ -86,8 +110,8 @@ int32_t ek_kernel_get(int32_t index, ek_kernel_info *info) {
     *info = (ek_kernel_info){
         .family = families[family],
         .name = sets[set].name,
-        .built = sets[set].kernels[family] != NULL,
-        .supported = can_run_family(set, family),
+        .built = kernel_of(family, set, 0) != NULL,
+        .supported = kernel_of(family, set, 1) != NULL,
         .chosen = set == fastest(family, SETS - 1),
     };
     return EK_OK;
@@ -98,8 +122,8 @@ int32_t ek_binary_dense(const uint64_t *x, const uint64_t *w, int32_t *out, int6
     if (rows == 0) return EK_OK;
     if (x == NULL || w == NULL || out == NULL) return EK_BAD_ARGUMENT;
     if (kernel == EK_CHOSEN) kernel = fastest(EK_FAMILY_BDENSE, SETS - 1);
-    else if (!can_run_family(kernel, EK_FAMILY_BDENSE)) return EK_NO_KERNEL;
-    const ek_bdense_kernel *found = sets[kernel].kernels[EK_FAMILY_BDENSE];
+    const ek_bdense_kernel *found = kernel_of(EK_FAMILY_BDENSE, kernel, 1);
+    if (found == NULL) return EK_NO_KERNEL;
     found->run(x, w, out, (size_t)rows, (size_t)n);
     return EK_OK;
 }

@@ -54,17 +54,29 @@ def test_cpu_features_are_those_that_the_operating_system_reports() -> None:
     assert set(door.cpu_features()) == wanted
 
 
+FAMILIES = ("binary_dense", "xnor", "dot8")
+
+
+def rows_of(family: str) -> list[door.Kernel]:
+    return [row for row in door.kernels() if row.family == family]
+
+
 def test_the_table_lists_every_instruction_set_built_or_not() -> None:
-    assert [row.name for row in door.kernels()] == ["reference", "portable", "neon", "avx2", "avx512"]
+    assert {row.family for row in door.kernels()} == set(FAMILIES)
+    for family in FAMILIES:
+        names = [row.name for row in rows_of(family)]
+        assert names == ["reference", "portable", "neon", "avx2", "avx512"]
 
 
-def test_the_reference_and_the_portable_kernel_run_everywhere() -> None:
-    supported = {row.name for row in door.kernels() if row.supported}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_and_the_portable_kernel_run_everywhere(family: str) -> None:
+    supported = {row.name for row in rows_of(family) if row.supported}
     assert {"reference", "portable"} <= supported
 
 
-def test_one_kernel_is_chosen_and_it_is_the_fastest_that_can_run() -> None:
-    rows = door.kernels()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_kernel_is_chosen_and_it_is_the_fastest_that_can_run(family: str) -> None:
+    rows = rows_of(family)
     assert [row.chosen for row in rows].count(True) == 1
     assert next(row for row in rows if row.chosen) == [row for row in rows if row.supported][-1]
 
@@ -76,9 +88,11 @@ def test_what_is_not_built_is_not_supported() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these kernels are built for x86-64 only")
 def test_x86_kernels_run_exactly_where_the_cpu_has_their_instructions() -> None:
     features = set(door.cpu_features())
-    rows = {row.name: row for row in door.kernels()}
-    assert rows["avx2"].supported == ({"popcnt", "avx2"} <= features)
-    assert rows["avx512"].supported == ({"popcnt", "avx512f", "avx512vpopcntdq"} <= features)
+    for family in FAMILIES:
+        rows = {row.name: row for row in rows_of(family)}
+        more = {"avx512vnni"} if family == "dot8" else set()
+        assert rows["avx2"].supported == ({"popcnt", "avx2"} <= features)
+        assert rows["avx512"].supported == ({"popcnt", "avx512f", "avx512vpopcntdq", *more} <= features)
 
 
 @pytest.fixture
