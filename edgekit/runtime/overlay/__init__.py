@@ -1,0 +1,1 @@
+"""Binary networks in programmable logic: the design of an overlay, its models, its simulation and its driver."""
