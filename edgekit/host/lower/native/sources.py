@@ -1,0 +1,188 @@
+"""What a tensor of the plan stands for in the graph, and the grids that levels of a quantizer lie on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from edgekit.host.lower.native import steps
+from edgekit.host.lower.native.chain import Chain
+from edgekit.host.lower.native.drafts import Held
+from edgekit.host.lower.native.steps import Floats, Line, Steps, Whole
+from edgekit.native import plan
+from edgekit.runtime.backends import Array
+
+_NEAR = 1e-4  # of a step: what float32 may have moved a level
+
+
+class NotHere(Exception):
+    """This node cannot be a plan's; the text says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a plan tensor stands for in the graph: value = scale * n + offset, by channel; n within low..high.
+
+    places: for each element of the value's shape, which of the tensor's h * w * c values it is. real: the tensor holds
+    floats, which are the value.
+    """
+
+    held: Held
+    scale: Floats
+    offset: Floats
+    low: Whole
+    high: Whole
+    places: Whole
+    real: bool = False
+    every: int = 1  # n is low + a multiple of it
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all channels have one scale and one offset."""
+        return bool((self.scale == self.scale[0]).all() and (self.offset == self.offset[0]).all())
+
+    @property
+    def natural(self) -> bool:
+        """Whether the value is the tensor, channels before height and width."""
+        usual = np.arange(self.held.count).reshape(self.held.h, self.held.w, self.held.c)
+        return np.array_equal(self.places.ravel(), usual.transpose(2, 0, 1).ravel())
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether a layer can read it: bits or bytes with one scale."""
+        return self.held.type in (plan.BITS, plan.U8, plan.I8) and self.uniform
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels as offset + scale * n, n from low to high, in a tensor of this type and coding."""
+
+    type: int
+    coding: int
+    low: int
+    high: int
+    scale: float
+    offset: float
+
+
+def grid_of(levels: Floats, *, as_bytes: bool) -> Grid | None:
+    """The narrowest tensor for these levels; None: they are not equally spaced."""
+    if len(levels) == 1:  # a constant: one bit that never changes
+        only = float(levels[0])
+        return (
+            Grid(plan.U8, 0, 0, 1, 1.0, only)
+            if as_bytes
+            else Grid(plan.BITS, plan.BIPOLAR, -1, 1, 1.0, only - 1)
+        )
+    if len(levels) == 2 and not as_bytes:
+        low, high = map(float, levels)
+        middle = (low + high) / 2
+        return Grid(
+            plan.BITS,
+            plan.BIPOLAR,
+            -1,
+            1,
+            (high - low) / 2,
+            0.0 if abs(middle) < _NEAR * (high - low) else middle,
+        )
+    step = float(np.diff(levels).min())
+    count = np.round((levels - levels[0]) / step)
+    step = float(levels[-1] - levels[0]) / float(count[-1])
+    if np.abs((levels - levels[0]) / step - count).max() > _NEAR * 100:
+        return None
+    first = levels[0] / step
+    zero = abs(first - round(first)) < _NEAR * 100
+    low = round(first) if zero else 0
+    high = low + int(count[-1])
+    offset = 0.0 if zero else float(levels[0])
+    for type_, coding, least, most in (
+        *(() if as_bytes else _CODINGS),
+        (plan.U8, 0, 0, 255),
+        (plan.I8, 0, -128, 127),
+    ):
+        if low >= least and high <= most:
+            return Grid(
+                type_,
+                coding,
+                low if type_ != plan.BITS else least,
+                high if type_ != plan.BITS else most,
+                step,
+                offset,
+            )
+    return Grid(plan.U8, 0, 0, high - low, step, float(levels[0])) if high - low <= 255 else None
+
+
+_CODINGS = (
+    (plan.BITS, plan.TERNARY, -1, 1),
+    (plan.BITS, plan.UNSIGNED2, 0, 3),
+    (plan.BITS, plan.SIGNED2, -2, 1),
+)
+
+
+def activation_name(held: Held) -> str:
+    """How people write what a layer reads: "a1", "a2", "a8"."""
+    if held.type != plan.BITS:
+        return "a8"
+    return "a1" if held.coding == plan.BIPOLAR else "a2"
+
+
+def source_of(
+    held: Held, scale: float, offset: float, low: int, high: int, places: Whole, *, real: bool = False
+) -> Source:
+    """A source with one scale, offset and range for all channels."""
+    ones = np.ones(held.c)
+    whole = np.ones(held.c, np.int64)
+    return Source(held, scale * ones, offset * ones, low * whole, high * whole, places, real)
+
+
+def domain_of(source: Source, part: slice) -> steps.Domain:
+    """The numbers that the source's tensor may hold, and what they stand for."""
+    scale, offset = source.scale[part], source.offset[part]
+    every = 2 if source.held.coding == plan.BIPOLAR else source.every
+    return steps.scaled(source.low[part], source.high[part], scale, offset, every)
+
+
+def line_through(found: Steps, domain: steps.Domain, source: Source) -> Line | None:
+    """The straight line through a function of few values on the numbers of a grid."""
+    places = domain.places()
+    codes = np.zeros(places.shape, np.int64)
+    for index in range(found.at.shape[1]):
+        at = found.at[:, index : index + 1]
+        codes += np.where(found.falling[:, None], places <= at, places >= at)
+    return steps.line_of(found.levels[codes], places)
+
+
+def channel_of(source: Source, shape: tuple[int, ...]) -> Whole | None:
+    """For each index of axis 1 the tensor's channel; None where the two are not one to one."""
+    rows = source.places.reshape(shape[0] * shape[1], -1) % source.held.c
+    if len(rows) != source.held.c or (rows != rows[:, :1]).any() or len(np.unique(rows[:, 0])) != len(rows):
+        return None
+    return np.asarray(rows[:, 0], np.int64)
+
+
+def alike(chain: Chain) -> Callable[[Array], Array]:
+    """The chain on one number for all channels, which must agree."""
+
+    def function(numbers: Array) -> Array:
+        made = chain(np.broadcast_to(numbers, (chain.channels, numbers.shape[1])))
+        if (made != made[:1]).any():
+            raise NotHere("what follows differs by element after a change of shape")
+        return made[:1]
+
+    return function
+
+
+Found = TypeVar("Found", bound="Steps | Line | None")
+
+
+def repeated(found: Found, channels: int) -> Found:
+    """What holds for one channel, for all."""
+    if isinstance(found, Steps):
+        at, falling = np.repeat(found.at, channels, axis=0), np.repeat(found.falling, channels)
+        return replace(found, at=at, falling=falling)
+    if isinstance(found, Line):
+        return replace(found, scale=np.repeat(found.scale, channels), bias=np.repeat(found.bias, channels))
+    return found

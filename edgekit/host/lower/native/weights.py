@@ -1,0 +1,92 @@
+"""See in a layer's float weights the few bits they are made of: codes, and one scale for each output channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.native import plan
+from edgekit.runtime.backends import Array
+
+Floats = NDArray[np.float64]
+_CLOSE = 1e-4  # of a step: what rounding in float32 may have moved a weight
+_INT8 = 127
+_RANGES = {plan.TERNARY: (-1, 1), plan.SIGNED2: (-2, 1)}
+
+
+@dataclass(frozen=True)
+class Coded:
+    """weight = scale[out channel] * value, where value is what the code of `coding` stands for.
+
+    values: int64 (out_c, ...), as the weights were shaped.
+    """
+
+    coding: int
+    values: NDArray[np.int64]
+    scale: Floats
+
+    def codes(self, falling: NDArray[np.bool_]) -> Array:
+        """As the plan holds them, rows of `falling` channels negated."""
+        signs = np.where(falling, -1, 1).reshape(-1, *[1] * (self.values.ndim - 1))
+        values = self.values * signs
+        if self.coding == plan.INTEGER8:
+            return values.astype(np.int8)
+        return np.searchsorted(plan.VALUES[self.coding], values).astype(np.uint8)
+
+    @property
+    def negatable(self) -> bool:
+        """Whether every row can be negated within the coding."""
+        return self.coding in (plan.BIPOLAR, plan.TERNARY, plan.INTEGER8)
+
+    @property
+    def name(self) -> str:
+        """How people write it: "w1", "w2", "w8"."""
+        return {plan.BIPOLAR: "w1", plan.INTEGER8: "w8"}.get(self.coding, "w2")
+
+
+def coded(weight: Array) -> Coded | str:
+    """The weights (out_c, ...) in the fewest bits that hold them exactly, 8 at most; else what speaks against it."""
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    if not np.isfinite(rows).all():
+        return "its weights are not all finite"
+    if np.all(np.abs(rows) == np.abs(rows[:, :1])) and (rows != 0).all():
+        return Coded(plan.BIPOLAR, np.sign(weight).astype(np.int64), np.abs(rows[:, 0]))
+    scale = np.array([_step(row) for row in rows])
+    if (scale == 0).any():
+        different = max(len(np.unique(row)) for row in rows)
+        return f"its weights take {different} values in one output channel and lie on no grid of 8 bits"
+    values = np.round(rows / scale[:, None]).astype(np.int64).reshape(weight.shape)
+    for coding, (low, high) in _RANGES.items():
+        if values.min() >= low and values.max() <= high:
+            return Coded(coding, values, scale)
+    return Coded(plan.INTEGER8, values, scale)
+
+
+def _step(row: Floats) -> float:
+    """The largest step that all of the row's weights are multiples of, up to 127; 0 where there is none."""
+    sizes = np.unique(np.abs(row))
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0
+    step = float(sizes[0])
+    for size in sizes[1:]:
+        step = _common(step, float(size), _CLOSE * float(sizes[0]) / _INT8)
+        if step * (_INT8 + 1) < sizes[-1]:
+            return 0.0
+    count = np.round(sizes / step)
+    if count[-1] > _INT8 or np.abs(sizes / step - count).max() > _CLOSE * _INT8:
+        return 0.0
+    return float((sizes * count).sum() / (count**2).sum())  # least squares: float32 rounded each of them
+
+
+def _common(step: float, size: float, tolerance: float) -> float:
+    """Euclid's algorithm on two lengths."""
+    large, small = max(step, size), min(step, size)
+    while small > tolerance:
+        rest = large % small
+        if small - rest < tolerance:
+            rest = 0.0
+        large, small = small, rest
+    return large
