@@ -16,7 +16,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from edgekit.core.errors import BadInput, EdgekitError
 from edgekit.core.files import write_atomic
 from edgekit.core.manifest import Input, Preprocess, Tensor
 from edgekit.host.cache import cache_root
+from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
 from edgekit.host.passes.base import Context, NoOptions
@@ -50,8 +50,7 @@ from edgekit.host.train.fit import Hook, Moment, reproducible  # noqa: E402
 from edgekit.host.train.networks import BINARY_NETWORKS, build, cnv  # noqa: E402
 from edgekit.host.train.samples import Augment  # noqa: E402
 from edgekit.host.train.supervised import Labelled, evaluate  # noqa: E402
-from edgekit.host.train.to_onnx import exit_names  # noqa: E402
-from edgekit.host.train.to_qonnx import to_qonnx, written_out  # noqa: E402
+from edgekit.host.train.to_qonnx import to_qonnx  # noqa: E402
 
 LABELS = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -111,9 +110,9 @@ class Progress(Hook):
         return False
 
 
-def judge(content: bytes, names: Sequence[str], image: Input, images: Images) -> dict[str, float]:
-    """Accuracy per exit of the exported file, one image at a time."""
-    session = open_model(written_out(content))
+def judge(graph: Graph, names: Sequence[str], image: Input, images: Images) -> dict[str, float]:
+    """Accuracy per exit of the exported file as convert reads it, one image at a time."""
+    session = open_model(model_bytes(graph.model))
     right = dict.fromkeys(names, 0)
     for pixels, label in zip(images.x, images.y.tolist(), strict=True):
         answers = session.run(list(names), {image.tensor.name: pixels.reshape(image.tensor.shape)})
@@ -122,12 +121,9 @@ def judge(content: bytes, names: Sequence[str], image: Input, images: Images) ->
     return {name: count / len(images.x) for name, count in right.items()}
 
 
-def exit_figures(content: bytes, judged: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def exit_figures(graph: Graph, judged: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """One row an exit; MACs are cumulative."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        plain = Path(folder) / "plain.onnx"
-        plain.write_bytes(written_out(content))
-        stages = split(fold(load(plain).graph, NoOptions(), Context()))
+    stages = split(fold(graph, NoOptions(), Context()))
     macs = np.cumsum([sum(layer.macs for layer in layers(stage.model)) for stage in stages]).tolist()
     return [
         {
@@ -195,14 +191,15 @@ def run(wanted: argparse.Namespace) -> None:
 
     content = to_qonnx(module, image, LABELS, samples=held_out.x[:COMPARED])
     write_atomic(out, content)
-    names = exit_names(config.exits + 1 if wanted.network == "cnv" else 1)
-    judged = {part: judge(content, names, image, of) for part, of in (("held_out", held_out), ("test", test))}
+    graph = load(out).graph
+    names = [entry.name for entry in graph.exits]
+    judged = {part: judge(graph, names, image, of) for part, of in (("held_out", held_out), ("test", test))}
     figures = {
         "v": 1,
         "network": wanted.network,
         "config": asdict(config),
         "training": asdict(options),
-        "exits": exit_figures(content, judged),
+        "exits": exit_figures(graph, judged),
         "images": {"train": len(images.x), "held_out": len(held_out.x), "test": len(test.x)},
         "binary_weights": sum(layer.weight.numel() for layer in binary_layers(module)),
         "parameters": sum(math.prod(each.shape) for each in module.parameters()),

@@ -7,7 +7,9 @@ elsewhere. As to_onnx, no wrong export leaves this module.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from torch import nn
 
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Input
+from edgekit.host.graph import model_bytes
+from edgekit.host.load import load
 from edgekit.host.stored import GRIDS, pack
 from edgekit.host.train.quantizers.base import OPERATOR
 from edgekit.host.train.to_onnx import export
@@ -37,7 +41,7 @@ def to_qonnx(
 
     module: takes pixels 0-255 as floats [N, ...], gives scores per exit. image: its input, uint8 with batch 1 and, if
     any, preprocessing that changes no pixel. names, samples: as in to_onnx. Raises BadInput where the module cannot be
-    exported, or the file with its operators written out, run in onnxruntime, gives other answers than the module.
+    exported, or the file, read by host/load.py and run in onnxruntime, gives other answers than the module.
     """
     shape = image.tensor.shape
     if shape[0] != 1 or image.tensor.dtype != "uint8":
@@ -48,31 +52,15 @@ def to_qonnx(
     compared = list(random.integers(0, 256, (_COMPARED, *shape)).astype(np.uint8))
     if samples is not None:
         compared += list(np.array(samples, np.uint8).reshape(-1, *shape))
-    return export(module, image, labels, names, compared, _pack_weights, written_out)
+    return export(module, image, labels, names, compared, _pack_weights, _as_loaded)
 
 
-def written_out(content: bytes) -> bytes:
-    """The file with ONNX's own operators in the place of BipolarQuant, for runtimes that have only those."""
-    proto = onnx.load_model_from_string(content)
-    nodes = list(proto.graph.node)
-    del proto.graph.node[:]
-    zero = numpy_helper.from_array(np.zeros((), np.float32), "/bipolar/zero")
-    proto.graph.initializer.append(zero)
-    for node in nodes:
-        if node.op_type != OPERATOR:
-            proto.graph.node.append(node)
-            continue
-        (value, scale), stem = node.input, f"/bipolar/{node.output[0]}"
-        above, below = f"{stem}/above", f"{stem}/below"
-        proto.graph.node.extend(
-            [
-                helper.make_node("GreaterOrEqual", [value, zero.name], [above], above),
-                helper.make_node("Neg", [scale], [below], below),
-                helper.make_node("Where", [above, scale, below], list(node.output), stem),
-            ]
-        )
-    made: bytes = proto.SerializeToString(deterministic=True)
-    return made
+def _as_loaded(content: bytes) -> bytes:
+    """The file as convert reads it: with ONNX's own operators in the place of BipolarQuant."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        path = Path(folder) / "module.onnx"
+        path.write_bytes(content)
+        return model_bytes(load(path).graph.model)
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------
