@@ -39,7 +39,7 @@ typedef __m256i ek_vec;
 static inline ek_vec ek_vec_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 static inline void ek_vec_store(int32_t *p, ek_vec v) { _mm256_storeu_si256((__m256i *)(void *)p, v); }
 static inline ek_vec ek_vec_add(ek_vec a, ek_vec b) { return _mm256_add_epi32(a, b); }
-static inline ek_vec ek_vec_mul(ek_vec a, ek_vec b) { return _mm256_mullo_epi32(a, b); }
+static inline ek_vec ek_vec_double(ek_vec v, int32_t n) { return _mm256_sll_epi32(v, _mm_cvtsi32_si128(n)); }
 static inline ek_vec ek_vec_half(ek_vec v) { return _mm256_srai_epi32(v, 1); }
 static inline uint32_t ek_negative(ek_vec v) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(v)); }
 static inline uint32_t ek_reached(ek_vec d, ek_vec limit) {
@@ -54,7 +54,7 @@ static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, cons
 
 /* --- family "dot8": in 16 bits, since vpmaddubsw saturates where two products exceed them ------------------------- */
 
-enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 4, EK_DOT8_WINDOWS = 16384 };
+enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 4 };
 #define EK_DOT8_OFFSET 0
 typedef __m256i ek_dot8_acc;
 typedef struct {

@@ -30,9 +30,8 @@ static inline size_t ek_xnor_slot(int32_t channel) { return (size_t)channel; }
 
 EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int P, const int V) {
     if (shift == 0) return;
-    const __m128i by = _mm_cvtsi32_si128(shift);
     EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int v = 0; v < V; v++) d[p][v] = _mm512_sll_epi32(d[p][v], by);
+        EK_UNROLL for (int v = 0; v < V; v++) d[p][v] = ek_vec_double(d[p][v], shift);
 }
 
 EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,

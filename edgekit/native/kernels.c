@@ -15,7 +15,8 @@ static const struct {
     [PORTABLE] = {"portable", 0},
     [NEON] = {"neon", EK_BIT(EK_CPU_NEON)},
     [AVX2] = {"avx2", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX2)},
-    [AVX512] = {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512VPOPCNTDQ)},
+    [AVX512] = {"avx512", EK_BIT(EK_CPU_POPCNT) | EK_BIT(EK_CPU_AVX512F) | EK_BIT(EK_CPU_AVX512BW) |
+                              EK_BIT(EK_CPU_AVX512VPOPCNTDQ)},
 };
 
 static const char *const families[EK_FAMILY_COUNT] = {

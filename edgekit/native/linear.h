@@ -19,7 +19,7 @@ enum { EK_MAX_PASSES = 9, EK_MAX_OUT_PLANES = 2, EK_BLOCK = 64 /* output channel
  *            k stands at limits[(k * levels + t) * padded]; limits fall with t. planes: levels 1: b0. levels 2
  *            (ternary): b0 = first, b1 = second. levels 3: the count in binary. Written as whole 64-bit words; bits
  *            beyond out_c are 0.
- *   sums     sum = (constant2[k][c] - gain2 * Q) / 2, always even before the division
+ *   sums     sum = (constant2[k][c] - gain2 * Q) / 2, always even before the division; gain2 is 1, 2 or 4
  *   scaled   (float)sum * scale[c] + bias[c]: product and sum are rounded one by one, never fused, on every machine
  */
 typedef struct {

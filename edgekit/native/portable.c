@@ -30,7 +30,7 @@ typedef int32_t ek_vec;
 static inline ek_vec ek_vec_load(const int32_t *p) { return *p; }
 static inline void ek_vec_store(int32_t *p, ek_vec v) { *p = v; }
 static inline ek_vec ek_vec_add(ek_vec a, ek_vec b) { return (int32_t)((uint32_t)a + (uint32_t)b); }
-static inline ek_vec ek_vec_mul(ek_vec a, ek_vec b) { return (int32_t)((uint32_t)a * (uint32_t)b); }
+static inline ek_vec ek_vec_double(ek_vec v, int32_t n) { return (int32_t)((uint32_t)v << n); }
 static inline ek_vec ek_vec_half(ek_vec v) { return v >> 1; }
 static inline uint32_t ek_negative(ek_vec v) { return v < 0; }
 static inline uint32_t ek_reached(ek_vec d, ek_vec limit) { return ~d < limit; }
@@ -100,7 +100,7 @@ static int32_t differing(const ek_xnor_layer *l, const uint32_t *gathered, const
 static void xnor_run(const ek_xnor_layer *l, void *scratch) {
     uint32_t *gathered = scratch;
     const size_t words = row_words(l), stride = words * (size_t)l->weight_planes;
-    ek_cursor at = {0, 0};
+    ek_cursor at = ek_first(&l->layer);
     while (at.y < l->layer.out_h) {
         const ek_pixel pixel = ek_next(&l->layer, l->in_row, l->in_pixel, &at);
         for (int32_t plane = 0; plane < l->in_planes; plane++)
@@ -128,7 +128,7 @@ const ek_xnor_kernel ek_xnor_portable = {xnor_pack_size, NULL, xnor_scratch_size
 
 /* --- family "dot8" ---------------------------------------------------------------------------------------------- */
 
-enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 4, EK_DOT8_WINDOWS = 1024 };
+enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 4 };
 #define EK_DOT8_OFFSET 0
 typedef int32_t ek_dot8_acc;
 typedef const int8_t *ek_dot8_weights;
