@@ -27,7 +27,7 @@ module axil_regs #(
     output wire [1:0]                  s_axil_rresp,
     output reg                         s_axil_rvalid,
     input  wire                        s_axil_rready,
-    output wire                        interrupt,
+    output wire                        irq,
     output reg                         rst,           // of all units
     output reg                         enable,
     output reg  [31:0]                 batch,
@@ -125,7 +125,7 @@ module axil_regs #(
     assign events[`EK_IRQ_STATUS_ERROR] = |failures;
     wire [1:0] error_clear = word & write_register == `EK_REG_ERROR ? s_axil_wdata[1:0] : 2'b0;
     wire [2:0] irq_clear = word & write_register == `EK_REG_IRQ_STATUS ? s_axil_wdata[2:0] : 3'b0;
-    assign interrupt = |(irq_status & irq_enable);
+    assign irq = |(irq_status & irq_enable);
     always @(posedge aclk)
         if (rst) begin
             error <= 0;
