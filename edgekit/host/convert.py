@@ -91,8 +91,13 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
         from edgekit.host.pack_tflite import pack_tflite  # it knows Request
 
         return pack_tflite(request, watch)
-    backend = backend_for(request.profile, request.recipe.backend if request.recipe else request.backend)
     loaded = load(request.model, request.shapes, request.input_spec)
+    from edgekit.host.pack_plan import pack_plans, plan_backend  # it knows Request
+
+    for_plans = plan_backend(request, loaded.graph)
+    if for_plans is not None:
+        return pack_plans(request, loaded, for_plans, watch)
+    backend = backend_for(request.profile, request.recipe.backend if request.recipe else request.backend)
     seed, fraction = _split_of(request.recipe)
     data = read_datasets(loaded.graph, request.calib, request.val, request.evaluation, fraction, seed)
 
@@ -277,6 +282,8 @@ def check_recipe(recipe: Recipe, profile: Profile) -> None:
     """A recipe is for one board, and its first steps stand fixed. Raises BadInput for another, or another order."""
     if recipe.profile != profile.name:
         raise BadInput(f"--recipe is for the profile {recipe.profile}, got --profile {profile.name}")
+    if recipe.backend not in LOWERINGS:  # what goes there checks it
+        return
     if recipe.steps and recipe.steps[: len(BEFORE)] != BEFORE:  # none: a .tflite file was packed
         first = ", ".join(entry.name for entry in BEFORE)
         raise BadInput(f"--recipe must begin with the steps {first}")

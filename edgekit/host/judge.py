@@ -92,6 +92,7 @@ class Judged:
     rounds: int = ROUNDS
     hurried: bool = False
     bench: Bench | None = None  # the board that was asked for; None: this machine, or nobody
+    layers: tuple[LayerReport, ...] | None = None  # None: found out from the graph's stages
 
 
 def judge(subject: Judged, watch: Watch) -> Report:
@@ -135,7 +136,7 @@ def judge(subject: Judged, watch: Watch) -> Report:
         exits=exits,
         policies=policies,
         operating_points=manifest.operating_points,
-        layers=_layer_reports(subject),
+        layers=_layer_reports(subject) if subject.layers is None else subject.layers,
         dropped=subject.dropped,
         limits_missed=subject.limits.missed(accuracy, times.after.typical, energy, size.after),
         data=subject.data.uses(),

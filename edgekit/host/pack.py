@@ -47,7 +47,7 @@ _FLOAT_STEPS = 0.25
 _STEPS = 255  # of an 8-bit range: the unit of tolerances, for float outputs too
 _SAME = {"tflite-runtime": "litert"}  # the older wants a numpy below 2, which converting does not
 _SHIFT = 128  # from uint8 codes to int8 codes
-_NO_GOLDEN = Golden(1, {}, ())
+NO_GOLDEN = Golden(1, {}, ())
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -105,10 +105,10 @@ def draft(
         inputs=graph.inputs,
         labels=graph.labels,
         stages=tuple(described),
-        exits=_exits(stages, described),
+        exits=exits_of(stages, described),
         quality_metric="top1",
         operating_points=(),
-        golden=_NO_GOLDEN,
+        golden=NO_GOLDEN,
         recipe=MEMBER,
         files=bundle.members_of(files),
     )
@@ -150,7 +150,7 @@ def _repeated(
     return [replace(part, inputs=inputs, outputs=outputs, names=differ)]
 
 
-def _exits(stages: Sequence[Stage], described: Sequence[ManifestStage]) -> tuple[Exit, ...]:
+def exits_of(stages: Sequence[Stage], described: Sequence[ManifestStage]) -> tuple[Exit, ...]:
     """Cost shares are cumulative MACs over all; bytes moved where a network multiplies nothing."""
     costs: list[float] = [stage.macs for stage in described]
     if not sum(costs):

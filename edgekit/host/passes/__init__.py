@@ -15,6 +15,7 @@ from edgekit.host.passes import (
     adaround,
     bias_correction,
     confidence,
+    constants,
     equalize,
     exits,
     float16,
@@ -35,6 +36,7 @@ PASSES: Mapping[str, Pass] = {
     for entry in (
         opset.PASS,
         confidence.PASS,
+        constants.PASS,
         fold.PASS,
         exits.PASS,
         equalize.PASS,

@@ -8,8 +8,9 @@ from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, tensor_of, values
 from edgekit.host.lower.native.build import Reading, read
 from edgekit.host.lower.native.cut import StagePlan, cut
+from edgekit.host.lower.native.drafts import Held
 
-__all__ = ["Reading", "StagePlan", "formats", "plans", "read", "refusals"]
+__all__ = ["Held", "Reading", "StagePlan", "formats", "plans", "read", "refusals"]
 _SHOWN = 4
 
 

@@ -51,6 +51,7 @@ from edgekit.runtime.backends import Array
 _BYTES = {"uint8": (plan.U8, 0, 255), "int8": (plan.I8, -128, 127)}
 _SUMS = frozenset(("Conv", "Gemm", "MatMul"))
 _NEAR = 1e-4  # of a step
+_WORD = 64  # bits that lie together: a pixel's channels fill whole words
 _MAX_SUM = 2**31 - 1
 
 
@@ -277,6 +278,8 @@ class _Reader:
         else:
             source = self._pending(value).source
             geometry = geometry.within(border[0])
+        if geometry.dense and source.held.type == plan.BITS and source.held.h * source.held.w > 1:
+            source = self._flat(source)
         held = source.held
         geometry = geometry.on(source)
         found = replace(found, values=found.values.reshape(len(found.values), -1)[:, geometry.order])
@@ -313,6 +316,18 @@ class _Reader:
         self.formats[node.name or ""] = f"{found.name}{activation_name(held)}"
         made = Source(sums, scale, offset, low, high, places, every=2 if bits else 1)
         return Pending(made, node.outputs[0])
+
+    def _flat(self, source: Source) -> Source:
+        """Bits of an image as one vector, where its few channels would each fill a word of their own."""
+        held = source.held
+        if held.c % _WORD == 0:
+            return source
+        vector = Held(held.type, 1, 1, held.count, held.coding)
+        self.draft.add(Todo(plan.COPY, (held,), vector))
+        return source_of(
+            *(vector, float(source.scale[0]), float(source.offset[0]), int(source.low.min())),
+            *(int(source.high.max()), source.places),
+        )
 
     def _padded(self, node: ir.Node) -> Form:
         """An explicit border: the convolutions that read it take it over."""

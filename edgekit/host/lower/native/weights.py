@@ -53,10 +53,14 @@ def coded(weight: Array) -> Coded | str:
         return "its weights are not all finite"
     if np.all(np.abs(rows) == np.abs(rows[:, :1])) and (rows != 0).all():
         return Coded(plan.BIPOLAR, np.sign(weight).astype(np.int64), np.abs(rows[:, 0]))
-    scale = np.array([_step(row) for row in rows])
-    if (scale == 0).any():
-        different = max(len(np.unique(row)) for row in rows)
-        return f"its weights take {different} values in one output channel and lie on no grid of 8 bits"
+    scale = np.ones(len(rows))
+    for index, row in enumerate(rows):
+        scale[index] = _step(row)
+        if scale[index] == 0:
+            different = len(np.unique(row))
+            return (
+                f"its weights take {different} values in output channel {index} and lie on no grid of 8 bits"
+            )
     values = np.round(rows / scale[:, None]).astype(np.int64).reshape(weight.shape)
     for coding, (low, high) in _RANGES.items():
         if values.min() >= low and values.max() <= high:

@@ -1,0 +1,215 @@
+"""A binary network as a bundle of plans: nothing is searched, its formats were trained.
+
+Every stage is a plan file for our own kernels (backend native) or for an FPGA overlay; thresholds are read off the
+graph by trying every sum (host/lower/native). The float network that came in runs beside it, to judge both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edgekit.core import bundle
+from edgekit.core.cost import Work
+from edgekit.core.errors import BadInput
+from edgekit.core.manifest import Manifest, Part
+from edgekit.core.manifest import Stage as ManifestStage
+from edgekit.core.profile import HOST, Backend
+from edgekit.core.report import Dropped, LayerReport
+from edgekit.host.choose import POINTS, operating_points
+from edgekit.host.convert import SEED, Conversion, Request, whole_stage
+from edgekit.host.datasets import VALIDATION_FRACTION, read_datasets
+from edgekit.host.graph import Graph
+from edgekit.host.judge import Judged, judge
+from edgekit.host.load import Loaded
+from edgekit.host.lower import LOWERINGS, native
+from edgekit.host.lower.native.drafts import Todo
+from edgekit.host.lower.native.geometry import coding_of
+from edgekit.host.pack import GOLDEN, NO_GOLDEN, Draft, draft, exits_of, finish, golden_cases
+from edgekit.host.passes import Context, run_steps, step
+from edgekit.host.recipe import MEMBER, Recipe
+from edgekit.host.split import split
+from edgekit.host.watch import Watch
+from edgekit.native import plan
+from edgekit.runtime.measure import exit_table
+
+NATIVE = "native"
+BACKENDS = (NATIVE,)
+BEFORE = tuple(step(name) for name in ("opset", "confidence", "constants"))
+_REFERENCE = Backend("onnxruntime")  # where the network that came in runs, to be compared with
+_FEW_BITS = (plan.BIPOLAR, plan.TERNARY, plan.SIGNED2)
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_CODE = {plan.BITS: "bits", plan.U8: "uint8", plan.I8: "int8", plan.I32: "int32", plan.F32: "float32"}
+
+
+def plan_backend(request: Request, graph: Graph) -> Backend | None:
+    """The board's backend for plans, where this network goes there; None: it goes the other way.
+
+    That is where one is asked for, where the board has no other that can be converted for, and where the network was
+    trained for it: a layer has weights of 1 or 2 bits, and a plan holds all of it.
+    """
+    asked = request.recipe.backend if request.recipe else request.backend
+    offered = [backend for backend in request.profile.backends if backend.name in BACKENDS]
+    if asked is not None:
+        if asked in BACKENDS and not offered:
+            has = ", ".join(backend.name for backend in request.profile.backends)
+            raise BadInput(f"profile {request.profile.name}: this board has no backend {asked}, it has {has}")
+        return next((backend for backend in offered if backend.name == asked), None)
+    if not offered:
+        return None
+    if not any(backend.name in LOWERINGS for backend in request.profile.backends):
+        return offered[0]
+    return offered[0] if is_binary(graph) and not native.refusals(as_plan_source(graph)) else None
+
+
+def is_binary(graph: Graph) -> bool:
+    """Whether any layer has weights of 1 or 2 bits."""
+    products = [node for node in graph.model.graph if node.op_type in _PRODUCTS]
+    if any(node.inputs[1] is not None and node.inputs[1].producer() is not None for node in products):
+        products = [node for node in as_plan_source(graph).model.graph if node.op_type in _PRODUCTS]
+    return any(coding_of(node) in _FEW_BITS for node in products)
+
+
+def as_plan_source(graph: Graph) -> Graph:
+    """The graph as the lowering reads it. Raises BadInput where a step cannot be taken."""
+    return run_steps(graph, BEFORE, Context())
+
+
+def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch) -> Conversion:
+    """Make the bundle. The same model, data and request give the same content_id.
+
+    Raises BadInput for a network that no plan holds, naming its layers, or for steps that cannot be taken.
+    """
+    _check(request)
+    source = as_plan_source(loaded.graph)
+    stages = native.plans(source)
+    given = request.recipe
+    seed, fraction = (SEED, VALIDATION_FRACTION) if given is None else (given.seed, given.validation_fraction)
+    data = read_datasets(source, request.calib, request.val, request.evaluation, fraction, seed)
+    made = plan_draft(source, stages, backend, request)
+    recipe = given or Recipe(
+        request.profile.name, backend.name, BEFORE, (), seed, fraction, points=POINTS, golden=GOLDEN
+    )
+    with watch("validate", data.validation.count) as tick:
+        validated = exit_table(made.open(), data.validation, tick)
+    shares = [leaving.cost_share for leaving in made.manifest.exits]
+    points = operating_points(validated, shares, recipe.points)
+    metric = "top1" if validated.correct is not None else "agreement"
+    finished = finish(made, points, metric, golden_cases(made, data.calibration, recipe.golden), recipe)
+    subject = Judged(
+        profile=request.profile,
+        on_this_machine=request.on_this_machine,
+        whole=draft(
+            loaded.graph, [whole_stage(loaded.graph)], _REFERENCE, request.name, request.version, HOST
+        ),
+        size_before=loaded.size_bytes,
+        plain=source,
+        graph=source,
+        made=made,
+        finished=finished,
+        data=data,
+        dropped=tuple(Dropped(name, "output", "no exit names it") for name in loaded.left_out),
+        limits=request.limits,
+        rounds=request.effort.rounds,
+        hurried=True,
+        bench=request.bench,
+        layers=tuple(_layer_reports(source, stages)),
+    )
+    report = judge(subject, watch)
+    return Conversion(finished, report, finished.pack(report))
+
+
+def _check(request: Request) -> None:
+    """Raises BadInput for what can only be asked of a float network."""
+    if request.exits is not None:
+        raise BadInput("--exits: a binary network gets its exits when it is trained; leave --exits out")
+    if request.base:
+        raise BadInput("--prune and --recover work on float networks; leave them out for a binary one")
+    if request.recipe is not None and request.recipe.steps != BEFORE:
+        wanted = ", ".join(entry.name for entry in BEFORE)
+        raise BadInput(f"--recipe for backend {request.recipe.backend} must have the steps {wanted}")
+
+
+def plan_draft(graph: Graph, stages: Sequence[native.StagePlan], backend: Backend, request: Request) -> Draft:
+    """The plans as a network that runs."""
+    files: dict[str, bytes] = {}
+    described, cut = [], []
+    for whole, stage in zip(split(graph), stages, strict=True):
+        file = f"stages/{whole.index}.plan"
+        files[file] = plan.encode(stage.plan)
+        digest = hashlib.sha256(files[file]).hexdigest()
+        part = Part(backend.name, file, digest, stage.inputs, stage.outputs)
+        described.append(ManifestStage((part,), _work(stage.steps)))
+        cut.append(replace(whole, inputs=stage.inputs, outputs=stage.outputs))
+    manifest = Manifest(
+        name=request.name,
+        version=request.version,
+        profiles=(request.profile.name,),
+        inputs=graph.inputs,
+        labels=graph.labels,
+        stages=tuple(described),
+        exits=exits_of(cut, described),
+        quality_metric="top1",
+        operating_points=(),
+        golden=NO_GOLDEN,
+        recipe=MEMBER,
+        files=bundle.members_of(files),
+    )
+    return Draft(manifest, files, tuple(cut))
+
+
+# --- what it does --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Amount:
+    """Of one step. format: "binary" where bits meet bits, "int8" where bytes come in."""
+
+    op: str
+    format: str
+    macs: int
+    bytes: int
+
+
+def _work(steps: Sequence[Todo]) -> tuple[Work, ...]:
+    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for todo in steps:
+        amount = _amount(todo)
+        total = sums[amount.op, amount.format]
+        for index, value in enumerate((amount.macs, amount.bytes, 1)):
+            total[index] += value
+    return tuple(Work(op, fmt, *sums[op, fmt]) for op, fmt in sorted(sums))
+
+
+def _amount(todo: Todo) -> _Amount:
+    moved = sum(_stored(held) for held in (*todo.inputs, todo.output))
+    of = todo.of
+    if not isinstance(of, plan.Linear):
+        return _Amount(plan.KIND_NAMES[todo.kind].capitalize(), "binary", 0, moved)
+    weights = len(plan.pack_weights(of.weights, of.coding))
+    held = todo.inputs[0]
+    macs = todo.output.h * todo.output.w * of.weights.size
+    name = "Dense" if of.kernel == (held.h, held.w) and not any(of.pads) else "Conv"
+    return _Amount(name, "binary" if held.type == plan.BITS else "int8", macs, moved + weights)
+
+
+def _stored(held: native.Held) -> int:
+    if held.type == plan.BITS:
+        return held.h * held.w * plan.PLANES[held.coding] * ((held.c + 7) // 8)
+    return held.count * (4 if held.type in (plan.I32, plan.F32) else 1)
+
+
+def _layer_reports(graph: Graph, stages: Sequence[native.StagePlan]) -> Iterator[LayerReport]:
+    """A row for each step that came of a node."""
+    operators: Mapping[str, str] = {node.name or "": node.op_type for node in graph.model.graph}
+    formats = native.formats(graph)
+    for index, stage in enumerate(stages):
+        for todo in stage.steps:
+            if not todo.layer:
+                continue
+            amount = _amount(todo)
+            format_ = formats.get(todo.layer, _CODE[todo.output.type])
+            op = operators.get(todo.layer, amount.op)
+            yield LayerReport(todo.layer, op, format_, index, float(amount.macs), None)
