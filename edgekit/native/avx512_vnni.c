@@ -6,7 +6,7 @@
 
 #include "avx512_vectors.inc"
 
-enum { EK_DOT8_PIXELS = 4, EK_DOT8_VECTORS = 4, EK_DOT8_WINDOWS = 16384 };
+enum { EK_DOT8_PIXELS = 6, EK_DOT8_VECTORS = 4 };
 #define EK_DOT8_OFFSET 0
 typedef __m512i ek_dot8_acc;
 typedef __m512i ek_dot8_weights;
@@ -23,6 +23,15 @@ static inline ek_dot8_acc ek_dot8_add(ek_dot8_acc acc, ek_dot8_weights w, ek_dot
     return _mm512_dpbusd_epi32(acc, x, w);
 }
 static inline ek_vec ek_dot8_total(ek_dot8_acc acc) { return acc; }
+
+#define EK_DOT8_HAS_REACHED
+static inline __mmask64 ek_dot8_reached(const ek_vec *d, const int32_t *limits) {
+    const __m512i ones = _mm512_set1_epi32(-1);
+    __mmask16 found[4];
+    _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++)
+        found[v] = _mm512_cmplt_epi32_mask(_mm512_xor_si512(d[v], ones), _mm512_loadu_si512(limits + v * 16));
+    return _mm512_kunpackd(_mm512_kunpackw(found[3], found[2]), _mm512_kunpackw(found[1], found[0]));
+}
 
 #define EK_DOT8_KERNEL ek_dot8_avx512
 #include "dot8_kernel.inc"
