@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _path = click.Path(path_type=Path)
 _ZIP = b"PK\x03\x04"
+_BITS = re.compile(r"w\da\d")  # the formats of layers on bits: "w1a1"
 
 
 @click.command(epilog="Example:  edgekit inspect model.onnx --profile raspberrypi4b")
@@ -103,6 +105,7 @@ def _model_json(path: Path, loaded: Loaded, found: Inspection, board: Profile | 
                 "format": row.format,
                 "estimated_ms": row.estimate.value,
                 "slow": row.slow,
+                "not_binary": row.not_binary,
             }
             for row in found.layers
         ],
@@ -121,14 +124,17 @@ def _model_json(path: Path, loaded: Loaded, found: Inspection, board: Profile | 
 def _print_model(path: Path, loaded: Loaded, found: Inspection, board: Profile | None) -> None:
     graph = loaded.graph
     table = Table("layer", "operator", "stage", "MMAC", "kB", title=str(path), title_justify="left")
-    for column in () if board is None else ("format", "ms", "note"):
+    binary = any(_BITS.fullmatch(row.format) for row in found.layers)
+    for column in ("format", "note") if binary else () if board is None else ("format", "ms", "note"):
         table.add_column(column)
     for row in found.layers:
         layer = row.layer
-        if not layer.calls:
+        if not layer.calls and not row.not_binary:
             continue  # a view, or done inside the layer before it
         cells = [layer.name, layer.op, str(row.stage), f"{layer.macs / 1e6:.3f}", f"{layer.bytes / 1e3:.1f}"]
-        if board is not None:
+        if binary:
+            cells += [row.format, f"not binary: {row.not_binary}" if row.not_binary else ""]
+        elif board is not None:
             cells += [row.format, number(row.estimate.value, 4), row.slow or ""]
         table.add_row(*cells)
     console.print(table)

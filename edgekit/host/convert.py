@@ -94,10 +94,11 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     loaded = load(request.model, request.shapes, request.input_spec)
     from edgekit.host.pack_plan import pack_plans, plan_backend  # it knows Request
 
-    for_plans = plan_backend(request, loaded.graph)
+    asked = request.recipe.backend if request.recipe else request.backend
+    for_plans = plan_backend(request.profile, asked, loaded.graph)
     if for_plans is not None:
         return pack_plans(request, loaded, for_plans, watch)
-    backend = backend_for(request.profile, request.recipe.backend if request.recipe else request.backend)
+    backend = backend_for(request.profile, asked)
     seed, fraction = _split_of(request.recipe)
     data = read_datasets(loaded.graph, request.calib, request.val, request.evaluation, fraction, seed)
 

@@ -10,8 +10,9 @@ from edgekit.core.figure import Figure
 from edgekit.core.profile import Backend, Profile
 from edgekit.host.convert import BEFORE
 from edgekit.host.graph import Graph, model_bytes
-from edgekit.host.lower import backend_for, problems
+from edgekit.host.lower import backend_for, native, problems
 from edgekit.host.ort import open_model
+from edgekit.host.pack_plan import as_plan_source, is_binary, plan_backend, work_of_plan
 from edgekit.host.passes import Context, run_steps
 from edgekit.host.passes.quantize_static import OPS, float_nodes, is_quantized
 from edgekit.host.split import split
@@ -23,13 +24,17 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class LayerOnBoard:
-    """One layer, and what it would be on the board. slow: its share of the estimate and why, None: small."""
+    """One layer, and what it would be on the board. slow: its share of the estimate and why, None: small.
+
+    not_binary: in a network that has layers of 1 or 2 bits, why this one cannot run on bits and small integers.
+    """
 
     layer: Layer
     stage: int
     format: str
     estimate: Figure  # ms
     slow: str | None
+    not_binary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ def inspect(graph: Graph, profile: Profile | None, backend_name: str | None = No
 
     backend_name: None lets the profile choose, as convert does.
     """
+    binary = _binary(graph, profile, backend_name)
+    if binary is not None:
+        return binary
     placed = [(stage.index, layer) for stage in split(graph) for layer in layers(stage.model)]
     if profile is None:
         nowhere = Figure(None, "ms")
@@ -68,6 +76,31 @@ def inspect(graph: Graph, profile: Profile | None, backend_name: str | None = No
         for (stage, layer), on_board, mine in zip(placed, there, estimate_layers(profile, there), strict=True)
     )
     return Inspection(found, backend.name, _problems(graph, backend), whole)
+
+
+def _binary(graph: Graph, profile: Profile | None, backend_name: str | None) -> Inspection | None:
+    """A network trained for bits, as our own kernels run it; None where it goes another way."""
+    if not is_binary(graph):
+        return None
+    backend = None if profile is None else plan_backend(profile, backend_name, graph)
+    if profile is not None and backend is None:
+        return None
+    reading = native.read(as_plan_source(graph))
+    unknown = Figure(None, "ms")
+    rows = [
+        LayerOnBoard(
+            *(layer, stage.index, reading.formats.get(layer.name, layer.format), unknown, None),
+            reading.refused.get(layer.name),
+        )
+        for stage in split(graph)
+        for layer in layers(stage.model)
+        if layer.macs or layer.name in reading.refused
+    ]
+    problems = (native.refusal(reading.refused),) if reading.refused and backend is not None else ()
+    estimate_ms = None
+    if backend is not None and profile is not None and not reading.refused:
+        estimate_ms = predict(profile, work_of_plan(reading.draft.todos))
+    return Inspection(tuple(rows), None if backend is None else backend.name, problems, estimate_ms)
 
 
 def _there(layer: Layer, *, int8: bool) -> Layer:

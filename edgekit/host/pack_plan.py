@@ -16,7 +16,7 @@ from edgekit.core.cost import Work
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Manifest, Part
 from edgekit.core.manifest import Stage as ManifestStage
-from edgekit.core.profile import HOST, Backend
+from edgekit.core.profile import HOST, Backend, Profile
 from edgekit.core.report import Dropped, LayerReport
 from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.convert import SEED, Conversion, Request, whole_stage
@@ -44,22 +44,21 @@ _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _CODE = {plan.BITS: "bits", plan.U8: "uint8", plan.I8: "int8", plan.I32: "int32", plan.F32: "float32"}
 
 
-def plan_backend(request: Request, graph: Graph) -> Backend | None:
+def plan_backend(profile: Profile, asked: str | None, graph: Graph) -> Backend | None:
     """The board's backend for plans, where this network goes there; None: it goes the other way.
 
-    That is where one is asked for, where the board has no other that can be converted for, and where the network was
-    trained for it: a layer has weights of 1 or 2 bits, and a plan holds all of it.
+    asked: a backend's name. It goes there where that is asked for, where the board has no other that can be converted
+    for, and where the network was trained for it: a layer has weights of 1 or 2 bits, and a plan holds all of it.
     """
-    asked = request.recipe.backend if request.recipe else request.backend
-    offered = [backend for backend in request.profile.backends if backend.name in BACKENDS]
+    offered = [backend for backend in profile.backends if backend.name in BACKENDS]
     if asked is not None:
         if asked in BACKENDS and not offered:
-            has = ", ".join(backend.name for backend in request.profile.backends)
-            raise BadInput(f"profile {request.profile.name}: this board has no backend {asked}, it has {has}")
+            has = ", ".join(backend.name for backend in profile.backends)
+            raise BadInput(f"profile {profile.name}: this board has no backend {asked}, it has {has}")
         return next((backend for backend in offered if backend.name == asked), None)
     if not offered:
         return None
-    if not any(backend.name in LOWERINGS for backend in request.profile.backends):
+    if not any(backend.name in LOWERINGS for backend in profile.backends):
         return offered[0]
     return offered[0] if is_binary(graph) and not native.refusals(as_plan_source(graph)) else None
 
@@ -141,7 +140,7 @@ def plan_draft(graph: Graph, stages: Sequence[native.StagePlan], backend: Backen
         files[file] = plan.encode(stage.plan)
         digest = hashlib.sha256(files[file]).hexdigest()
         part = Part(backend.name, file, digest, stage.inputs, stage.outputs)
-        described.append(ManifestStage((part,), _work(stage.steps)))
+        described.append(ManifestStage((part,), work_of_plan(stage.steps)))
         cut.append(replace(whole, inputs=stage.inputs, outputs=stage.outputs))
     manifest = Manifest(
         name=request.name,
@@ -173,7 +172,8 @@ class _Amount:
     bytes: int
 
 
-def _work(steps: Sequence[Todo]) -> tuple[Work, ...]:
+def work_of_plan(steps: Sequence[Todo]) -> tuple[Work, ...]:
+    """What the steps do, by operator and format."""
     sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for todo in steps:
         amount = _amount(todo)
