@@ -39,11 +39,15 @@ static const struct {
     {PORTABLE, EK_FAMILY_DOT8, 0, &ek_dot8_portable},
 #ifdef EK_HAVE_NEON
     {NEON, EK_FAMILY_BDENSE, 0, &ek_bdense_neon},
+    {NEON, EK_FAMILY_XNOR, 0, &ek_xnor_neon},
+    {NEON, EK_FAMILY_DOT8, 0, &ek_dot8_neon},
 #endif
 #ifdef EK_HAVE_NEON_DOTPROD
+    {NEON, EK_FAMILY_DOT8, EK_BIT(EK_CPU_DOTPROD), &ek_dot8_neon_dotprod},
 #endif
 #ifdef EK_HAVE_AVX2
     {AVX2, EK_FAMILY_BDENSE, 0, &ek_bdense_avx2},
+    {AVX2, EK_FAMILY_XNOR, 0, &ek_xnor_avx2},
     {AVX2, EK_FAMILY_DOT8, 0, &ek_dot8_avx2},
 #endif
 #ifdef EK_HAVE_AVX512

@@ -50,6 +50,7 @@ typedef struct {
 
 extern const ek_bdense_kernel ek_bdense_reference, ek_bdense_portable, ek_bdense_avx2, ek_bdense_avx512, ek_bdense_neon;
 extern const ek_xnor_kernel ek_xnor_reference, ek_xnor_portable, ek_xnor_avx2, ek_xnor_avx512, ek_xnor_neon;
-extern const ek_dot8_kernel ek_dot8_reference, ek_dot8_portable, ek_dot8_avx2, ek_dot8_avx512, ek_dot8_neon;
+extern const ek_dot8_kernel ek_dot8_reference, ek_dot8_portable, ek_dot8_avx2, ek_dot8_avx512, ek_dot8_neon,
+    ek_dot8_neon_dotprod;
 
 #endif

@@ -24,3 +24,129 @@ static inline uint32_t ek_popcount(uint64_t v) {
 
 #define EK_KERNEL ek_bdense_neon
 #include "bdense_kernel.inc"
+
+#include "neon_vectors.inc"
+
+/* --- family "xnor": a byte of 16 channels against a byte of a pixel, counted in bytes, then in 16 and 32 bits ----- */
+
+enum {
+    EK_XNOR_STEP = 1,
+    EK_XNOR_PART = 4,
+    EK_XNOR_BYTES = EK_VECTORS / 4,  /* vectors of 16 counters */
+    EK_XNOR_STEPS = 255 / 8,         /* that counters of 8 bits last */
+    EK_XNOR_ROUNDS = 65535 / (EK_XNOR_STEPS * 8), /* of as many steps, that those of 16 bits last */
+};
+
+typedef uint16x8_t ek_xnor_counts[EK_PIXELS][EK_XNOR_BYTES][2];
+
+static inline size_t ek_xnor_slot(int32_t channel) { return (size_t)channel; }
+
+EK_INLINE void ek_xnor_clear(ek_xnor_counts counts, const int P, const int B) {
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int b = 0; b < B; b++) counts[p][b][0] = counts[p][b][1] = vdupq_n_u16(0);
+}
+
+/* At most EK_XNOR_STEPS steps. */
+EK_INLINE void ek_xnor_count(ek_xnor_counts counts, const uint8_t *const *in, ptrdiff_t at, const uint8_t *weights,
+                             int32_t steps, const int P, const int B) {
+    uint8x16_t ones[EK_PIXELS][EK_XNOR_BYTES];
+    const uint8_t *x[EK_PIXELS];
+    EK_UNROLL for (int p = 0; p < P; p++) {
+        x[p] = in[p] + at;
+        EK_UNROLL for (int b = 0; b < B; b++) ones[p][b] = vdupq_n_u8(0);
+    }
+    for (int32_t step = 0; step < steps; step++, weights += EK_BLOCK) {
+        uint8x16_t w[EK_XNOR_BYTES];
+        EK_UNROLL for (int b = 0; b < B; b++) w[b] = vld1q_u8(weights + b * 16);
+        EK_UNROLL for (int p = 0; p < P; p++) {
+            const uint8x16_t bits = vld1q_dup_u8(x[p]++);
+            EK_UNROLL for (int b = 0; b < B; b++)
+                ones[p][b] = vaddq_u8(ones[p][b], vcntq_u8(veorq_u8(w[b], bits)));
+        }
+    }
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int b = 0; b < B; b++) {
+            counts[p][b][0] = vaddw_u8(counts[p][b][0], vget_low_u8(ones[p][b]));
+            counts[p][b][1] = vaddw_u8(counts[p][b][1], vget_high_u8(ones[p][b]));
+        }
+}
+
+EK_INLINE int32x4_t ek_xnor_less(int32x4_t d, uint16x4_t counts) {
+    return vreinterpretq_s32_u32(vsubw_u16(vreinterpretq_u32_s32(d), counts));
+}
+
+EK_INLINE void ek_xnor_take(ek_vec (*d)[EK_VECTORS], ek_xnor_counts counts, const int P, const int B) {
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int b = 0; b < 2 * B; b++) {
+            const uint16x8_t from = counts[p][b / 2][b % 2];
+            d[p][2 * b] = ek_xnor_less(d[p][2 * b], vget_low_u16(from));
+            d[p][2 * b + 1] = ek_xnor_less(d[p][2 * b + 1], vget_high_u16(from));
+        }
+}
+
+EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int P, const int V) {
+    if (shift == 0) return;
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int v = 0; v < V; v++) d[p][v] = ek_vec_double(d[p][v], shift);
+}
+
+EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
+                            const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
+    const int B = V / 4;
+    for (int32_t i = 0; i < l->passes; i++) {
+        const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
+        ek_xnor_counts counts;
+        int32_t rounds = 0;
+        ek_xnor_double(d, walk->shift[i], P, V);
+        ek_xnor_clear(counts, P, B);
+        for (int32_t row = 0; row < walk->rows; row++)
+            for (int32_t run = 0; run < walk->runs; run++) {
+                ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
+                for (int32_t left = walk->steps; left > 0; left -= EK_XNOR_STEPS, at += EK_XNOR_STEPS) {
+                    const int32_t steps = left < EK_XNOR_STEPS ? left : EK_XNOR_STEPS;
+                    if (rounds++ == EK_XNOR_ROUNDS) {
+                        ek_xnor_take(d, counts, P, B);
+                        ek_xnor_clear(counts, P, B);
+                        rounds = 1;
+                    }
+                    ek_xnor_count(counts, in, at, w, steps, P, B);
+                    w += steps * EK_BLOCK;
+                }
+            }
+        ek_xnor_take(d, counts, P, B);
+    }
+    ek_xnor_double(d, walk->shift[l->passes], P, V);
+}
+
+#define EK_XNOR_KERNEL ek_xnor_neon
+#include "xnor_kernel.inc"
+
+/* --- family "dot8": inputs less 128, so that both factors are int8 ----------------------------------------------- */
+
+enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 4 };
+#define EK_DOT8_OFFSET 128
+typedef struct {
+    int32x4_t of[2]; /* two channels each: the sums of terms 0 and 1, and of 2 and 3, of the first, then of the second */
+} ek_dot8_acc;
+typedef int8x16_t ek_dot8_weights;
+typedef int8x8_t ek_dot8_input;
+
+static inline ek_dot8_acc ek_dot8_zero(void) { return (ek_dot8_acc){{vdupq_n_s32(0), vdupq_n_s32(0)}}; }
+static inline ek_dot8_weights ek_dot8_load(const int8_t *p) { return vld1q_s8(p); }
+static inline ek_dot8_input ek_dot8_spread(const uint8_t *p) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return vreinterpret_s8_u32(vdup_n_u32(four ^ 0x80808080u));
+}
+static inline ek_dot8_acc ek_dot8_add(ek_dot8_acc acc, ek_dot8_weights w, ek_dot8_input x) {
+    acc.of[0] = vpadalq_s16(acc.of[0], vmull_s8(vget_low_s8(w), x));
+    acc.of[1] = vpadalq_s16(acc.of[1], vmull_s8(vget_high_s8(w), x));
+    return acc;
+}
+static inline ek_vec ek_dot8_total(ek_dot8_acc acc) {
+    return vcombine_s32(vpadd_s32(vget_low_s32(acc.of[0]), vget_high_s32(acc.of[0])),
+                        vpadd_s32(vget_low_s32(acc.of[1]), vget_high_s32(acc.of[1])));
+}
+
+#define EK_DOT8_KERNEL ek_dot8_neon
+#include "dot8_kernel.inc"
