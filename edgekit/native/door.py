@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.registry import pick
+from edgekit.native import plan_door
 from edgekit.native.packing import words_for
+from edgekit.native.plan_door import OpenPlan
 
 LIBRARY = "libedgekit_native.so"
 ABI_VERSION = 2
@@ -53,6 +55,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_int32,
         [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32],
     ),
+    **plan_door.SIGNATURES,
 }
 
 
@@ -68,14 +71,14 @@ def _library() -> ctypes.CDLL:
         raise MissingExtra(f"the native library {LIBRARY} is not built; run tools/setup or reinstall edgekit")
     with as_file(resource) as path:
         library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
     found = library.ek_abi_version()
     if found != ABI_VERSION:
         raise MissingExtra(
             f"the native library has ABI version {found}, wanted {ABI_VERSION}; run tools/setup or reinstall edgekit"
         )
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return library
 
 
@@ -157,3 +160,16 @@ def _check(name: str, array: NDArray[np.uint64], wanted: tuple[int | str, ...], 
         raise BadInput(f"binary_dense: {name} must have shape ({text}) for n = {n}, got {array.shape}")
     if not array.flags.c_contiguous:
         raise BadInput(f"binary_dense: {name} must be C-contiguous; numpy.ascontiguousarray makes it so")
+
+
+def check_plan(content: bytes) -> None:
+    """Raise BadBundle, with the library's line on why, where these bytes are no plan that it runs."""
+    plan_door.check(_library(), content)
+
+
+def open_plan(content: bytes, *, kernels: str | None = None, keep: bool = False) -> OpenPlan:
+    """Open a plan file. kernels: the name of an instruction set, None for the fastest; keep: see OpenPlan.
+
+    Raises BadBundle for what is no plan, BadInput for kernels that cannot run here.
+    """
+    return OpenPlan(_library(), content, kernels=kernels, keep=keep)

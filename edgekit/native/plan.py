@@ -328,6 +328,12 @@ def decode(content: bytes) -> Plan:
         raise BadBundle(f"the plan is damaged: {err}") from err
 
 
+def decode_tensors(content: bytes) -> tuple[PlanTensor, ...]:
+    """The tensors alone, of a plan that ek_plan_check has accepted."""
+    count, _, at, _, size, *_ = _HEADER.unpack_from(content)[5:]
+    return tuple(_decode_tensor(content, at + index * size) for index in range(count))
+
+
 def _decode(content: bytes) -> Plan:
     magic, major, _, size, crc, *fields = _HEADER.unpack_from(content)
     if magic != MAGIC or size != len(content):
