@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.manifest import Input
 from edgekit.host.load import EXITS, INPUT, LABELS
-from edgekit.host.ort import open_model
+from edgekit.host.ort import OpenModel, open_model
 from edgekit.host.train.outputs import Outputs, outputs_of
 
 OPSET, IR_VERSION = 17, 8
@@ -62,10 +62,13 @@ def export(
     compared: Sequence[NDArray[Any]],
     rewrite: Callable[[onnx.ModelProto], None] = lambda proto: None,
     runnable: Callable[[bytes], bytes] = lambda content: content,
+    *,
+    fused: bool = True,
 ) -> bytes:
     """The file that to_onnx and to_qonnx make, checked on `compared`: inputs of the whole shape. Integers are cast.
 
-    rewrite: changes what was traced before it is described; runnable: the file as onnxruntime can run it.
+    rewrite: changes what was traced before it is described; runnable: the file as onnxruntime can run it. fused: it may
+    compute several nodes as one, which rounds otherwise; not where a sign may hang on the last bit.
     """
     training = module.training
     module.eval()
@@ -81,7 +84,7 @@ def export(
         rewrite(proto)
         _describe(proto, image, labels, called, wanted[0])
         content: bytes = proto.SerializeToString(deterministic=True)
-        _compare(runnable(content), image.tensor.name, compared, wanted)
+        _compare(open_model(runnable(content), optimize=fused), image.tensor.name, compared, wanted)
     finally:
         module.train(training)
     return content
@@ -180,9 +183,8 @@ def _bare(name: str) -> str:
 
 
 def _compare(
-    content: bytes, name: str, inputs: Sequence[NDArray[Any]], wanted: Sequence[Mapping[str, Tensor]]
+    session: OpenModel, name: str, inputs: Sequence[NDArray[Any]], wanted: Sequence[Mapping[str, Tensor]]
 ) -> None:
-    session = open_model(content)
     for one, answers in zip(inputs, wanted, strict=True):
         made = session.run(list(answers), {name: one})
         for (output, answer), got in zip(answers.items(), made, strict=True):

@@ -52,7 +52,7 @@ def to_qonnx(
     compared = list(random.integers(0, 256, (_COMPARED, *shape)).astype(np.uint8))
     if samples is not None:
         compared += list(np.array(samples, np.uint8).reshape(-1, *shape))
-    return export(module, image, labels, names, compared, _pack_weights, _as_loaded)
+    return export(module, image, labels, names, compared, _pack_weights, _as_loaded, fused=False)
 
 
 def _as_loaded(content: bytes) -> bytes:
