@@ -334,6 +334,18 @@ def decode_tensors(content: bytes) -> tuple[PlanTensor, ...]:
     return tuple(_decode_tensor(content, at + index * size) for index in range(count))
 
 
+def constant_bytes(content: bytes) -> int:
+    """Bytes of weights, thresholds and scales in a plan that ek_plan_check has accepted."""
+    _, count, _, at, _, size, *_ = _HEADER.unpack_from(content)[5:]
+    spans = {LINEAR: (20, 4), THRESHOLD: (8, 2), POOL: (8, 1), AFFINE: (0, 2), REQUANTIZE: (8, 3)}
+    total = 0
+    for index in range(count):
+        kind, _, _, _, _, raw = _OPERATOR.unpack_from(content, at + index * size)
+        start, number = spans.get(kind, (0, 0))
+        total += sum(struct.unpack_from(f"<{2 * number}I", raw, start)[1::2])
+    return total
+
+
 def _decode(content: bytes) -> Plan:
     magic, major, _, size, crc, *fields = _HEADER.unpack_from(content)
     if magic != MAGIC or size != len(content):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,13 @@ def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return [size for size in one if size != 1] == [size for size in other if size != 1]
 
 
+class Bound(NamedTuple):
+    """A plan with its arrays. run: one run; returns 0, or the library's code. kept: what run has addresses of."""
+
+    run: Callable[[], int]
+    kept: tuple[object, ...]
+
+
 class OpenPlan:
     """A plan in memory of its own, ready to run; for one thread at a time. inputs, outputs: in the order of `run`.
 
@@ -90,23 +97,25 @@ class OpenPlan:
         if code != 0 or opened.value is None:
             raise BadBundle(f"the plan cannot be opened: code {code}")
         self._opened = opened
-        self._call: Callable[[], int] | None = None
-        self._bound: tuple[Sequence[Array], ...] = ()
+        self._bound: Bound | None = None
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Fix the arrays that `run_bound` reads and fills. Raises BadInput in one line for those that do not fit.
 
         They are contiguous, of outside_dtype, and of outside_shape but for axes of length 1.
         """
+        self._bound = self.bound(inputs, outputs)
+
+    def bound(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Bound:
+        """A call that runs the plan on these arrays; several may stand side by side. See bind."""
         given = _pointers("input", self.inputs, inputs), _pointers("output", self.outputs, outputs)
-        self._bound = tuple(inputs), tuple(outputs)
-        self._call = partial(self._library.ek_plan_run, self._opened, *given)
+        return Bound(partial(self._library.ek_plan_run, self._opened, *given), (self, *inputs, *outputs))
 
     def run_bound(self) -> None:
         """Run once on the arrays that were bound."""
-        if self._call is None:
+        if self._bound is None:
             raise BadInput("bind the plan's inputs and outputs before it runs")
-        code = self._call()
+        code = self._bound.run()
         if code != 0:
             raise BadInput(f"the plan was refused by the library with code {code}")
 

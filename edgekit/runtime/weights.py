@@ -1,7 +1,8 @@
 """How many bytes of weights a part's file holds, and how many they are in the format that computes. Runs nothing.
 
-ONNX and TFLite are read just far enough: constants, and the nodes that a runtime computes once when it opens the file
-(codes of few bits decoded to floats). Formats: onnx.proto3 (protobuf encoding) and schema.fbs (FlatBuffers internals).
+ONNX, TFLite and plans are read just far enough: constants, and the nodes that a runtime computes once when it opens
+the file (codes of few bits decoded to floats). Formats: onnx.proto3 (protobuf encoding), schema.fbs (FlatBuffers
+internals), plan.h.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from edgekit.native.plan import MAGIC, constant_bytes
+
 Shape = tuple[int, ...]
+PLAN_MAGIC = MAGIC.to_bytes(4, "little")
 _MOST_VALUES = 16  # numbers of a constant that are read: shapes and bounds of slices
 
 
@@ -24,8 +28,11 @@ class Weights:
 
 
 def weights_of(data: bytes) -> Weights | None:
-    """The weights in a part's file; None where it is neither ONNX nor TFLite, or cannot be told."""
+    """The weights in a part's file; None where it is neither ONNX, TFLite nor a plan, or cannot be told."""
     try:
+        if data[:4] == PLAN_MAGIC:
+            held = constant_bytes(data)
+            return Weights(held, held)
         return _of_tflite(data) if data[4:8] == b"TFL3" else _of_onnx(data)
     except (IndexError, KeyError, ValueError, TypeError, struct.error):
         return None

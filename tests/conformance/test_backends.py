@@ -11,6 +11,7 @@ import pytest
 
 from edgekit.core.errors import BadBundle, MissingExtra
 from edgekit.core.manifest import Part, Tensor
+from edgekit.native import plan
 from edgekit.runtime.backends import BACKENDS, Options, Runner, known_backends, opener
 from edgekit.runtime.backends._tflite import tiny_model
 
@@ -37,13 +38,20 @@ def onnx_doubler() -> bytes:
     return data
 
 
+def plan_doubler() -> bytes:
+    x = plan.PlanTensor(plan.F32, 1, 1, 4, is_input=True, name="x")
+    y = plan.PlanTensor(plan.F32, 1, 1, 4, is_output=True, name="y")
+    return plan.encode(plan.Plan((x, y), (plan.Operator(plan.ADD, (0, 0), 1),)))
+
+
 DOUBLERS: dict[str, Callable[[], bytes]] = {
+    "native": plan_doubler,
     "null": null_doubler,
     "onnxruntime": onnx_doubler,
     "litert": tiny_model,
     "tflite-runtime": tiny_model,
 }
-VERIFIES = {"null", "onnxruntime", "litert"}  # the whole file, before it reads it
+VERIFIES = {"native", "null", "onnxruntime", "litert"}  # the whole file, before it reads it
 
 
 def test_every_built_in_backend_is_in_this_suite() -> None:

@@ -49,6 +49,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "edgekit.runtime.backends.onnxruntime",
     "litert": "edgekit.runtime.backends.litert",
     "tflite-runtime": "edgekit.runtime.backends.tflite_runtime",
+    "native": "edgekit.runtime.backends.native",
     "null": "edgekit.runtime.backends.null",
 }
 

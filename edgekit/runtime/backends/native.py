@@ -1,0 +1,73 @@
+"""Run a stage's part, a plan file, with our own kernels (edgekit/native): no other runtime is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgekit.core.errors import BadBundle, BadInput
+from edgekit.core.manifest import Part, Tensor
+from edgekit.native import door
+from edgekit.native.plan import PlanTensor
+from edgekit.native.plan_door import Bound, OpenPlan, outside_dtype, outside_shape, same_shape
+from edgekit.runtime.backends import Array, Options, Runner
+
+
+class PlanRunner:
+    """An opened plan with the arrays it reads and fills."""
+
+    def __init__(self, bound: Bound, provider: str, file: str) -> None:
+        self.provider = provider
+        self._run, self._kept = bound
+        self._file = file
+
+    def run(self) -> None:
+        """See backends.Runner."""
+        code = self._run()
+        if code != 0:
+            raise BadBundle(f"{self._file}: the native library failed with code {code}")
+
+
+def open_part(
+    data: bytes, part: Part, inputs: Mapping[str, Array], outputs: Mapping[str, Array], options: Options
+) -> Runner:
+    """Open a plan; one thread. Raises BadBundle for no plan, or one whose tensors are not those of its manifest."""
+    key = f"{part.backend} {part.sha256}"
+    opened = options.opened.get(key)
+    try:
+        if opened is None:
+            opened = door.open_plan(data)
+    except BadInput as err:
+        raise BadBundle(f"{part.file}: {err}") from err
+    _check_tensors(part, opened)
+    try:
+        bound = opened.bound(
+            [inputs[_outside_name(part, part.inputs, tensor)] for tensor in opened.inputs],
+            [outputs[_outside_name(part, part.outputs, tensor)] for tensor in opened.outputs],
+        )
+    except BadInput as err:
+        raise BadBundle(f"{part.file}: {err}") from err
+    options.opened[key] = opened
+    return PlanRunner(bound, f"native/{_fastest()}", part.file)
+
+
+def _outside_name(part: Part, tensors: Sequence[Tensor], wanted: PlanTensor) -> str:
+    return next(tensor.name for tensor in tensors if part.in_file(tensor.name) == wanted.name)
+
+
+def _check_tensors(part: Part, opened: OpenPlan) -> None:
+    """Arrays are read and written blindly: what the plan says must be what the manifest says."""
+    for wanted, found in ((part.inputs, opened.inputs), (part.outputs, opened.outputs)):
+        listed = {part.in_file(tensor.name): tensor for tensor in wanted}
+        fits = len(found) == len(listed) and all(
+            tensor.name in listed
+            and outside_dtype(tensor).name == listed[tensor.name].dtype
+            and same_shape(outside_shape(tensor), listed[tensor.name].shape)
+            for tensor in found
+        )
+        if not fits:
+            held = {tensor.name: (outside_dtype(tensor).name, outside_shape(tensor)) for tensor in found}
+            raise BadBundle(f"{part.file}: the plan's tensors are {held}, not those its manifest lists")
+
+
+def _fastest() -> str:
+    return next(row.name for row in door.kernels() if row.family == "xnor" and row.chosen)
