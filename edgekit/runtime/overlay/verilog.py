@@ -54,9 +54,9 @@ _PORTS = """\
     output wire        m_axis_tvalid,
     input  wire        m_axis_tready,
     output wire        m_axis_tlast,
-    (* X_INTERFACE_INFO = "xilinx.com:signal:interrupt:1.0 interrupt INTERRUPT",
+    (* X_INTERFACE_INFO = "xilinx.com:signal:interrupt:1.0 irq INTERRUPT",
        X_INTERFACE_PARAMETER = "SENSITIVITY LEVEL_HIGH" *)
-    output wire        interrupt
+    output wire        irq
 """
 _SIGNALS = """\
     wire rst, enable, load_valid, image_begins, image_taken, misaligned, image_given;
@@ -154,7 +154,7 @@ def _between(index: int, width: int) -> str:
 
 
 def _registers(unit: Unit, design_id: str) -> str:
-    ports = ["aclk", "aresetn", *_axil_ports(), "interrupt", "rst", "enable", "batch", *_LOAD]
+    ports = ["aclk", "aresetn", *_axil_ports(), "irq", "rst", "enable", "batch", *_LOAD]
     ports += ["image_begins", "image_taken", "misaligned", "image_given"]
     parameters = [f".DESIGN_ID(128'h{design_id})", *_parameters(unit.parameters)]
     return _instance(unit, parameters, [f".{port}({port})" for port in ports])

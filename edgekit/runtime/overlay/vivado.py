@@ -81,7 +81,7 @@ foreach {from to} {
 } {
     connect_bd_intf_net [get_bd_intf_pins $$from] [get_bd_intf_pins $$to]
 }
-connect_bd_net [get_bd_pins edgekit_overlay_0/interrupt] [get_bd_pins interrupts/In0]
+connect_bd_net [get_bd_pins edgekit_overlay_0/irq] [get_bd_pins interrupts/In0]
 connect_bd_net [get_bd_pins axi_dma_0/mm2s_introut] [get_bd_pins interrupts/In1]
 connect_bd_net [get_bd_pins axi_dma_0/s2mm_introut] [get_bd_pins interrupts/In2]
 connect_bd_net [get_bd_pins interrupts/dout] [get_bd_pins ps7/IRQ_F2P]
