@@ -27,61 +27,81 @@ static inline uint32_t ek_popcount(uint64_t v) {
 
 #include "neon_vectors.inc"
 
-/* --- family "xnor": a byte of 16 channels against a byte of a pixel, counted in bytes, then in 16 and 32 bits ----- */
+/* --- family "xnor": two bytes of 8 channels against two of a pixel, counted in bytes, then in 16 and 32 bits ------- */
 
 enum {
-    EK_XNOR_STEP = 1,
-    EK_XNOR_PART = 4,
-    EK_XNOR_BYTES = EK_VECTORS / 4,  /* vectors of 16 counters */
-    EK_XNOR_STEPS = 255 / 8,         /* that counters of 8 bits last */
-    EK_XNOR_ROUNDS = 65535 / (EK_XNOR_STEPS * 8), /* of as many steps, that those of 16 bits last */
+    EK_XNOR_STEP = 2,
+    EK_XNOR_PART = 2,
+#ifdef __aarch64__
+    EK_XNOR_AT_ONCE = 8, /* vectors of 8 channels whose counters stay in registers, for each pixel */
+#else
+    EK_XNOR_AT_ONCE = 4,
+#endif
+    EK_XNOR_STEPS = 255 / 8,                       /* that counters of 8 bits last */
+    EK_XNOR_ROUNDS = 65535 / (EK_XNOR_STEPS * 16), /* of so many steps, that those of 16 bits last */
 };
 
-typedef uint16x8_t ek_xnor_counts[EK_PIXELS][EK_XNOR_BYTES][2];
+typedef uint16x8_t ek_xnor_counts[EK_PIXELS][EK_XNOR_AT_ONCE];
 
 static inline size_t ek_xnor_slot(int32_t channel) { return (size_t)channel; }
 
 EK_INLINE void ek_xnor_clear(ek_xnor_counts counts, const int P, const int B) {
-    EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int b = 0; b < B; b++) counts[p][b][0] = counts[p][b][1] = vdupq_n_u16(0);
+    EK_UNROLL for (int p = 0; p < P; p++) EK_UNROLL for (int b = 0; b < B; b++) counts[p][b] = vdupq_n_u16(0);
 }
 
 /* At most EK_XNOR_STEPS steps. */
 EK_INLINE void ek_xnor_count(ek_xnor_counts counts, const uint8_t *const *in, ptrdiff_t at, const uint8_t *weights,
                              int32_t steps, const int P, const int B) {
-    uint8x16_t ones[EK_PIXELS][EK_XNOR_BYTES];
-    const uint8_t *x[EK_PIXELS];
-    EK_UNROLL for (int p = 0; p < P; p++) {
-        x[p] = in[p] + at;
-        EK_UNROLL for (int b = 0; b < B; b++) ones[p][b] = vdupq_n_u8(0);
-    }
-    for (int32_t step = 0; step < steps; step++, weights += EK_BLOCK) {
-        uint8x16_t w[EK_XNOR_BYTES];
-        EK_UNROLL for (int b = 0; b < B; b++) w[b] = vld1q_u8(weights + b * 16);
-        EK_UNROLL for (int p = 0; p < P; p++) {
-            const uint8x16_t bits = vld1q_dup_u8(x[p]++);
-            EK_UNROLL for (int b = 0; b < B; b++)
-                ones[p][b] = vaddq_u8(ones[p][b], vcntq_u8(veorq_u8(w[b], bits)));
+    uint8x16_t ones[EK_PIXELS][EK_XNOR_AT_ONCE];
+    EK_UNROLL for (int p = 0; p < P; p++) EK_UNROLL for (int b = 0; b < B; b++) ones[p][b] = vdupq_n_u8(0);
+    const uint16_t *next[EK_PIXELS];
+    EK_UNROLL for (int p = 0; p < P; p++) next[p] = (const uint16_t *)(const void *)(in[p] + at);
+    for (const uint16_t *end = next[0] + steps; next[0] < end; weights += EK_BLOCK * EK_XNOR_STEP) {
+        uint8x16_t x[EK_PIXELS];
+        EK_UNROLL for (int p = 0; p < P; p++) x[p] = vreinterpretq_u8_u16(vld1q_dup_u16(next[p]++));
+        EK_UNROLL for (int b = 0; b < B; b++) {
+            const uint8x16_t w = vld1q_u8(weights + b * 16);
+            EK_UNROLL for (int p = 0; p < P; p++) ones[p][b] = vaddq_u8(ones[p][b], vcntq_u8(veorq_u8(w, x[p])));
         }
     }
     EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int b = 0; b < B; b++) {
-            counts[p][b][0] = vaddw_u8(counts[p][b][0], vget_low_u8(ones[p][b]));
-            counts[p][b][1] = vaddw_u8(counts[p][b][1], vget_high_u8(ones[p][b]));
-        }
+        EK_UNROLL for (int b = 0; b < B; b++) counts[p][b] = vpadalq_u8(counts[p][b], ones[p][b]);
 }
 
 EK_INLINE int32x4_t ek_xnor_less(int32x4_t d, uint16x4_t counts) {
     return vreinterpretq_s32_u32(vsubw_u16(vreinterpretq_u32_s32(d), counts));
 }
 
-EK_INLINE void ek_xnor_take(ek_vec (*d)[EK_VECTORS], ek_xnor_counts counts, const int P, const int B) {
+EK_INLINE void ek_xnor_take(ek_vec (*d)[EK_VECTORS], ek_xnor_counts counts, const int first, const int P, const int B) {
     EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int b = 0; b < 2 * B; b++) {
-            const uint16x8_t from = counts[p][b / 2][b % 2];
-            d[p][2 * b] = ek_xnor_less(d[p][2 * b], vget_low_u16(from));
-            d[p][2 * b + 1] = ek_xnor_less(d[p][2 * b + 1], vget_high_u16(from));
+        EK_UNROLL for (int b = 0; b < B; b++) {
+            ek_vec *to = &d[p][first + 2 * b];
+            to[0] = ek_xnor_less(to[0], vget_low_u16(counts[p][b]));
+            to[1] = ek_xnor_less(to[1], vget_high_u16(counts[p][b]));
         }
+}
+
+/* One pass over B vectors of weights, whose sums are d[p][first] and those behind it. */
+EK_INLINE void ek_xnor_pass(ek_vec (*d)[EK_VECTORS], const int first, const uint8_t *const *in, ptrdiff_t plane,
+                            const uint8_t *weights, const ek_xnor_walk *walk, const int P, const int B) {
+    ek_xnor_counts counts;
+    int32_t rounds = 0;
+    ek_xnor_clear(counts, P, B);
+    for (int32_t row = 0; row < walk->rows; row++)
+        for (int32_t run = 0; run < walk->runs; run++) {
+            ptrdiff_t at = plane + row * walk->row + run * walk->run;
+            for (int32_t left = walk->steps; left > 0; left -= EK_XNOR_STEPS, at += EK_XNOR_STEPS * EK_XNOR_STEP) {
+                const int32_t steps = left < EK_XNOR_STEPS ? left : EK_XNOR_STEPS;
+                if (rounds++ == EK_XNOR_ROUNDS) {
+                    ek_xnor_take(d, counts, first, P, B);
+                    ek_xnor_clear(counts, P, B);
+                    rounds = 1;
+                }
+                ek_xnor_count(counts, in, at, weights, steps, P, B);
+                weights += steps * EK_BLOCK * EK_XNOR_STEP;
+            }
+        }
+    ek_xnor_take(d, counts, first, P, B);
 }
 
 EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int P, const int V) {
@@ -92,28 +112,12 @@ EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int 
 
 EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
                             const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
-    const int B = V / 4;
+    const int B = V / 2 < EK_XNOR_AT_ONCE ? V / 2 : EK_XNOR_AT_ONCE;
     for (int32_t i = 0; i < l->passes; i++) {
         const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
-        ek_xnor_counts counts;
-        int32_t rounds = 0;
+        const ptrdiff_t plane = l->pass[i].in_plane * walk->plane;
         ek_xnor_double(d, walk->shift[i], P, V);
-        ek_xnor_clear(counts, P, B);
-        for (int32_t row = 0; row < walk->rows; row++)
-            for (int32_t run = 0; run < walk->runs; run++) {
-                ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
-                for (int32_t left = walk->steps; left > 0; left -= EK_XNOR_STEPS, at += EK_XNOR_STEPS) {
-                    const int32_t steps = left < EK_XNOR_STEPS ? left : EK_XNOR_STEPS;
-                    if (rounds++ == EK_XNOR_ROUNDS) {
-                        ek_xnor_take(d, counts, P, B);
-                        ek_xnor_clear(counts, P, B);
-                        rounds = 1;
-                    }
-                    ek_xnor_count(counts, in, at, w, steps, P, B);
-                    w += steps * EK_BLOCK;
-                }
-            }
-        ek_xnor_take(d, counts, P, B);
+        EK_UNROLL for (int v = 0; v < V; v += 2 * B) ek_xnor_pass(d, v, in, plane, w + v * 8, walk, P, B);
     }
     ek_xnor_double(d, walk->shift[l->passes], P, V);
 }
