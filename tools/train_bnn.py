@@ -61,8 +61,8 @@ COMPARED = 1_000  # held-out images on which the file must give the module's ans
 PIXELS = Preprocess("L", "stretch", "bilinear", 1.0, (0.0,), (1.0,))  # bytes go in as they are
 
 TRAININGS: Mapping[str, BinaryTraining] = {
-    "lfc": BinaryTraining(epochs=30, batch=100, lr=3e-3),
-    "cnv": BinaryTraining(epochs=6, batch=100, lr=1e-2),
+    "lfc": BinaryTraining(epochs=30, batch=250, lr=3e-2),
+    "cnv": BinaryTraining(epochs=6, batch=50, lr=5e-3),
 }
 
 
