@@ -1,7 +1,7 @@
 // Sliding-window unit: an image comes row by row, FOLDS beats a pixel; out go the windows of a convolution, one for each output
 // pixel, K_H * K_W * FOLDS beats each (kernel row, kernel column, fold). Pixels outside the image are all PAD_ONE.
 //
-// The rows lie in a ring of twice the kernel's height in block RAM, so that the next image's first rows are written while the
+// The rows lie in block RAM, in a ring of twice the kernel's height, so that the next image's first rows are written while the
 // last windows of this one are read: a beat a cycle, without a gap between images.
 `default_nettype none
 module swu #(
@@ -30,7 +30,8 @@ module swu #(
 );
     localparam OUT_H = (IN_H + PAD_TOP + PAD_BOTTOM - K_H) / STRIDE_H + 1;
     localparam OUT_W = (IN_W + PAD_LEFT + PAD_RIGHT - K_W) / STRIDE_W + 1;
-    localparam ROWS = 2 * (K_H > STRIDE_H ? K_H : STRIDE_H);
+    localparam BELOW = IN_H + PAD_TOP - (OUT_H - 1) * STRIDE_H - K_H;  // rows under the last window
+    localparam ROWS = 2 * (K_H > STRIDE_H ? K_H : STRIDE_H) + (BELOW > 0 ? BELOW : 0);
     localparam ROW = IN_W * FOLDS;  // words
     localparam A = ROWS * ROW > 1 ? $clog2(ROWS * ROW) : 1;
     localparam S = $clog2(ROWS);   // of a slot of the ring
