@@ -1,0 +1,151 @@
+"""tools/train_bnn.py: real short runs on made-up images of Fashion-MNIST's size."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.host.load import load
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "train_bnn.py"
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="the extra train (PyTorch) is not installed"
+)
+
+
+def write_idx(path: Path, values: Any) -> None:
+    head = struct.pack(f">I{values.ndim}I", 0x800 + values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(head + values.tobytes(), 1))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 training images and 40 test images of ten classes: one bright block each, at the class's own place."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for prefix, count in (("train", 600), ("t10k", 40)):
+        y = random.integers(0, 10, count).astype(np.uint8)
+        x = random.integers(0, 60, (count, 28, 28)).astype(np.uint8)
+        for image, label in zip(x, y, strict=True):
+            row, column = divmod(int(label), 5)
+            image[5 + 10 * row : 13 + 10 * row, 3 + 5 * column : 7 + 5 * column] = 250
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", x)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", y)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    """The script as a module: a process of its own would load PyTorch again for every test."""
+    spec = importlib.util.spec_from_file_location("train_bnn", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_leaves_a_small_model_and_its_figures(
+    tool: Any,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    assert (
+        tool.main(["--network", "lfc", "--epochs", "3", "--seed", "3", "--batch", "50", "--data", str(data)])
+        == 0
+    )
+    said = capsys.readouterr()
+    assert "epoch 3/3: squared hinge" in said.err
+    file = tmp_path / "networks" / "lfc-3.onnx"
+    graph = load(file).graph
+    assert graph.inputs[0].tensor.dtype == "uint8"
+    assert graph.inputs[0].preprocess is not None
+    assert len(graph.labels or ()) == 10
+    figures = json.loads(file.with_suffix(".json").read_text())
+    assert (figures["network"], figures["training"]["epochs"], figures["seed"]) == ("lfc", 3, 3)
+    assert figures["images"] == {"train": 550, "held_out": 50, "test": 40}
+    assert figures["size_bytes"] == file.stat().st_size < 424_000
+    assert figures["binary_weights"] == 2_910_208
+    (only,) = figures["exits"]
+    assert (only["name"], only["macs"], only["cost_share"]) == ("final", 2_910_208, 1.0)
+    assert only["accuracy_test"] > 0.8
+    assert f"{only['accuracy_test']:.2%}" in said.out
+    assert not list((tmp_path / "networks").glob("*.checkpoint"))
+
+
+def test_early_exits_and_widths_get_a_file_of_their_own_name(
+    tool: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    options = [
+        "--network",
+        "cnv",
+        "--exits",
+        "2",
+        "--width",
+        "0.125",
+        "--epochs",
+        "1",
+        "--limit-train",
+        "100",
+    ]
+    assert tool.main([*options, "--data", str(data)]) == 0
+    file = tmp_path / "networks" / "cnv-w0.125-2exits-1.onnx"
+    assert [entry.name for entry in load(file).graph.exits] == ["exit1", "exit2", "exit3"]
+    shares = [each["cost_share"] for each in json.loads(file.with_suffix(".json").read_text())["exits"]]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_options_of_cnv_are_refused_for_lfc(
+    tool: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.onnx"
+    assert tool.main(["--network", "lfc", "--exits", "1", "--data", str(data), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == "train_bnn: --exits and --width are of cnv, not of lfc\n"
+    assert not out.exists()
+
+
+def test_a_folder_without_the_files_is_one_line(
+    tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--network", "lfc", "--data", str(tmp_path), "--out", str(tmp_path / "m.onnx")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train_bnn: ")
+    assert said.count("\n") == 1
+
+
+def test_resume_goes_on_only_from_a_checkpoint_of_the_same_run(
+    tool: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.onnx"
+    out.with_suffix(".checkpoint").write_bytes(b"no checkpoint")
+    options = [
+        "--network",
+        "lfc",
+        "--epochs",
+        "1",
+        "--limit-train",
+        "50",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
+    assert tool.main([*options, "--resume"]) == 2
+    assert "must be a training's checkpoint" in capsys.readouterr().err
+    assert tool.main(options) == 0
+    assert out.exists()
