@@ -13,6 +13,15 @@ CNV = (*(("conv", 64), ("conv", 64), ("pool", 2)), *(("conv", 128), ("conv", 128
 CNV = (*CNV, ("conv", 256), ("conv", 256), ("dense", 512), ("dense", 512), ("dense", 10))
 LFC = (("dense", 1024), ("dense", 1024), ("dense", 1024), ("dense", 10))
 
+# (PE, SIMD) of BNN-PYNQ's W1A1 overlays (METHODS 29)
+CNV_FOLDING = {
+    f"L{index}": pair
+    for index, pair in enumerate(
+        zip((16, 32, 16, 16, 4, 1, 1, 1, 4), (3, 32, 32, 32, 32, 32, 4, 8, 1), strict=True)
+    )
+}
+LFC_FOLDING = {"L0": (32, 64), "L1": (64, 32), "L2": (32, 64), "L3": (16, 8)}
+
 
 def network(
     shape: tuple[int, int, int], layers: Sequence[tuple[str, int]], *, seed: int = 0, binarize: bool = False

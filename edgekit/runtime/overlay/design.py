@@ -7,6 +7,7 @@ estimates nothing.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -20,6 +21,7 @@ FORMAT = 1
 WIRING = 1  # of the generated top: part of design_id, raised when verilog.py connects units otherwise
 UNIT_KINDS = ("stream_in", "binarize", "width", "fifo", "swu", "mvu", "pool", "stream_out", "axil_regs")
 LARGEST_UNIT = 254  # as the load bus counts them
+_IDENTIFIER = re.compile("[A-Za-z][A-Za-z0-9_]{0,63}")  # of Verilog: a design's names become its text
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,9 @@ def _unit(data: object, where: str) -> Unit:
     layer = table.get("layer")
     return Unit(
         kind=checks.choice(table.get("kind"), f"{where}.kind", UNIT_KINDS),
-        name=checks.name(table.get("name"), f"{where}.name"),
+        name=_identifier(table.get("name"), f"{where}.name"),
         parameters={
-            checks.name(key, f"{where}.parameters"): checks.integer(
+            _identifier(key, f"{where}.parameters"): checks.integer(
                 value, f"{where}.parameters.{key}", 0, 2**31 - 1
             )
             for key, value in parameters.items()
@@ -204,6 +206,12 @@ def _unit(data: object, where: str) -> Unit:
         layer="" if layer == "" else checks.name(layer, f"{where}.layer"),
         frames=checks.integer(table.get("frames"), f"{where}.frames", 1),
     )
+
+
+def _identifier(value: object, where: str) -> str:
+    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+        raise checks.wrong(where, "an identifier of Verilog (letters, digits and '_', at most 64)", value)
+    return value
 
 
 def _up(value: int, step: int) -> int:

@@ -177,13 +177,17 @@ def _linear(
             index, operator, f"its input is {_TYPES[source.type]}, the overlay takes uint8 or bits"
         )
     if source.type == pl.BITS and source.coding != pl.BIPOLAR:
-        raise _refused(index, operator, f"its inputs are {_CODINGS[source.coding]}, the overlay's are 1-bit")
+        raise _refused(
+            index, operator, f"its inputs are {_CODINGS.get(source.coding)}, the overlay's are 1-bit"
+        )
     if not _is_bipolar(of):
-        raise _refused(index, operator, f"its weights are {_CODINGS[of.coding]}, the overlay's are 1-bit")
+        raise _refused(index, operator, f"its weights are {_CODINGS.get(of.coding)}, the overlay's are 1-bit")
     if of.epilogue == pl.SCALED:
         raise _refused(index, operator, "it gives floats, the overlay gives bits or sums")
     if of.epilogue == pl.THRESHOLDS and made.coding != pl.BIPOLAR:
-        raise _refused(index, operator, f"its outputs are {_CODINGS[made.coding]}, the overlay's are 1-bit")
+        raise _refused(
+            index, operator, f"its outputs are {_CODINGS.get(made.coding)}, the overlay's are 1-bit"
+        )
     if any(of.pads) and of.pad == pl.PAD_ZERO and source.type == pl.BITS:
         raise _refused(index, operator, "it pads bits with true zeros, the overlay pads with -1 or +1")
     bits, sums = 8 if source.type == pl.U8 else 1, of.epilogue == pl.SUMS

@@ -46,7 +46,7 @@ def design_for(chain: Chain, foldings: Mapping[str, Folding], clock_mhz: float) 
         layers=folded,
         units=units,
         input_beats=-(-chain.input_bytes * 8 // BUS),
-        output_beats=_output_beats(last),
+        output_beats=output_beats(last),
         clock_mhz=clock_mhz,
         rtl=rtl_version(),
     )
@@ -112,7 +112,7 @@ def _units(chain: Chain, folded: Sequence[FoldedLayer]) -> list[Unit]:
     for item in folded:
         made, stream = layer_units(item, stream, interval)
         units += made
-    made, stream = adapted("out", stream, Stream(BUS, _output_beats(folded[-1].layer)), interval)
+    made, stream = adapted("out", stream, Stream(BUS, output_beats(folded[-1].layer)), interval)
     units += [*made, Unit("stream_out", "stream_out", {"BEATS": stream.beats})]
     loaded = sum(unit.kind in _LOADED for unit in units)
     if len(units) > LARGEST_UNIT:
@@ -198,7 +198,8 @@ def _fifo(name: str, stream: Stream, depth: int) -> Unit:
     return Unit("fifo", name, {"WIDTH": stream.width, "DEPTH": depth}, frames=stream.beats)
 
 
-def _output_beats(last: Layer) -> int:
+def output_beats(last: Layer) -> int:
+    """64-bit words that one image's sums take."""
     return -(-last.positions * last.out_c * SUM_BITS // BUS)
 
 
