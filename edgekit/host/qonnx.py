@@ -9,7 +9,7 @@ constants alone is: a quantized weight becomes a plain initializer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from edgekit.core.errors import BadInput, one_line
 from edgekit.host.graph import infer_shapes, initializers, inner_graphs
 
 Array = NDArray[Any]
-Attributes = Mapping[str, "int | float | str | Sequence[int]"]
 
 GENERAL = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 CHANNELS_LAST = ("qonnx.custom_op.channels_last",)  # ONNX's operators on N, sides, C
@@ -41,7 +40,7 @@ _NEVER_FOLDED = (
     "Bernoulli",
     "Multinomial",
 )
-_KEEP_SHAPE = ("BipolarQuant", "Quant", "IntQuant", "Trunc", "MultiThreshold", "DebugMarker")
+_ELEMENTWISE = ("BipolarQuant", "Quant", "IntQuant", "Trunc")
 _LAYOUTS = {2: "NC", 3: "NWC", 4: "NCHW"}  # of a MultiThreshold that names none, by rank
 
 
@@ -158,13 +157,20 @@ class _Expansion:
         value, old = make(self), self.node.outputs[0]
         if value.producer() not in self._made:  # nothing is left to do: what comes in goes out
             value = self.op("Identity", value)
-        if old.shape is None and self.node.op_type in _KEEP_SHAPE:
+        if old.shape is None and self._keeps_shape(x):
             old.shape = x.shape
         value.dtype = ir.DataType.FLOAT
         ir.convenience.replace_nodes_and_values(
             self.model.graph, self.node, [self.node], self._made, [old], [value]
         )
         return self._made
+
+    def _keeps_shape(self, x: ir.Value) -> bool:
+        """Whether the result surely has the shape of x."""
+        if self.node.op_type not in _ELEMENTWISE or x.shape is None:
+            return self.node.op_type in ("MultiThreshold", "DebugMarker")
+        rest = [value.const_value for value in self.node.inputs[1:] if value is not None]
+        return all(one is not None and one.size == 1 and len(one.shape) <= len(x.shape) for one in rest)
 
     def wrong(self, what: str) -> BadInput:
         """The error: file, node and operator, then `what`."""

@@ -478,7 +478,8 @@ class _Reader:
                 made = self._relabelled(value, form, found)
             shifted = made is not None and padded and made.offset[0] != 0 and made.held.type != plan.BITS
             if isinstance(found, Steps) and source.held.type != plan.BITS and (made is None or shifted):
-                made = self._thresholded(value, form, found, as_bytes=value in self._wide or shifted)
+                as_bytes = value in self._wide or shifted
+                made = self._thresholded(value, form, found, as_bytes=as_bytes, padded=padded)
             if made is None:
                 return None
             self._made[key] = made
@@ -578,9 +579,11 @@ class _Reader:
             form.root, value, form.nodes, len(shape), shape[1], model.opset_imports, model.ir_version
         ).upto(value)
 
-    def _thresholded(self, value: ir.Value, form: Pending, found: Steps, *, as_bytes: bool) -> Source | None:
+    def _thresholded(
+        self, value: ir.Value, form: Pending, found: Steps, *, as_bytes: bool, padded: bool
+    ) -> Source | None:
         """Emit the thresholds, and the pools on what they give. None: its levels lie on no grid."""
-        grid = grid_of(found.levels, as_bytes=as_bytes)
+        grid = grid_of(found.levels, as_bytes=as_bytes, with_zero=padded)
         if grid is None:
             return None
         source = form.source

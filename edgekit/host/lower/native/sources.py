@@ -68,53 +68,64 @@ class Grid:
     offset: float
 
 
-def grid_of(levels: Floats, *, as_bytes: bool) -> Grid | None:
-    """The narrowest tensor for these levels; None: they are not equally spaced."""
-    if len(levels) == 1:  # a constant: one bit that never changes
-        only = float(levels[0])
-        return (
-            Grid(plan.U8, 0, 0, 1, 1.0, only)
-            if as_bytes
-            else Grid(plan.BITS, plan.BIPOLAR, -1, 1, 1.0, only - 1)
-        )
-    if len(levels) == 2 and not as_bytes:
-        low, high = map(float, levels)
-        middle = (low + high) / 2
-        return Grid(
-            plan.BITS,
-            plan.BIPOLAR,
-            -1,
-            1,
-            (high - low) / 2,
-            0.0 if abs(middle) < _NEAR * (high - low) else middle,
-        )
-    step = float(np.diff(levels).min())
-    count = np.round((levels - levels[0]) / step)
-    step = float(levels[-1] - levels[0]) / float(count[-1])
-    if np.abs((levels - levels[0]) / step - count).max() > _NEAR * 100:
-        return None
-    first = levels[0] / step
+def grid_of(levels: Floats, *, as_bytes: bool, with_zero: bool = False) -> Grid | None:
+    """The narrowest tensor for these levels; None: they lie on no grid of 256 steps.
+
+    with_zero: 0 must be among its values, or be what padding of bits can stand for.
+    """
+    if len(levels) <= 2 and not as_bytes:
+        two = _two(levels)
+        zero = -two.offset / two.scale
+        if not with_zero or min(abs(zero), abs(abs(zero) - 1)) < _NEAR:
+            return two
+    elif len(levels) == 1 and not with_zero:
+        return Grid(plan.U8, 0, 0, 1, 1.0, float(levels[0]))
+    return _spaced(np.union1d(levels, [0.0]) if with_zero else levels, as_bytes=as_bytes)
+
+
+def _two(levels: Floats) -> Grid:
+    """One level, or two, as bits of -1 and 1."""
+    low, high = float(levels[0]), float(levels[-1])
+    if low == high:
+        return Grid(plan.BITS, plan.BIPOLAR, -1, 1, 1.0, low - 1)  # always 1
+    middle = (low + high) / 2
+    offset = 0.0 if abs(middle) < _NEAR * (high - low) else middle
+    return Grid(plan.BITS, plan.BIPOLAR, -1, 1, (high - low) / 2, offset)
+
+
+def _spaced(levels: Floats, *, as_bytes: bool) -> Grid | None:
+    least = (
+        float(np.diff(levels, prepend=levels[0] - 1.0).min())
+        if len(levels) == 1
+        else float(np.diff(levels).min())
+    )
+    for parts in range(1, _PARTS + 1):
+        step = least / parts
+        count = np.round((levels - levels[0]) / step)
+        if count[-1]:
+            step = float(levels[-1] - levels[0]) / float(count[-1])
+        if np.abs((levels - levels[0]) / step - count).max() < _NEAR * 100:
+            return _placed(levels, step, int(count[-1]), as_bytes=as_bytes)
+    return None
+
+
+def _placed(levels: Floats, step: float, count: int, *, as_bytes: bool) -> Grid | None:
+    """Where the grid lies to 0 decides what holds it."""
+    first = float(levels[0]) / step
+    if abs(first % 1 - 0.5) < _NEAR * 100:  # 0 lies in the middle between two levels: half steps have it
+        step, first, count = step / 2, 2 * first, 2 * count
     zero = abs(first - round(first)) < _NEAR * 100
     low = round(first) if zero else 0
-    high = low + int(count[-1])
-    offset = 0.0 if zero else float(levels[0])
-    for type_, coding, least, most in (
-        *(() if as_bytes else _CODINGS),
-        (plan.U8, 0, 0, 255),
-        (plan.I8, 0, -128, 127),
-    ):
-        if low >= least and high <= most:
-            return Grid(
-                type_,
-                coding,
-                low if type_ != plan.BITS else least,
-                high if type_ != plan.BITS else most,
-                step,
-                offset,
-            )
-    return Grid(plan.U8, 0, 0, high - low, step, float(levels[0])) if high - low <= 255 else None
+    for type_, coding, least, most in (*(() if as_bytes else _CODINGS), *_BYTES):
+        if low >= least and low + count <= most:
+            bits = type_ == plan.BITS
+            first_code, last_code = (least, most) if bits else (low, low + max(count, 1))
+            return Grid(type_, coding, first_code, last_code, step, 0.0 if zero else float(levels[0]))
+    return Grid(plan.U8, 0, 0, max(count, 1), step, float(levels[0])) if count <= 255 else None
 
 
+_PARTS = 8  # of the smallest gap between two levels that a step may be
+_BYTES = ((plan.U8, 0, 0, 255), (plan.I8, 0, -128, 127))
 _CODINGS = (
     (plan.BITS, plan.TERNARY, -1, 1),
     (plan.BITS, plan.UNSIGNED2, 0, 3),

@@ -74,23 +74,12 @@ def _step(row: Floats) -> float:
     sizes = sizes[sizes > 0]
     if not sizes.size:
         return 1.0
-    step = float(sizes[0])
-    for size in sizes[1:]:
-        step = _common(step, float(size), _CLOSE * float(sizes[0]) / _INT8)
-        if step * (_INT8 + 1) < sizes[-1]:
-            return 0.0
-    count = np.round(sizes / step)
-    if count[-1] > _INT8 or np.abs(sizes / step - count).max() > _CLOSE * _INT8:
+    if sizes.size > _INT8:
         return 0.0
+    steps = sizes[0] / np.arange(1, _INT8 + 1)
+    counts = sizes / steps[:, None]
+    fits = (np.abs(counts - np.round(counts)).max(axis=1) < _CLOSE) & (counts[:, -1] < _INT8 + _CLOSE)
+    if not fits.any():
+        return 0.0
+    count = np.round(counts[fits.argmax()])
     return float((sizes * count).sum() / (count**2).sum())  # least squares: float32 rounded each of them
-
-
-def _common(step: float, size: float, tolerance: float) -> float:
-    """Euclid's algorithm on two lengths."""
-    large, small = max(step, size), min(step, size)
-    while small > tolerance:
-        rest = large % small
-        if small - rest < tolerance:
-            rest = 0.0
-        large, small = small, rest
-    return large
