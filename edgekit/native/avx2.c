@@ -45,12 +45,147 @@ static inline uint32_t ek_negative(ek_vec v) { return (uint32_t)_mm256_movemask_
 static inline uint32_t ek_reached(ek_vec d, ek_vec limit) {
     return ek_negative(_mm256_cmpgt_epi32(limit, _mm256_xor_si256(d, _mm256_set1_epi32(-1))));
 }
+#define EK_HAS_NEGATIVE_BLOCK
+/* Narrowing keeps the sign; it works on halves, so half h of vector v comes out as bytes 16 h + 4 v to 16 h + 4 v + 3. */
+static inline uint64_t ek_negative_half_block(const ek_vec *d) {
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(d[0], d[1]), _mm256_packs_epi32(d[2], d[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(bytes, order));
+}
+static inline uint64_t ek_negative_block(const ek_vec *d) {
+    return ek_negative_half_block(d) | ek_negative_half_block(d + 4) << 32;
+}
 static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, const float *bias) {
     const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(v), _mm256_loadu_ps(scale));
     _mm256_storeu_ps(to, _mm256_add_ps(product, _mm256_loadu_ps(bias)));
 }
 
 #include "window.inc"
+
+/* --- family "xnor": the weights' half-bytes look up their differing bits in the pixel's table ----------------------
+ *
+ * A step is one byte of a pixel against one byte of each of 32 channels. Row b of the table holds popcount(i xor low
+ * half of b) for i below 16, then the same of the high half. Counts go through three widths: bytes for up to 31 steps,
+ * 16 bits for up to 256 of those, then d. Even and odd bytes part on the way, hence ek_xnor_slot.
+ */
+
+enum { EK_XNOR_STEP = 1, EK_XNOR_PART = 4, EK_XNOR_BYTE_STEPS = 31, EK_XNOR_WIDENINGS = 256 };
+
+#define ONES(x) (((x) & 1) + ((x) >> 1 & 1) + ((x) >> 2 & 1) + ((x) >> 3 & 1))
+#define FOUR(h, i) ONES((h) ^ (i)), ONES((h) ^ ((i) + 1)), ONES((h) ^ ((i) + 2)), ONES((h) ^ ((i) + 3))
+#define HALF(h) FOUR(h, 0), FOUR(h, 4), FOUR(h, 8), FOUR(h, 12)
+#define ROW(b) {HALF((b) & 15), HALF((b) >> 4)}
+#define ROWS4(b) ROW(b), ROW((b) + 1), ROW((b) + 2), ROW((b) + 3)
+#define ROWS16(b) ROWS4(b), ROWS4((b) + 4), ROWS4((b) + 8), ROWS4((b) + 12)
+#define ROWS64(b) ROWS16(b), ROWS16((b) + 16), ROWS16((b) + 32), ROWS16((b) + 48)
+static const uint8_t ek_xnor_table[256][32] __attribute__((aligned(64))) = {ROWS64(0), ROWS64(64), ROWS64(128),
+                                                                            ROWS64(192)};
+
+static inline size_t ek_xnor_slot(int32_t channel) {
+    return (size_t)(channel / 32 * 32 + channel % 8 * 4 + channel / 8 % 4);
+}
+
+/* Counts of P pixels times 32 H channels. */
+typedef struct {
+    __m256i bytes[EK_PIXELS][2];
+    __m256i even[EK_PIXELS][2], odd[EK_PIXELS][2]; /* 16 bits each */
+} ek_xnor_counts;
+
+EK_INLINE void ek_xnor_steps(ek_xnor_counts *to, const uint8_t *const *in, ptrdiff_t at, const uint8_t *weights,
+                             int32_t steps, const int P, const int H) {
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    __m256i bytes[EK_PIXELS][2];
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int h = 0; h < H; h++) bytes[p][h] = to->bytes[p][h];
+    for (int32_t i = 0; i < steps; i++, at++, weights += EK_BLOCK) {
+        __m256i w[2][2];
+        EK_UNROLL for (int h = 0; h < H; h++) {
+            const __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)(weights + 32 * h));
+            w[h][0] = _mm256_and_si256(both, low);
+            w[h][1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        }
+        EK_UNROLL for (int p = 0; p < P; p++) {
+            const __m128i *row = (const __m128i *)(const void *)ek_xnor_table[in[p][at]];
+            const __m256i first = _mm256_broadcastsi128_si256(_mm_load_si128(row));
+            const __m256i second = _mm256_broadcastsi128_si256(_mm_load_si128(row + 1));
+            EK_UNROLL for (int h = 0; h < H; h++) {
+                const __m256i ones = _mm256_add_epi8(_mm256_shuffle_epi8(first, w[h][0]),
+                                                     _mm256_shuffle_epi8(second, w[h][1]));
+                bytes[p][h] = _mm256_add_epi8(bytes[p][h], ones);
+            }
+        }
+    }
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int h = 0; h < H; h++) to->bytes[p][h] = bytes[p][h];
+}
+
+EK_INLINE void ek_xnor_widen(ek_xnor_counts *of, const int P, const int H) {
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int h = 0; h < H; h++) {
+            const __m256i bytes = of->bytes[p][h];
+            of->even[p][h] = _mm256_add_epi16(of->even[p][h], _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)));
+            of->odd[p][h] = _mm256_add_epi16(of->odd[p][h], _mm256_srli_epi16(bytes, 8));
+            of->bytes[p][h] = _mm256_setzero_si256();
+        }
+}
+
+/* Take the counts from d and begin anew. */
+EK_INLINE void ek_xnor_take(ek_vec (*d)[EK_VECTORS], ek_xnor_counts *of, const int P, const int H) {
+    const __m256i low = _mm256_set1_epi32(0xffff), zero = _mm256_setzero_si256();
+    ek_xnor_widen(of, P, H);
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int h = 0; h < H; h++) {
+            const __m256i even = of->even[p][h], odd = of->odd[p][h];
+            ek_vec *to = &d[p][4 * h];
+            to[0] = _mm256_sub_epi32(to[0], _mm256_and_si256(even, low));
+            to[1] = _mm256_sub_epi32(to[1], _mm256_and_si256(odd, low));
+            to[2] = _mm256_sub_epi32(to[2], _mm256_srli_epi32(even, 16));
+            to[3] = _mm256_sub_epi32(to[3], _mm256_srli_epi32(odd, 16));
+            of->even[p][h] = of->odd[p][h] = zero;
+        }
+}
+
+EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int P, const int V) {
+    if (shift == 0) return;
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int v = 0; v < V; v++) d[p][v] = ek_vec_double(d[p][v], shift);
+}
+
+EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
+                            const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
+    const int H = V / 4;
+    ek_xnor_counts counts;
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int h = 0; h < H; h++)
+            counts.bytes[p][h] = counts.even[p][h] = counts.odd[p][h] = _mm256_setzero_si256();
+    for (int32_t i = 0; i < l->passes; i++) {
+        int32_t held = 0, widenings = 0; /* steps in the bytes, and what is in 16 bits */
+        ek_xnor_double(d, walk->shift[i], P, V);
+        const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
+        for (int32_t row = 0; row < walk->rows; row++)
+            for (int32_t run = 0; run < walk->runs; run++) {
+                ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
+                for (int32_t left = walk->steps, count; left > 0; left -= count, at += count, w += count * EK_BLOCK) {
+                    count = left < EK_XNOR_BYTE_STEPS ? left : EK_XNOR_BYTE_STEPS;
+                    if (held + count > EK_XNOR_BYTE_STEPS) {
+                        ek_xnor_widen(&counts, P, H);
+                        held = 0;
+                        if (++widenings == EK_XNOR_WIDENINGS) {
+                            ek_xnor_take(d, &counts, P, H);
+                            widenings = 0;
+                        }
+                    }
+                    ek_xnor_steps(&counts, in, at, w, count, P, H);
+                    held += count;
+                }
+            }
+        ek_xnor_take(d, &counts, P, H);
+    }
+    ek_xnor_double(d, walk->shift[l->passes], P, V);
+}
+
+#define EK_XNOR_KERNEL ek_xnor_avx2
+#include "xnor_kernel.inc"
 
 /* --- family "dot8": in 16 bits, since vpmaddubsw saturates where two products exceed them ------------------------- */
 
