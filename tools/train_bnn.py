@@ -62,7 +62,7 @@ PIXELS = Preprocess("L", "stretch", "bilinear", 1.0, (0.0,), (1.0,))  # bytes go
 
 TRAININGS: Mapping[str, BinaryTraining] = {
     "lfc": BinaryTraining(epochs=30, batch=250, lr=3e-2),
-    "cnv": BinaryTraining(epochs=6, batch=50, lr=5e-3),
+    "cnv": BinaryTraining(epochs=4, batch=50, lr=5e-3),
 }
 
 
