@@ -91,8 +91,7 @@ def _border(held: Held, shapes: dict[str, Tensor]) -> Tensor:
     if held.name in shapes:
         return shapes[held.name]
     if held.type == plan.BITS:
-        last = plan.PLANES[held.coding] * ((held.c + 7) // 8)
-        return Tensor(held.name, "uint8", (1, held.h, held.w, last))
+        return Tensor(held.name, "uint8", (held.h, held.w, plan.PLANES[held.coding], (held.c + 7) // 8))
     return Tensor(held.name, _DTYPES[held.type], (1, held.h, held.w, held.c))
 
 
