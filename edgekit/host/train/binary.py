@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -14,6 +14,8 @@ from edgekit.host.train.quantizers import Deterministic, PerFilter, Sign, Weight
 from edgekit.host.train.quantizers.base import bipolar
 
 EPSILON, MOMENTUM = 1e-4, 0.1  # of batch norms: BinaryNet's
+
+Activation: TypeAlias = "Callable[[], nn.Module]"
 
 
 class BinaryConv2d(nn.Conv2d):
@@ -91,7 +93,13 @@ def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, object]]:
 
 
 def bnn_conv(
-    channels: int, width: int, kernel: int = 3, stride: int = 1, padding: int = 0, pool: int = 1
+    channels: int,
+    width: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: int = 0,
+    pool: int = 1,
+    activation: Activation = Sign,
 ) -> nn.Sequential:
     """Convolution, largest of each window, batch norm, sign: BNN's order. Binary weights; gamma may become negative.
 
@@ -99,14 +107,21 @@ def bnn_conv(
     """
     layers: list[nn.Module] = [BinaryConv2d(channels, width, kernel, stride, padding)]
     layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-    return nn.Sequential(*layers, nn.BatchNorm2d(width, EPSILON, MOMENTUM), Sign())
+    return nn.Sequential(*layers, nn.BatchNorm2d(width, EPSILON, MOMENTUM), activation())
 
 
-def bnn_dense(channels: int, width: int, *, last: bool = False, dropout: float = 0.0) -> nn.Sequential:
+def bnn_dense(
+    channels: int,
+    width: int,
+    *,
+    last: bool = False,
+    dropout: float = 0.0,
+    activation: Activation = Sign,
+) -> nn.Sequential:
     """Dense layer, batch norm, sign; the last gives the batch norm's output. dropout: of the inputs, in training."""
     layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
     layers += [BinaryLinear(channels, width), nn.BatchNorm1d(width, EPSILON, MOMENTUM)]
-    return nn.Sequential(*layers, *([] if last else [Sign()]))
+    return nn.Sequential(*layers, *([] if last else [activation()]))
 
 
 def xnor_conv(

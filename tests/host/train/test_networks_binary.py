@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgekit.core.errors import BadInput
@@ -108,6 +109,17 @@ def test_exits_stand_in_order_and_cost_what_stands_before_them(exits: int, tmp_p
         assert 0.4 < shares[-2] < 0.6
 
 
+def test_activations_of_two_bits_tell_three_levels_and_are_exported(tmp_path: Path) -> None:
+    config = cnv.Config(width=0.125, exits=1, activation_bits=2)
+    module = build("cnv", config)
+    for _ in range(3):
+        module(pixels(config, 20))  # statistics
+    with torch.no_grad():
+        assert module.eval().first(pixels(config, 20)).unique().tolist() == [-1, 0, 1]
+    proto = onnx.load(written(module, config, tmp_path))  # compared with the module on the way
+    assert {node.op_type for node in proto.graph.node if node.domain} == {"BipolarQuant", "Quant"}
+
+
 def test_an_early_exit_leaves_the_last_answer_as_it_was() -> None:
     plain, early = (build("cnv", cnv.Config(width=0.25, exits=exits)).eval() for exits in (0, 2))
     plain.load_state_dict(early.state_dict(), strict=False)
@@ -151,6 +163,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (lfc.Config, {"widths": ()}, "needs hidden layers"),
     (lfc.Config, {"pixels": 0}, "at least 1"),
     (lfc.Config, {"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+    (cnv.Config, {"activation_bits": 3}, "1 or 2 bits, got 3"),
     (cnv.Config, {"exits": 3}, "exits must be 0 to 2, got 3"),
     (cnv.Config, {"side": 33}, "even and at most 32, got 33"),
     (cnv.Config, {"side": 27}, "even and at most 32, got 27"),

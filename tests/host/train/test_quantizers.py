@@ -18,6 +18,7 @@ from edgekit.host.train.quantizers import (  # noqa: E402
     Constant,
     Deterministic,
     PerFilter,
+    Ternary,
     WeightQuantizer,
     sign,
 )
@@ -48,6 +49,12 @@ def test_signs_stay_exact_in_bfloat16() -> None:
     made = sign(torch.tensor([-0.5, 0.0], dtype=torch.bfloat16))
     assert made.dtype == torch.bfloat16
     assert made.tolist() == [-1, 1]
+
+
+def test_three_levels_are_the_nearest_ones_with_the_signs_gradient() -> None:
+    made, gradient, back = passed(Ternary(), [-1.2, -1.0, -0.51, -0.5, 0.0, 0.5, 0.51, 1.0, 3.0], (9,))
+    assert made.tolist() == [-1, -1, -1, 0, 0, 0, 1, 1, 1]
+    assert back.tolist() == (gradient * torch.tensor([0.0, 1, 1, 1, 1, 1, 1, 1, 0])).tolist()
 
 
 @pytest.mark.parametrize("make", WEIGHTS)

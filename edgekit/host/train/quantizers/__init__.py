@@ -1,7 +1,7 @@
 """Quantizers for training: how values become few levels going forward, and what gradient comes back. One a file.
 
-sign: activations. deterministic, per_filter, constant: weights, with what becomes of the real-valued ones after each
-update and how they are stored. All count sign(0) as +1.
+sign, ternary: activations. deterministic, per_filter, constant: weights, with what becomes of the real-valued ones
+after each update and how they are stored. sign(0) is +1 everywhere.
 """
 
 from __future__ import annotations
@@ -11,5 +11,6 @@ from edgekit.host.train.quantizers.constant import Constant
 from edgekit.host.train.quantizers.deterministic import Deterministic
 from edgekit.host.train.quantizers.per_filter import PerFilter
 from edgekit.host.train.quantizers.sign import Sign, sign
+from edgekit.host.train.quantizers.ternary import Ternary
 
-__all__ = ["Constant", "Deterministic", "PerFilter", "Sign", "WeightQuantizer", "sign"]
+__all__ = ["Constant", "Deterministic", "PerFilter", "Sign", "Ternary", "WeightQuantizer", "sign"]

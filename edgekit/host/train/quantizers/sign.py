@@ -16,7 +16,9 @@ from edgekit.host.train.quantizers.base import bipolar, plus_minus
 class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
-        context.save_for_backward(value.abs().le_(1))  # 1 and 0 in the value's own type: no cast on the way back
+        context.save_for_backward(
+            value.abs().le_(1)
+        )  # 1 and 0 in the value's own type: no cast on the way back
         return plus_minus(value)
 
     @staticmethod
