@@ -77,7 +77,9 @@ def _library() -> ctypes.CDLL:
             f"the native library has ABI version {found}, wanted {ABI_VERSION}; run tools/setup or reinstall edgekit"
         )
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise MissingExtra(f"the native library has no {name}; run tools/setup or reinstall edgekit")
         function.restype, function.argtypes = result, arguments
     return library
 
