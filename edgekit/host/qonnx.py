@@ -235,7 +235,7 @@ class _Expansion:
         for name in names:
             found = self.node.attributes.get(name)
             if found is not None:
-                return found.value.decode() if isinstance(found.value, bytes) else found.value
+                return found.value
         if default is None:
             raise self.wrong(f"must have the attribute {names[0]}")
         return default
@@ -264,10 +264,8 @@ class _Expansion:
         """Whether a constant is this number and leaves the shape of `other` alone: then + 0 and * 1 need no node."""
         if value.const_value is None or value.const_value.size != 1:
             return False
-        axes = len(value.const_value.shape)
-        return bool((value.const_value.numpy() == number).all()) and (
-            axes == 0 or axes <= (self.rank(other) or 0)
-        )
+        axes, others = len(value.const_value.shape), 0 if other.shape is None else len(other.shape)
+        return axes <= others and bool((value.const_value.numpy() == number).all())
 
 
 # --- quantizers -------------------------------------------------------------------------------------------------------

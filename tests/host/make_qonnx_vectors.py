@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+from qonnx.transformation.infer_datatypes import InferDataTypes
 from qonnx.transformation.infer_shapes import InferShapes
 from qonnx.util.cleanup import cleanup_model
 from torch import nn
@@ -218,7 +219,7 @@ def networks() -> Iterator[tuple[str, onnx.ModelProto]]:
     yield "lfc_w1a2", exported(randomized(lfc(1, 2), small, 5), small)
     yield "residual_w4a4", exported(randomized(Residual(), small, 6), small, **script)
     tiny = exported(randomized(cnv(1, 2, (4, 5, 6, 8, 9)), image, 7), image, **script)
-    clean = cleanup_model(ModelWrapper(tiny))
+    clean = cleanup_model(ModelWrapper(tiny)).transform(InferDataTypes())
     yield "cnv_clean", stripped(clean.model)
     yield (
         "cnv_last",
