@@ -47,7 +47,7 @@ import torch  # noqa: E402
 from edgekit.host.train.binary import binary_layers  # noqa: E402
 from edgekit.host.train.bnn import BinaryTraining, train_bnn  # noqa: E402
 from edgekit.host.train.fit import Hook, Moment, reproducible  # noqa: E402
-from edgekit.host.train.networks import BINARY_NETWORKS, build, cnv  # noqa: E402
+from edgekit.host.train.networks import BINARY_NETWORKS, build, cnv, lfc  # noqa: E402
 from edgekit.host.train.samples import Augment  # noqa: E402
 from edgekit.host.train.supervised import Labelled, evaluate  # noqa: E402
 from edgekit.host.train.to_qonnx import to_qonnx  # noqa: E402
@@ -151,12 +151,14 @@ def options_of(wanted: argparse.Namespace) -> BinaryTraining:
     return replace(TRAININGS[wanted.network], bfloat16=wanted.bfloat16, **told)
 
 
-def config_of(wanted: argparse.Namespace) -> Any:
+def config_of(wanted: argparse.Namespace) -> lfc.Config | cnv.Config:
     if wanted.network == "cnv":
+        if wanted.dropout:
+            raise BadInput("--dropout is of lfc, not of cnv")
         return cnv.Config(width=wanted.width, exits=wanted.exits)
     if wanted.exits or wanted.width != 1:
-        raise BadInput(f"--exits and --width are of cnv, not of {wanted.network}")
-    return BINARY_NETWORKS[wanted.network].config()
+        raise BadInput("--exits and --width are of cnv, not of lfc")
+    return lfc.Config(dropout=wanted.dropout)
 
 
 def run(wanted: argparse.Namespace) -> None:
@@ -247,6 +249,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--network", choices=tuple(BINARY_NETWORKS), required=True)
     parser.add_argument("--exits", type=int, default=0, help="early ones, of cnv: 0 (default), 1 or 2")
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels of cnv")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of the hidden layers of lfc, in training")
     parser.add_argument("--epochs", type=positive, help="default: what the network wants")
     parser.add_argument("--batch", type=positive, help="default: what the network wants")
     parser.add_argument("--lr", type=float, help="default: what the network wants")
