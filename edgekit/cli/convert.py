@@ -15,6 +15,7 @@ from rich.table import Table
 
 from edgekit.cli.options import check_targets, json_option
 from edgekit.cli.output import console, number, percent, print_json, progress
+from edgekit.cli.overlay import overlay_json, print_overlay, write_overlay
 from edgekit.cli.server import client_of, maybe_server_options
 from edgekit.core.checks import NAME
 from edgekit.core.errors import BadInput
@@ -95,6 +96,13 @@ _limit = click.FloatRange(min=0)
     help="The runtime to convert for; if not given, the profile's fastest where they can be timed, else its first.",
 )
 @click.option(
+    "--throughput",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="IMAGES/S",
+    help="Of a binary network on a board with an FPGA: fold its overlay for so many images a second, at the clock the "
+    "profile assumes; if not given, the fastest that fits.",
+)
+@click.option(
     "--cache/--no-cache",
     default=True,
     show_default=True,
@@ -141,6 +149,7 @@ def command(
     recover: int | None,
     exits: str | None,
     backend: str | None,
+    throughput: float | None,
     cache: bool,
     board: str | None,
     server: str | None,
@@ -191,6 +200,7 @@ def command(
         base=pruning_steps(prune, recover, target) if prune else (),
         exits=parse_exits(exits) if exits is not None else None,
         backend=backend,
+        images_s=throughput,
         cache=default_cache() if cache and effort != QUICK.name else Cache(),
     )
     if board is not None:
@@ -202,12 +212,15 @@ def command(
         check_recipe(request.recipe, request.profile)
     made = convert(request, _watch)
     write_atomic(output, made.content)
+    project = None if made.overlay is None else write_overlay(output, made.overlay, target.name)
     if report_path is not None:
         write_atomic(report_path, render(_page(made)).encode())
     if as_json:
-        print_json(_json(made, output))
+        print_json(_json(made, output, project))
     else:
         _print(made, output)
+        if made.overlay is not None and project is not None:
+            print_overlay(made.overlay, project)
     return LIMIT_MISSED if made.report.limits_missed else 0
 
 
@@ -240,7 +253,7 @@ def _page(made: Conversion) -> Page:
     return Page(finished.manifest, made.report, recipe, finished.content_id, len(made.content))
 
 
-def _json(made: Conversion, output: Path) -> dict[str, object]:
+def _json(made: Conversion, output: Path, project: Path | None) -> dict[str, object]:
     report = made.report.to_json()
     return {
         "bundle": str(output),
@@ -259,6 +272,7 @@ def _json(made: Conversion, output: Path) -> dict[str, object]:
         "label": made.report.bundle,
         "content_id": made.finished.content_id,
         "bundle_bytes": len(made.content),
+        "overlay": None if made.overlay is None else overlay_json(made.overlay, project),
     }
 
 

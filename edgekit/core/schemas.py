@@ -127,6 +127,36 @@ CURVES: Schema = table(
 )
 CURVES_OR_NULL: Schema = {"anyOf": [{"type": "null"}, CURVES]}  # null: one exit, or nothing to compare by
 
+OVERLAY_OR_NULL: Schema = {  # of a binary network on a board with an FPGA; all of it estimated
+    "anyOf": [
+        {"type": "null"},
+        table(
+            design_id=TEXT,
+            folder=TEXT_OR_NULL,
+            clock_mhz=NUMBER,
+            interval_cycles=COUNT,
+            latency_cycles=COUNT,
+            images_per_second=NUMBER,
+            luts=COUNT,
+            ffs=COUNT,
+            bram36=NUMBER,
+            provenance=TEXT,
+            layers=rows(
+                table(
+                    name=TEXT,
+                    what=TEXT,
+                    pe={"type": ["integer", "null"]},
+                    simd={"type": ["integer", "null"]},
+                    cycles=COUNT,
+                    luts=COUNT,
+                    ffs=COUNT,
+                    bram36=NUMBER,
+                )
+            ),
+        ),
+    ]
+}
+
 OUTPUTS: Mapping[str, Schema] = {
     "convert": output(
         bundle=TEXT,
@@ -143,6 +173,7 @@ OUTPUTS: Mapping[str, Schema] = {
         limits=table(met=FLAG, missed=rows(TEXT)),
         dropped=rows(table(layer=TEXT, step=TEXT, why=TEXT)),
         notes=rows(TEXT),
+        overlay=OVERLAY_OR_NULL,
         tried=rows(
             table(
                 label=TEXT,
@@ -176,6 +207,7 @@ OUTPUTS: Mapping[str, Schema] = {
                 format=TEXT,
                 estimated_ms=NUMBER,
                 slow=TEXT_OR_NULL,
+                not_binary=TEXT_OR_NULL,
             )
         ),
         profile={"type": ["object", "null"]},

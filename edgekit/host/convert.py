@@ -33,6 +33,7 @@ from edgekit.host.watch import Watch, unwatched
 from edgekit.runtime.backends import is_installed
 from edgekit.runtime.data import Data
 from edgekit.runtime.measure import exit_table
+from edgekit.runtime.overlay.design import Design
 
 SEED = 1
 _TRIAL_SHARE = 0.03  # of the time a search has, that one candidate's answers may take
@@ -46,7 +47,8 @@ class Request:
     """What the user wants. recipe: make it exactly so, deciding nothing. base: steps to take before formats are chosen.
 
     exits: early exits that a network without any shall get. backend: by name, the profile's first where None. bench:
-    where candidates are timed; None: here, if this machine is the target, else nowhere.
+    where candidates are timed; None: here, if this machine is the target, else nowhere. images_s: throughput that an
+    FPGA overlay is folded for; None: the fastest that fits.
     """
 
     model: Path
@@ -66,6 +68,7 @@ class Request:
     backend: str | None = None
     bench: Bench | None = None
     cache: Cache = field(default_factory=Cache)
+    images_s: float | None = None
 
     @property
     def on_this_machine(self) -> bool:
@@ -75,11 +78,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The bundle and what is known of it."""
+    """The bundle and what is known of it. overlay: of a binary network for a board with programmable logic."""
 
     finished: Finished
     report: Report
     content: bytes  # the .edge file
+    overlay: Design | None = None
 
 
 def convert(request: Request, watch: Watch = unwatched) -> Conversion:

@@ -69,6 +69,14 @@ _PACKAGES = ("edgekit", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
 @dataclass(frozen=True)
+class Modelled:
+    """What a model of the hardware says of one request run to the end. on: which model, and what it assumes."""
+
+    ms: float
+    on: str
+
+
+@dataclass(frozen=True)
 class Judged:
     """What is judged, and what it is compared with. whole: the network that came in, as one stage.
 
@@ -93,6 +101,7 @@ class Judged:
     hurried: bool = False
     bench: Bench | None = None  # the board that was asked for; None: this machine, or nobody
     layers: tuple[LayerReport, ...] | None = None  # None: found out from the graph's stages
+    modelled: Modelled | None = None  # a better estimate than the profile's, for boards that are not here
 
 
 def judge(subject: Judged, watch: Watch) -> Report:
@@ -249,8 +258,10 @@ class _Times:
     @classmethod
     def estimated(cls, subject: Judged) -> _Times:
         """From the profile's cost model; unknown where it lacks a coefficient."""
-        profile = subject.profile
+        profile, modelled = subject.profile, subject.modelled
         before = predict(profile, _all_work(subject.whole.manifest, len(subject.whole.manifest.stages)))
+        if modelled is not None:
+            return cls(Latency(), Latency(mean=modelled.ms), (modelled.ms,), "estimated", modelled.on)
         stages = len(subject.finished.manifest.stages)
         exits = tuple(
             predict(profile, _all_work(subject.finished.manifest, index + 1)).value for index in range(stages)

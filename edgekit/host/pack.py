@@ -45,7 +45,11 @@ GOLDEN = 16
 _INT8_STEPS = 3  # other processors round sums otherwise: a step or two is no error
 _FLOAT_STEPS = 0.25
 _STEPS = 255  # of an 8-bit range: the unit of tolerances, for float outputs too
-_SAME = {"tflite-runtime": "litert"}  # the older wants a numpy below 2, which converting does not
+_SAME = {
+    "tflite-runtime": "litert",  # the older wants a numpy below 2, which converting does not
+    "overlay": "native",  # a plan's answers are the same bits on all of them
+    "overlay-sim": "native",
+}
 _SHIFT = 128  # from uint8 codes to int8 codes
 NO_GOLDEN = Golden(1, {}, ())
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -76,10 +80,15 @@ class Draft:
 def here(manifest: Manifest) -> Manifest:
     """The manifest with runtimes that this machine has in place of those only some boards have, for the same files."""
     stages = tuple(
-        replace(stage, parts=tuple(replace(p, backend=_SAME.get(p.backend, p.backend)) for p in stage.parts))
+        replace(stage, parts=tuple(_part_here(part) for part in stage.parts))
         for stage in manifest.stages
     )
     return replace(manifest, stages=stages)
+
+
+def _part_here(part: Part) -> Part:
+    same = _SAME.get(part.backend)
+    return part if same is None else replace(part, backend=same, executes_code=False)
 
 
 def draft(

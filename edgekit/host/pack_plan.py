@@ -22,11 +22,12 @@ from edgekit.host.choose import POINTS, operating_points
 from edgekit.host.convert import SEED, Conversion, Request, whole_stage
 from edgekit.host.datasets import VALIDATION_FRACTION, read_datasets
 from edgekit.host.graph import Graph
-from edgekit.host.judge import Judged, judge
+from edgekit.host.judge import Judged, Modelled, judge
 from edgekit.host.load import Loaded
 from edgekit.host.lower import LOWERINGS, native
 from edgekit.host.lower.native.drafts import Todo
 from edgekit.host.lower.native.geometry import coding_of
+from edgekit.host.lower.overlay import OverlayStage, for_overlay
 from edgekit.host.pack import GOLDEN, NO_GOLDEN, Draft, draft, exits_of, finish, golden_cases
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.recipe import MEMBER, Recipe
@@ -34,9 +35,11 @@ from edgekit.host.split import split
 from edgekit.host.watch import Watch
 from edgekit.native import plan
 from edgekit.runtime.measure import exit_table
+from edgekit.runtime.overlay.cycles import latency_cycles
+from edgekit.runtime.overlay.design import Design
 
-NATIVE = "native"
-BACKENDS = (NATIVE,)
+NATIVE, OVERLAY, SIMULATED = "native", "overlay", "overlay-sim"
+BACKENDS = (NATIVE, OVERLAY, SIMULATED)
 BEFORE = tuple(step(name) for name in ("opset", "confidence", "constants"))
 _REFERENCE = Backend("onnxruntime")  # where the network that came in runs, to be compared with
 _FEW_BITS = (plan.BIPOLAR, plan.TERNARY, plan.SIGNED2)
@@ -59,7 +62,7 @@ def plan_backend(profile: Profile, asked: str | None, graph: Graph) -> Backend |
     if not offered:
         return None
     if not any(backend.name in LOWERINGS for backend in profile.backends):
-        return offered[0]
+        return next((backend for backend in offered if backend.name == NATIVE), offered[0])
     return offered[0] if is_binary(graph) and not native.refusals(as_plan_source(graph)) else None
 
 
@@ -79,15 +82,21 @@ def as_plan_source(graph: Graph) -> Graph:
 def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch) -> Conversion:
     """Make the bundle. The same model, data and request give the same content_id.
 
-    Raises BadInput for a network that no plan holds, naming its layers, or for steps that cannot be taken.
+    Raises BadInput for a network that no plan holds, naming its layers, for steps that cannot be taken, and for what no
+    overlay of this board holds.
     """
     _check(request)
     source = as_plan_source(loaded.graph)
     stages = native.plans(source)
+    designed, why_not = _designed(stages, request, backend)
     given = request.recipe
     seed, fraction = (SEED, VALIDATION_FRACTION) if given is None else (given.seed, given.validation_fraction)
     data = read_datasets(source, request.calib, request.val, request.evaluation, fraction, seed)
-    made = plan_draft(source, stages, backend, request)
+    if backend.name == NATIVE or designed is None:
+        parts = tuple(Parts(stage, ((NATIVE, stage),)) for stage in stages)
+    else:
+        parts = (Parts(stages[0], ((backend.name, designed.overlay), (NATIVE, designed.cpu))),)
+    made = plan_draft(source, parts, request)
     recipe = given or Recipe(
         request.profile.name, backend.name, BEFORE, (), seed, fraction, points=POINTS, golden=GOLDEN
     )
@@ -97,27 +106,52 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
     points = operating_points(validated, shares, recipe.points)
     metric = "top1" if validated.correct is not None else "agreement"
     finished = finish(made, points, metric, golden_cases(made, data.calibration, recipe.golden), recipe)
+    left_out = tuple(Dropped(name, "output", "no exit names it") for name in loaded.left_out)
+    reference = draft(
+        loaded.graph, [whole_stage(loaded.graph)], _REFERENCE, request.name, request.version, HOST
+    )
     subject = Judged(
         profile=request.profile,
         on_this_machine=request.on_this_machine,
-        whole=draft(
-            loaded.graph, [whole_stage(loaded.graph)], _REFERENCE, request.name, request.version, HOST
-        ),
+        whole=reference,
         size_before=loaded.size_bytes,
         plain=source,
         graph=source,
         made=made,
         finished=finished,
         data=data,
-        dropped=tuple(Dropped(name, "output", "no exit names it") for name in loaded.left_out),
+        dropped=(*left_out, *why_not),
         limits=request.limits,
         rounds=request.effort.rounds,
         hurried=True,
         bench=request.bench,
         layers=tuple(_layer_reports(source, stages)),
+        modelled=_modelled(designed, backend),
     )
     report = judge(subject, watch)
-    return Conversion(finished, report, finished.pack(report))
+    return Conversion(finished, report, finished.pack(report), None if designed is None else designed.design)
+
+
+def _designed(
+    stages: Sequence[native.StagePlan], request: Request, backend: Backend
+) -> tuple[OverlayStage | None, tuple[Dropped, ...]]:
+    """The network's overlay for a board with programmable logic; why there is none, where nobody asked for one."""
+    if request.profile.fpga is None:
+        return None, ()
+    try:
+        return for_overlay(stages, request.profile, request.images_s), ()
+    except BadInput as err:
+        if backend.name != NATIVE or request.images_s is not None:
+            raise
+        return None, (Dropped("*", OVERLAY, str(err)),)
+
+
+def _modelled(designed: OverlayStage | None, backend: Backend) -> Modelled | None:
+    """How long an image takes by the cycle model, where the overlay runs it."""
+    if designed is None or backend.name == NATIVE:
+        return None
+    clock = designed.design.clock_mhz
+    return Modelled(latency_cycles(designed.design) / (1e3 * clock), f"cycle model at {clock:g} MHz, assumed")
 
 
 def _check(request: Request) -> None:
@@ -131,17 +165,29 @@ def _check(request: Request) -> None:
         raise BadInput(f"--recipe for backend {request.recipe.backend} must have the steps {wanted}")
 
 
-def plan_draft(graph: Graph, stages: Sequence[native.StagePlan], backend: Backend, request: Request) -> Draft:
+@dataclass(frozen=True)
+class Parts:
+    """A stage as its parts: the backend of each, and its plan."""
+
+    stage: native.StagePlan
+    plans: tuple[tuple[str, native.StagePlan], ...]
+
+
+def plan_draft(graph: Graph, stages: Sequence[Parts], request: Request) -> Draft:
     """The plans as a network that runs."""
     files: dict[str, bytes] = {}
     described, cut = [], []
-    for whole, stage in zip(split(graph), stages, strict=True):
-        file = f"stages/{whole.index}.plan"
-        files[file] = plan.encode(stage.plan)
-        digest = hashlib.sha256(files[file]).hexdigest()
-        part = Part(backend.name, file, digest, stage.inputs, stage.outputs)
-        described.append(ManifestStage((part,), work_of_plan(stage.steps)))
-        cut.append(replace(whole, inputs=stage.inputs, outputs=stage.outputs))
+    for whole, parts in zip(split(graph), stages, strict=True):
+        made = []
+        for index, (backend, half) in enumerate(parts.plans):
+            number = f"{whole.index}" if len(parts.plans) == 1 else f"{whole.index}.{index}"
+            file = f"stages/{number}.plan"
+            files[file] = plan.encode(half.plan)
+            digest = hashlib.sha256(files[file]).hexdigest()
+            made.append(_part(backend, file, digest, half))
+        described.append(ManifestStage(tuple(made), work_of_plan(parts.stage.steps)))
+        outputs = tuple(tensor for _, half in parts.plans for tensor in half.outputs)
+        cut.append(replace(whole, inputs=parts.stage.inputs, outputs=outputs))
     manifest = Manifest(
         name=request.name,
         version=request.version,
@@ -157,6 +203,17 @@ def plan_draft(graph: Graph, stages: Sequence[native.StagePlan], backend: Backen
         files=bundle.members_of(files),
     )
     return Draft(manifest, files, tuple(cut))
+
+
+def _part(backend: str, file: str, digest: str, half: native.StagePlan) -> Part:
+    if backend == NATIVE:
+        return Part(backend, file, digest, half.inputs, half.outputs)
+    design = Design.parse(half.plan.design)
+    return Part(
+        *(backend, file, digest, half.inputs, half.outputs),
+        executes_code=backend == OVERLAY,
+        design_id=design.design_id,
+    )
 
 
 # --- what it does --------------------------------------------------------------------------------------------------
