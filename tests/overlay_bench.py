@@ -72,7 +72,7 @@ def _verilog_key(unit: Tried) -> str:
 
 @functools.cache
 def _library(key: tuple[str, ...], text: str) -> Path:
-    return build(text, flags=("-O1", "-std=c++17", "-fPIC", "-DVERILATOR=1", "-DVM_TRACE=0", "-w"))
+    return build(text)
 
 
 def bench_top(units: Sequence[Tried]) -> str:

@@ -39,6 +39,7 @@ THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "native": frozenset({"numpy"}),
     "runtime": frozenset(_NUMBERS),
     "runtime/backends": frozenset(_NUMBERS | {"ai_edge_litert", "pynq", "tflite_runtime"}),
+    "runtime/overlay/board": frozenset({"numpy", "pynq"}),
     "runtime/quiet_ort": frozenset({"onnxruntime"}),
     "agent": frozenset(_NUMBERS | _TUF | {"paho", "urllib3"}),
     "agent/api/server": frozenset({"h11", "uvicorn"}),

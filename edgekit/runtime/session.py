@@ -160,7 +160,7 @@ def open_session(
     """
     if manifest.executes_code and not accepts_code:
         raise refusal("code-not-accepted", manifest.name)
-    options = Options(threads, providers)
+    options = Options(threads, providers, members=read)
     buffers = {
         entry.tensor.name: allocate(entry.tensor.dtype, entry.tensor.shape) for entry in manifest.inputs
     }

@@ -25,12 +25,14 @@ class Options:
     """How parts are opened. providers: execution providers in order, for backends that have them.
 
     opened: what was made of a part's file, by `BACKEND SHA256`, for further parts of that file in one session: stages
-    that repeat others hold their weights once.
+    that repeat others hold their weights once. members: the bundle's members by name (KeyError for none), for a backend
+    whose part needs more than its file.
     """
 
     threads: int = 1
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    members: Callable[[str], bytes] | None = field(default=None, compare=False, repr=False)
 
 
 class Runner(Protocol):
@@ -50,6 +52,8 @@ BACKENDS: dict[str, str] = {
     "litert": "edgekit.runtime.backends.litert",
     "tflite-runtime": "edgekit.runtime.backends.tflite_runtime",
     "native": "edgekit.runtime.backends.native",
+    "overlay": "edgekit.runtime.backends.overlay",
+    "overlay-sim": "edgekit.runtime.backends.overlay_sim",
     "null": "edgekit.runtime.backends.null",
 }
 

@@ -1,6 +1,7 @@
-"""Drive an overlay through its register map: check it, load a plan into it, run images. The same for board and simulation.
+"""Drive an overlay through its register map: check it, load a plan into it, run images.
 
-Waits are bounded by clock cycles, by the design's own model of how long it takes. Not thread-safe: one owner at a time.
+The same for board and simulation. Waits are bounded by clock cycles, by the design's own model of how long it takes.
+Not thread-safe: one owner at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from edgekit.core.errors import BadBundle, BadInput, WorldFailed
 from edgekit.native import plan as pl
 from edgekit.native.plan import Plan, PlanTensor
+from edgekit.native.plan_door import outside_shape
 from edgekit.runtime.overlay import registers as reg
 from edgekit.runtime.overlay.cycles import interval_cycles, latency_cycles
 from edgekit.runtime.overlay.design import Design
@@ -60,7 +62,8 @@ class Overlay:
         magic = self.device.read(reg.REG_MAGIC)
         if magic != reg.MAGIC:
             raise BadInput(
-                f"{self.device.name}: register 0 must read {reg.MAGIC:#010x}, got {magic:#010x}: load an edgekit overlay"
+                f"{self.device.name}: register 0 must read {reg.MAGIC:#010x}, got {magic:#010x}: "
+                "load an overlay of edgekit"
             )
         version = self.device.read(reg.REG_VERSION)
         if version >> 16 != reg.VERSION >> 16:
@@ -112,20 +115,14 @@ class Overlay:
 
     def _as_words(self, images: Array) -> NDArray[np.uint8]:
         """Images as rows of bytes, channels last, filled up to whole words."""
-        tensor = self.input
-        if tensor.type == pl.BITS:
-            shape = (tensor.h, tensor.w, (tensor.c + 7) // 8)
-        elif tensor.channels_first:
-            shape = (tensor.c, tensor.h, tensor.w)
-        else:
-            shape = (tensor.h, tensor.w, tensor.c)
+        shape = outside_shape(self.input)
         size = int(np.prod(shape))
         if images.dtype != np.uint8 or not len(images) or images.size != len(images) * size:
             raise BadInput(
                 f"images must be uint8 (n, {', '.join(map(str, shape))}), got {images.dtype} {list(images.shape)}"
             )
         rows = images.reshape(len(images), *shape)
-        if tensor.type != pl.BITS and tensor.channels_first:
+        if self.input.type == pl.U8 and self.input.channels_first:
             rows = rows.transpose(0, 2, 3, 1)
         flat = rows.reshape(len(images), size)
         return np.ascontiguousarray(np.pad(flat, [(0, 0), (0, self.design.input_beats * WORD_BYTES - size)]))
