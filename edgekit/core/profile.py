@@ -17,7 +17,7 @@ from edgekit.core.toml import parse_toml, read_toml
 FORMAT = 1
 HOST = "host"  # the profile that no file holds: edgekit.runtime.detect finds it out where it runs
 FORMATS = ("float32", "float16", "int8", "binary")
-BACKENDS = ("onnxruntime", "litert", "tflite-runtime", "native", "null")
+BACKENDS = ("onnxruntime", "litert", "tflite-runtime", "native", "overlay", "overlay-sim", "null")
 INT8 = ("uint8", "int8")
 
 

@@ -68,7 +68,8 @@ def test_a_small_profile_parses_and_what_it_leaves_out_is_unknown() -> None:
         (
             changed('"onnxruntime"', '"onnx"'),
             (
-                "profile.toml: backends[0].name must be one of onnxruntime, litert, tflite-runtime, native, null, "
+                "profile.toml: backends[0].name must be one of onnxruntime, litert, tflite-runtime, native, overlay, "
+                "overlay-sim, null, "
                 'got "onnx"'
             ),
         ),
