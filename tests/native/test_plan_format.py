@@ -193,3 +193,12 @@ def _moved(content: bytes, at: int, size: int, spans: object, by: int) -> bytes:
         if length:
             struct.pack_into("<I", record, place, offset + by)
     return bytes(record)
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "plan.md").read_text("utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    names: dict[str, object] = {}
+    exec(example[1], names)
+    assert np.any(np.asarray(names["sums"]) != 0)
