@@ -65,11 +65,11 @@ static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, cons
 /* --- family "xnor": the weights' half-bytes look up their differing bits in the pixel's table ----------------------
  *
  * A step is one byte of a pixel against one byte of each of 32 channels. Row b of the table holds popcount(i xor low
- * half of b) for i below 16, then the same of the high half. Counts go through three widths: bytes for up to 31 steps,
- * 16 bits for up to 256 of those, then d. Even and odd bytes part on the way, hence ek_xnor_slot.
+ * half of b) for i below 16, then the same of the high half. Counts go through three widths: bytes for a segment of up
+ * to 31 steps, 16 bits for up to 256 segments, then d. Even and odd bytes part on the way, hence ek_xnor_slot.
  */
 
-enum { EK_XNOR_STEP = 1, EK_XNOR_PART = 4, EK_XNOR_BYTE_STEPS = 31, EK_XNOR_WIDENINGS = 256 };
+enum { EK_XNOR_STEP = 1, EK_XNOR_PART = 4, EK_XNOR_MOST_STEPS = 31, EK_XNOR_SEGMENTS = 256 };
 
 #define ONES(x) (((x) & 1) + ((x) >> 1 & 1) + ((x) >> 2 & 1) + ((x) >> 3 & 1))
 #define FOUR(h, i) ONES((h) ^ (i)), ONES((h) ^ ((i) + 1)), ONES((h) ^ ((i) + 2)), ONES((h) ^ ((i) + 3))
@@ -85,54 +85,66 @@ static inline size_t ek_xnor_slot(int32_t channel) {
     return (size_t)(channel / 32 * 32 + channel % 8 * 4 + channel / 8 % 4);
 }
 
-/* Counts of P pixels times 32 H channels. */
+/* The value stays in its register, and the compiler takes no other order of the sums that would need more of them. */
+#define EK_KEEP(v) __asm__("" : "+x"(v))
+
+/* Counts of P pixels times 32 H channels in 16 bits: those of even and of odd bytes. */
 typedef struct {
-    __m256i bytes[EK_PIXELS][2];
-    __m256i even[EK_PIXELS][2], odd[EK_PIXELS][2]; /* 16 bits each */
+    __m256i even[EK_PIXELS][2], odd[EK_PIXELS][2];
 } ek_xnor_counts;
 
-EK_INLINE void ek_xnor_steps(ek_xnor_counts *to, const uint8_t *const *in, ptrdiff_t at, const uint8_t *weights,
-                             int32_t steps, const int P, const int H) {
+/* Up to eight steps; x: each pixel's bytes, the next one lowest. */
+EK_INLINE void ek_xnor_word(__m256i (*bytes)[2], uint64_t *x, const uint8_t *weights, int32_t steps, const int P,
+                            const int H) {
     const __m256i low = _mm256_set1_epi8(0x0f);
-    __m256i bytes[EK_PIXELS][2];
-    EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int h = 0; h < H; h++) bytes[p][h] = to->bytes[p][h];
-    for (int32_t i = 0; i < steps; i++, at++, weights += EK_BLOCK) {
+    const uint8_t *end = weights + steps * EK_BLOCK;
+    for (; weights != end; weights += EK_BLOCK) {
         __m256i w[2][2];
         EK_UNROLL for (int h = 0; h < H; h++) {
-            const __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)(weights + 32 * h));
+            __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)(weights + 32 * h));
+            EK_KEEP(both);
             w[h][0] = _mm256_and_si256(both, low);
             w[h][1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
         }
         EK_UNROLL for (int p = 0; p < P; p++) {
-            const __m128i *row = (const __m128i *)(const void *)ek_xnor_table[in[p][at]];
-            const __m256i first = _mm256_broadcastsi128_si256(_mm_load_si128(row));
-            const __m256i second = _mm256_broadcastsi128_si256(_mm_load_si128(row + 1));
-            EK_UNROLL for (int h = 0; h < H; h++) {
-                const __m256i ones = _mm256_add_epi8(_mm256_shuffle_epi8(first, w[h][0]),
-                                                     _mm256_shuffle_epi8(second, w[h][1]));
-                bytes[p][h] = _mm256_add_epi8(bytes[p][h], ones);
+            const __m128i *row = (const __m128i *)(const void *)ek_xnor_table[(uint8_t)x[p]];
+            x[p] >>= 8;
+            EK_UNROLL for (int half = 0; half < 2; half++) {
+                const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(row + half));
+                EK_UNROLL for (int h = 0; h < H; h++) {
+                    bytes[p][h] = _mm256_add_epi8(bytes[p][h], _mm256_shuffle_epi8(table, w[h][half]));
+                    EK_KEEP(bytes[p][h]);
+                }
             }
         }
     }
-    EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int h = 0; h < H; h++) to->bytes[p][h] = bytes[p][h];
 }
 
-EK_INLINE void ek_xnor_widen(ek_xnor_counts *of, const int P, const int H) {
+/* `runs` runs of `steps` steps each, EK_XNOR_MOST_STEPS together at the most. */
+EK_INLINE void ek_xnor_segment(ek_xnor_counts *to, const uint8_t *const *in, ptrdiff_t at, ptrdiff_t run,
+                               const uint8_t *weights, int32_t runs, int32_t steps, const int P, const int H) {
+    __m256i bytes[EK_PIXELS][2];
+    EK_UNROLL for (int p = 0; p < P; p++)
+        EK_UNROLL for (int h = 0; h < H; h++) bytes[p][h] = _mm256_setzero_si256();
+    for (int32_t r = 0; r < runs; r++, at += run)
+        for (int32_t done = 0; done < steps; done += 8) {
+            uint64_t x[EK_PIXELS]; /* inputs are whole words */
+            EK_UNROLL for (int p = 0; p < P; p++) memcpy(&x[p], in[p] + at + done, sizeof x[p]);
+            const int32_t count = steps - done < 8 ? steps - done : 8;
+            ek_xnor_word(bytes, x, weights, count, P, H);
+            weights += count * EK_BLOCK;
+        }
     EK_UNROLL for (int p = 0; p < P; p++)
         EK_UNROLL for (int h = 0; h < H; h++) {
-            const __m256i bytes = of->bytes[p][h];
-            of->even[p][h] = _mm256_add_epi16(of->even[p][h], _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)));
-            of->odd[p][h] = _mm256_add_epi16(of->odd[p][h], _mm256_srli_epi16(bytes, 8));
-            of->bytes[p][h] = _mm256_setzero_si256();
+            const __m256i even = _mm256_and_si256(bytes[p][h], _mm256_set1_epi16(0xff));
+            to->even[p][h] = _mm256_add_epi16(to->even[p][h], even);
+            to->odd[p][h] = _mm256_add_epi16(to->odd[p][h], _mm256_srli_epi16(bytes[p][h], 8));
         }
 }
 
 /* Take the counts from d and begin anew. */
 EK_INLINE void ek_xnor_take(ek_vec (*d)[EK_VECTORS], ek_xnor_counts *of, const int P, const int H) {
     const __m256i low = _mm256_set1_epi32(0xffff), zero = _mm256_setzero_si256();
-    ek_xnor_widen(of, P, H);
     EK_UNROLL for (int p = 0; p < P; p++)
         EK_UNROLL for (int h = 0; h < H; h++) {
             const __m256i even = of->even[p][h], odd = of->odd[p][h];
@@ -154,29 +166,25 @@ EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int 
 EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
                             const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
     const int H = V / 4;
+    /* Whole words of input where a run is longer than a segment; several runs where they are short. */
+    const int32_t steps = walk->steps < EK_XNOR_MOST_STEPS ? walk->steps : EK_XNOR_MOST_STEPS / 8 * 8;
+    const int32_t together = walk->runs < EK_XNOR_MOST_STEPS / steps ? walk->runs : EK_XNOR_MOST_STEPS / steps;
     ek_xnor_counts counts;
     EK_UNROLL for (int p = 0; p < P; p++)
-        EK_UNROLL for (int h = 0; h < H; h++)
-            counts.bytes[p][h] = counts.even[p][h] = counts.odd[p][h] = _mm256_setzero_si256();
+        EK_UNROLL for (int h = 0; h < H; h++) counts.even[p][h] = counts.odd[p][h] = _mm256_setzero_si256();
     for (int32_t i = 0; i < l->passes; i++) {
-        int32_t held = 0, widenings = 0; /* steps in the bytes, and what is in 16 bits */
+        int32_t segments = 0;
         ek_xnor_double(d, walk->shift[i], P, V);
         const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
         for (int32_t row = 0; row < walk->rows; row++)
-            for (int32_t run = 0; run < walk->runs; run++) {
-                ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
-                for (int32_t left = walk->steps, count; left > 0; left -= count, at += count, w += count * EK_BLOCK) {
-                    count = left < EK_XNOR_BYTE_STEPS ? left : EK_XNOR_BYTE_STEPS;
-                    if (held + count > EK_XNOR_BYTE_STEPS) {
-                        ek_xnor_widen(&counts, P, H);
-                        held = 0;
-                        if (++widenings == EK_XNOR_WIDENINGS) {
-                            ek_xnor_take(d, &counts, P, H);
-                            widenings = 0;
-                        }
-                    }
-                    ek_xnor_steps(&counts, in, at, w, count, P, H);
-                    held += count;
+            for (int32_t run = 0, runs; run < walk->runs; run += runs) {
+                const ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
+                runs = walk->runs - run < together ? walk->runs - run : together;
+                for (int32_t done = 0, count; done < walk->steps; done += count) {
+                    count = walk->steps - done < steps ? walk->steps - done : steps;
+                    ek_xnor_segment(&counts, in, at + done, walk->run, w, runs, count, P, H);
+                    w += runs * count * EK_BLOCK;
+                    if (++segments % EK_XNOR_SEGMENTS == 0) ek_xnor_take(d, &counts, P, H);
                 }
             }
         ek_xnor_take(d, &counts, P, H);
