@@ -80,8 +80,7 @@ class Draft:
 def here(manifest: Manifest) -> Manifest:
     """The manifest with runtimes that this machine has in place of those only some boards have, for the same files."""
     stages = tuple(
-        replace(stage, parts=tuple(_part_here(part) for part in stage.parts))
-        for stage in manifest.stages
+        replace(stage, parts=tuple(_part_here(part) for part in stage.parts)) for stage in manifest.stages
     )
     return replace(manifest, stages=stages)
 
@@ -197,20 +196,22 @@ def golden_cases(
     data: Data,
     count: int,
     rounded_otherwise: Callable[[Sequence[Mapping[str, Array]]], Answers] | None = None,
+    *,
+    exact: bool = False,
 ) -> GoldenCases:
     """Inputs spread over `data`, with what every stage makes of them here, and how far a board may be off.
 
     The unit of a tolerance is the tensor's quantization step: 1 for codes, 1/255 of what these cases span for floats.
     An int8 tensor may be off by three steps, or by twice what the same graph differs when its codes are computed in
-    float: other processors round elsewhere (rounded_otherwise: how else to find that out). Samples repeat where `data`
-    has fewer than `count`.
+    float: other processors round elsewhere (rounded_otherwise: how else to find that out). exact: no processor does.
+    Samples repeat where `data` has fewer than `count`.
     """
     picked = spread(data.count, count)
     chosen = [picked[index % len(picked)] for index in range(count)]
     samples = [data.inputs(index) for index in chosen]
     session = made.open()
     answers = [session.run_all(sample) for sample in samples]
-    quantized = any(
+    quantized = not exact and any(
         entry.format in ("int8", "float16") for stage in made.manifest.stages for entry in stage.work
     )
     plain = answers

@@ -87,7 +87,12 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
     """
     _check(request)
     source = as_plan_source(loaded.graph)
-    stages = native.plans(source)
+    try:
+        stages = native.plans(source)
+    except BadInput as err:
+        if any(other.name in LOWERINGS for other in request.profile.backends):
+            raise
+        raise BadInput(f"profile {request.profile.name} runs binary networks only: {err}") from err
     designed, why_not = _designed(stages, request, backend)
     given = request.recipe
     seed, fraction = (SEED, VALIDATION_FRACTION) if given is None else (given.seed, given.validation_fraction)
@@ -105,7 +110,8 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
     shares = [leaving.cost_share for leaving in made.manifest.exits]
     points = operating_points(validated, shares, recipe.points)
     metric = "top1" if validated.correct is not None else "agreement"
-    finished = finish(made, points, metric, golden_cases(made, data.calibration, recipe.golden), recipe)
+    golden = golden_cases(made, data.calibration, recipe.golden, exact=True)
+    finished = finish(made, points, metric, golden, recipe)
     left_out = tuple(Dropped(name, "output", "no exit names it") for name in loaded.left_out)
     reference = draft(
         loaded.graph, [whole_stage(loaded.graph)], _REFERENCE, request.name, request.version, HOST

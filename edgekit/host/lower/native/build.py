@@ -140,6 +140,8 @@ class _Reader:
         form = self._forms.get(value, "it is a constant")
         try:
             if isinstance(form, str):
+                if self.refused:  # what is in the way is named already
+                    return
                 raise NotHere(form)
             if value in self._softmax:
                 held = self._softmax[value]

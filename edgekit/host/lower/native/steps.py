@@ -208,11 +208,21 @@ def line_of(made: Floats, places: Whole) -> Line | None:
     """The straight line through each channel's values, where they lie on one."""
     if not np.isfinite(made).all():
         return None
-    width = (places[:, -1] - places[:, 0]).astype(np.float64)
-    scale = (made[:, -1] - made[:, 0]) / np.maximum(width, 1.0)
-    bias = made[:, 0] - scale * places[:, 0]
+    width = np.maximum((places[:, -1] - places[:, 0]).astype(np.float64), 1.0)
+    largest = max(1e-30, float(np.abs(made).max()))
+    scale = _agreed((made[:, -1] - made[:, 0]) / width, _SAME * largest / float(width.max()))
+    bias = _agreed(made[:, 0] - scale * places[:, 0], _SAME * largest)
     off = np.abs(scale[:, None] * places + bias[:, None] - made)
-    return Line(scale, bias) if off.max() <= _AFFINE * max(1e-30, float(np.abs(made).max())) else None
+    return Line(scale, bias) if off.max() <= _AFFINE * largest else None
+
+
+def _agreed(values: Floats, near: float) -> Floats:
+    """Values nearer to the next than rounding moves them, as one: equal sums of alike channels must stay equal."""
+    order = np.argsort(values, kind="stable")
+    groups = np.cumsum(np.diff(values[order], prepend=values[order[:1]]) > near)
+    made = np.empty_like(values)
+    made[order] = values[order][np.searchsorted(groups, groups)]
+    return made
 
 
 # --- domains --------------------------------------------------------------------------------------------------------
