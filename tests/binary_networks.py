@@ -365,15 +365,21 @@ def averaged(n: Net, x: Act) -> Act:
     return replace(x, name=made, sides=())
 
 
+def fits_a_byte(x: Act) -> bool:
+    """Whether a global average has no more values than a layer with an input of 8 bits can tell apart."""
+    _, _, step = grid(ACTS.get(x.kind))
+    return max(-x.low, x.high) * math.prod(x.sides) // step <= 127
+
+
 def head(n: Net, x: Act, name: str, kind: str) -> None:
     """The classes at an exit: what the last dense layer sums, with or without a scale and a bias."""
     if kind == "average_last" and x.sides:
         y = convolved(n, x, CLASSES, 1)
         n.op("Flatten", [n.node("GlobalAveragePool", [y.name])], name)
         return
-    if kind == "average" and x.sides:
+    if kind == "average" and x.sides and fits_a_byte(x):
         x = averaged(n, x)
-    elif kind == "average_quantized" and x.sides:
+    elif kind.startswith("average") and x.sides:
         count = math.prod(x.sides)
         y = averaged(n, x)
         units = np.full(x.channels, x.unit / count)
