@@ -105,6 +105,6 @@ def _mask(of: Mapping[str, int], window: Window, channels: int, name: str) -> It
 def _lanes(bits: Array) -> Iterator[NDArray[np.uint32]]:
     """Columns of 32 bits of (entries, width) bits, the first bit lowest."""
     padded = np.pad(bits, [(0, 0), (0, -bits.shape[1] % LANE_BITS)])
-    words = np.packbits(padded, axis=1, bitorder="little").view("<u4")
+    words = np.ascontiguousarray(np.packbits(padded, axis=1, bitorder="little")).view("<u4")
     for lane in range(words.shape[1]):
         yield np.ascontiguousarray(words[:, lane])
