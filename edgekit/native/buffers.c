@@ -27,7 +27,8 @@ static void fill(const ek_buffer *b, unsigned char *at, uint64_t pixels) {
 void ek_fill_border(const ek_buffer *b) {
     if (!has_border(b)) return;
     const uint64_t across = b->row / b->pixel, sides = (uint64_t)b->left + (uint64_t)b->right;
-    fill(b, b->data - (uint64_t)b->top * b->row - (uint64_t)b->left * b->pixel, (uint64_t)b->top * across + (uint64_t)b->left);
+    unsigned char *first = b->data - (uint64_t)b->top * b->row - (uint64_t)b->left * b->pixel;
+    fill(b, first, (uint64_t)b->top * across + (uint64_t)b->left);
     for (int32_t y = 0; y + 1 < b->h; y++) fill(b, ek_pixel_at(b, y, b->w), sides);
     fill(b, ek_pixel_at(b, b->h - 1, b->w), (uint64_t)b->right + (uint64_t)b->bottom * across);
 }
@@ -42,6 +43,9 @@ static void tidy_ternary(const ek_buffer *b, uint64_t *pixel) {
         pixel[b->words + i] = first & second;
     }
 }
+
+/* Whether a pixel's bits outside fill the words that hold them. */
+static bool fills_words(const ek_buffer *b) { return b->type == EK_BITS && b->c % 64 == 0; }
 
 static void bring_in_bits(const ek_buffer *b, const unsigned char *from) {
     const size_t bytes = ((size_t)b->c + 7) / 8;
@@ -81,7 +85,7 @@ static void flip_top_bits(unsigned char *at, size_t n) {
 }
 
 void ek_bring_in(const ek_buffer *b, const ek_plan_tensor *tensor, const void *from) {
-    if (b->type == EK_BITS) bring_in_bits(b, from);
+    if (b->type == EK_BITS && !(fills_words(b) && b->coding != EK_TERNARY)) bring_in_bits(b, from);
     else if ((tensor->flags & EK_TENSOR_CHANNELS_FIRST) != 0) bring_in_planes(b, from);
     else bring_in_rows(b, from);
     if (b->type == EK_I8)
@@ -93,7 +97,7 @@ void ek_hand_out(const ek_buffer *b, void *to) {
     const size_t bits = ((size_t)b->c + 7) / 8, row = (size_t)interior_row(b);
     unsigned char *at = to;
     for (int32_t y = 0; y < b->h; y++) {
-        if (b->type != EK_BITS) {
+        if (b->type != EK_BITS || fills_words(b)) {
             memcpy(at, ek_pixel_at(b, y, 0), row);
             if (b->type == EK_I8) flip_top_bits(at, row);
             at += row;
@@ -174,8 +178,7 @@ static void stage_planes(const ek_buffer *from, const ek_buffer *to) {
         for (int32_t x = 0; x < from->w; x++) {
             const unsigned char *in = ek_pixel_at(from, y, x);
             unsigned char *out = ek_pixel_at(to, y, x);
-            for (int32_t plane = 0; plane < 8; plane++)
-                memset(out + (size_t)plane * stride + stride - 8, 0, 8);
+            for (size_t plane = 1; plane <= 8; plane++) memset(out + plane * stride - 8, 0, 8);
             for (size_t i = 0; i < c; i += 8) {
                 uint64_t eight = 0;
                 memcpy(&eight, in + i, c - i < 8 ? c - i : 8);

@@ -68,7 +68,8 @@ static bool need_mask(const site *s, ek_plan_span span, const char *size, const 
 
 static bool check_padding(const site *s, const ek_plan_linear *l) {
     const bool bipolar = s->in->type == EK_BITS && s->in->coding == EK_BIPOLAR;
-    const int64_t h = (int64_t)s->in->h + l->pad_top + l->pad_bottom, w = (int64_t)s->in->w + l->pad_left + l->pad_right;
+    const int64_t h = (int64_t)s->in->h + l->pad_top + l->pad_bottom;
+    const int64_t w = (int64_t)s->in->w + l->pad_left + l->pad_right;
     return need(s, l->pad == EK_PAD_ZERO || (bipolar && (l->pad == EK_PAD_MINUS || l->pad == EK_PAD_PLUS)),
                 "pad must be zero, or minus or plus one on bipolar bits", l->pad) &&
            need(s, l->pad_top < l->kernel_h && l->pad_bottom < l->kernel_h && l->pad_left < l->kernel_w &&
@@ -79,7 +80,8 @@ static bool check_padding(const site *s, const ek_plan_linear *l) {
 }
 
 static bool check_linear_shape(const site *s, const ek_plan_linear *l) {
-    const int64_t h = (int64_t)s->in->h + l->pad_top + l->pad_bottom, w = (int64_t)s->in->w + l->pad_left + l->pad_right;
+    const int64_t h = (int64_t)s->in->h + l->pad_top + l->pad_bottom;
+    const int64_t w = (int64_t)s->in->w + l->pad_left + l->pad_right;
     if (!need(s, l->kernel_h >= 1 && l->kernel_h <= h && l->kernel_w >= 1 && l->kernel_w <= w,
               "the kernel must fit the padded input", l->kernel_h) ||
         !need(s, l->stride_h >= 1 && l->stride_w >= 1, "strides must be positive", 0) ||
@@ -92,7 +94,8 @@ static bool check_linear_shape(const site *s, const ek_plan_linear *l) {
         return false;
     const int64_t rows = ek_classes_along(s->out->h, l->stride_h, l->kernel_h, l->pad_top, s->in->h);
     const int64_t columns = ek_classes_along(s->out->w, l->stride_w, l->kernel_w, l->pad_left, s->in->w);
-    return need(s, rows * columns <= EK_MAX_CLASSES, "windows must have at most 4096 different borders", rows * columns);
+    return need(s, rows * columns <= EK_MAX_CLASSES, "windows must have at most 4096 different borders",
+                rows * columns);
 }
 
 /* Bits past a plane's end are 0, and a ternary weight's second bit is set only where its first is. */
@@ -104,7 +107,8 @@ static bool check_weight_planes(const site *s, const ek_plan_linear *l, int64_t 
     for (int32_t row = 0; row < s->out->c; row++) {
         if (l->coding == EK_TERNARY)
             for (int64_t i = 0; i < words; i++)
-                if (!need(s, (at[words + i] & ~at[i]) == 0, "ternary weights must be thermometer codes", row)) return false;
+                if (!need(s, (at[words + i] & ~at[i]) == 0, "ternary weights must be thermometer codes", row))
+                    return false;
         for (int32_t plane = 0; plane < planes; plane++, at += words)
             if (!need(s, (at[words - 1] & past) == 0, "weight bits past a row's end must be 0", row)) return false;
     }
@@ -188,7 +192,8 @@ static bool check_quantize(const site *s, const ek_plan_quantize *q) {
     return need_type(s, s->in, s->in->type == EK_F32, "the input must be F32") &&
            need_type(s, s->out, s->out->type == EK_U8 || s->out->type == EK_I8, "out must be U8 or I8") &&
            need_same_shape(s) && need(s, is_finite(q->scale) && q->scale > 0, "scale must be positive and finite", 0) &&
-           need(s, q->zero_point >= low && q->zero_point <= low + 255, "zero_point must be a code of out", q->zero_point);
+           need(s, q->zero_point >= low && q->zero_point <= low + 255, "zero_point must be a code of out",
+                q->zero_point);
 }
 
 /* Thresholds of one channel stand in order and are numbers. */
@@ -244,7 +249,8 @@ static bool check_window(const site *s, const ek_plan_window *w, bool pool) {
     if (pool)
         return need_type(s, s->out, s->out->type == s->in->type && s->out->coding == s->in->coding,
                          "out must be of the input's type and coding") &&
-               need_mask(s, w->smallest, "smallest must be a bit for each channel, or empty", "smallest must end with c");
+               need_mask(s, w->smallest, "smallest must be a bit for each channel, or empty",
+                         "smallest must end with c");
     const int64_t most = (int64_t)w->kernel_h * w->kernel_w * ek_largest_of(s->in->type, s->in->coding);
     return need_type(s, s->in, is_whole(s->in), "the input must not be F32") &&
            need_type(s, s->out, s->out->type == EK_I32, "out must be I32") &&
@@ -275,7 +281,8 @@ static bool check_requantize(const site *s, const ek_plan_requantize *r) {
     if (!need_type(s, s->in, s->in->type == EK_I32, "the input must be I32") ||
         !need_type(s, s->out, type == EK_U8 || type == EK_I8 || type == EK_I32, "out must be U8, I8 or I32") ||
         !need_same_shape(s) ||
-        !need(s, r->low >= low && r->low <= r->high && r->high <= high, "low and high must be numbers of out", r->low) ||
+        !need(s, r->low >= low && r->low <= r->high && r->high <= high, "low and high must be numbers of out",
+              r->low) ||
         !ek_need_span(s->check, r->multiplier, s->out->c * INT64_C(4), "multiplier must be [c]") ||
         !ek_need_span(s->check, r->addend, s->out->c * INT64_C(8), "addend must be [c]") ||
         !ek_need_span(s->check, r->shift, s->out->c, "shift must be [c]"))
@@ -309,11 +316,13 @@ bool ek_check_operator(ek_check *check, const ek_plan_operator *op) {
         case EK_REQUANTIZE: return check_requantize(&s, &op->of.requantize);
         case EK_SOFTMAX: return check_float_to_float(&s) && need_same_shape(&s);
         case EK_CONFIDENCE:
-            return check_float_to_float(&s) && need(&s, ek_count_of(s.out) == 1, "out must be one value", ek_count_of(s.out));
+            return check_float_to_float(&s) &&
+                   need(&s, ek_count_of(s.out) == 1, "out must be one value", ek_count_of(s.out));
         case EK_COPY:
             return need_type(&s, s.out, s.out->type == s.in->type && s.out->coding == s.in->coding,
                              "out must be of the input's type and coding") &&
-                   need(&s, ek_count_of(s.out) == ek_count_of(s.in), "out must have as many values", ek_count_of(s.out));
+                   need(&s, ek_count_of(s.out) == ek_count_of(s.in), "out must have as many values",
+                        ek_count_of(s.out));
         default: return false;
     }
 }

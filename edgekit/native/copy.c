@@ -22,8 +22,10 @@ static void copy_bits(const ek_buffer *in, const ek_buffer *out) {
         uint64_t *target = (void *)pixel_of(out, at / out->c);
         n = least(least(64 - from % 64, in->c - from), least(64 - to % 64, out->c - to));
         const uint64_t mask = n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
-        for (int32_t plane = 0; plane < in->planes; plane++)
-            target[plane * out->words + to / 64] |= (source[plane * in->words + from / 64] >> from % 64 & mask) << to % 64;
+        for (int32_t plane = 0; plane < in->planes; plane++) {
+            const uint64_t bits = source[plane * in->words + from / 64] >> from % 64 & mask;
+            target[plane * out->words + to / 64] |= bits << to % 64;
+        }
     }
 }
 

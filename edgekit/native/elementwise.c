@@ -97,7 +97,8 @@ static void store_codes(const ek_buffer *out, unsigned char *pixel, int32_t c, u
 }
 
 /* One threshold for each of n channels. */
-static void reach_one(const int32_t *restrict x, const int32_t *restrict thresholds, int32_t n, unsigned char *restrict codes) {
+static void reach_one(const int32_t *restrict x, const int32_t *restrict thresholds, int32_t n,
+                      unsigned char *restrict codes) {
     for (int32_t i = 0; i < n; i++) codes[i] = x[i] >= thresholds[i];
 }
 
@@ -105,8 +106,9 @@ static bool falls_at(const unsigned char *falling, int32_t c) {
     return falling != NULL && (falling[c / 8] >> c % 8 & 1) != 0;
 }
 
-void ek_run_threshold(const ek_plan_threshold *of, const ek_plan_view *plan, const ek_buffer *in, const ek_buffer *out) {
-    const unsigned char *thresholds = ek_span_at(plan, of->thresholds), *falling = ek_span_at(plan, of->falling);
+void ek_run_threshold(const ek_plan_threshold *of, const ek_plan_view *plan, const ek_buffer *in,
+                      const ek_buffer *out) {
+    const unsigned char *thresholds = ek_span_at(plan, of->thresholds), *mask = ek_span_at(plan, of->falling);
     const int32_t count = (int32_t)of->levels - 1, first = of->first;
     const bool floats = in->type == EK_F32;
     int32_t values[EK_CHUNK];
@@ -117,14 +119,15 @@ void ek_run_threshold(const ek_plan_threshold *of, const ek_plan_view *plan, con
         const float *numbers = from, *given = floats ? floats_at(in, y, x, c) : NULL;
         const int32_t *integers = from;
         if (!floats) ek_load_values(in, ek_pixel_at(in, y, x), c, n, values);
-        if (!floats && count == 1 && falling == NULL)
+        if (!floats && count == 1 && mask == NULL)
             reach_one(values, integers, n, codes);
         else if (floats)
             for (int32_t i = 0; i < n; i++)
-                codes[i] = (unsigned char)reached_floats(numbers + i * count, count, falls_at(falling, c + i), given[i]);
+                codes[i] = (unsigned char)reached_floats(numbers + i * count, count, falls_at(mask, c + i), given[i]);
         else
             for (int32_t i = 0; i < n; i++)
-                codes[i] = (unsigned char)reached_integers(integers + i * count, count, falls_at(falling, c + i), values[i]);
+                codes[i] =
+                    (unsigned char)reached_integers(integers + i * count, count, falls_at(mask, c + i), values[i]);
         store_codes(out, ek_pixel_at(out, y, x), c, codes, first);
     }
 }

@@ -1,4 +1,5 @@
-/* The arena: the plan's structure, tables and packed weights, then a workspace in which tensors take each other's place.
+/* The arena: the plan's structure, tables and packed weights, then a workspace in which tensors take the place of those
+ * that nobody reads again.
  *
  * Sizes are found by the same walk that later lays everything out, so it needs no memory that grows with the plan: a
  * tensor goes to the first gap among those alive at that operator. Weights are prepared in the workspace before any
@@ -132,7 +133,8 @@ void ek_describe(const ek_plan_view *plan, int32_t tensor, ek_buffer *buffer) {
 }
 
 /* How the operator's kernel comes by its input, and the buffer for it. */
-static int describe_staged(const ek_plan_view *plan, const ek_plan_operator *op, const ek_buffer *in, ek_buffer *staged) {
+static int describe_staged(const ek_plan_view *plan, const ek_plan_operator *op, const ek_buffer *in,
+                           ek_buffer *staged) {
     const ek_plan_tensor *tensor = ek_tensor_at(plan, op->in[0]);
     const ek_plan_linear *of = &op->of.linear;
     int family, staging = ek_staging_of(plan, op, &family);

@@ -2,7 +2,9 @@
  *
  * Activations and weights are x = (o + sum over i of 2^a[i] s_i) / 2 with s_i = +1 or -1 the planes. A pair of planes
  * with N terms gives N - 2 popcount(xor), so twice a sum over N terms is
- *     constant2 - gain2 * Q,   Q = sum over pairs of 2^(a[i] + b[j]) / gain2 * popcount,   gain2 the smallest 2^(a + b),
+ *     constant2 - gain2 * Q
+ *     gain2     = the smallest 2^(a[i] + b[j])
+ *     Q         = sum over pairs of 2^(a[i] + b[j]) / gain2 * popcount
  *     constant2 = N / 2 * sum over pairs of 2^(a[i] + b[j]) + o * (sum of the weights).
  * Weights have o = 0 in their planes, else the constant would depend on the data: SIGNED2 takes three planes for that.
  */
@@ -231,7 +233,8 @@ static int32_t constant2_of(const constants *k, int32_t channel, ek_overlap rows
 static int64_t floor_divided(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 /* The largest Q at which the sum still reaches threshold `level`; kernels of bits take from -1, never, on. */
-static int32_t limit_of(const constants *k, const ek_linear_step *step, int32_t channel, int32_t level, int32_t constant2) {
+static int32_t limit_of(const constants *k, const ek_linear_step *step, int32_t channel, int32_t level,
+                        int32_t constant2) {
     const size_t at = (size_t)channel * (size_t)step->of.layer.to.levels + (size_t)level;
     const bool bits = step->family == EK_FAMILY_XNOR;
     const int32_t never = bits ? -1 : INT32_MIN;
@@ -363,7 +366,8 @@ static constants constants_of(const ek_plan_view *plan, const ek_plan_operator *
     };
     if (step->family == EK_FAMILY_XNOR) {
         k.offset = activation_planes(in).offset;
-        for (int32_t i = 0; i < step->of.xnor.passes; i++) k.pairs += step->of.layer.to.gain2 << step->of.xnor.pass[i].weight;
+        for (int32_t i = 0; i < step->of.xnor.passes; i++)
+            k.pairs += step->of.layer.to.gain2 << step->of.xnor.pass[i].weight;
         k.pairs /= 2;
     } else {
         k.offset = -2 * (in->type == EK_BITS ? ek_lift_of(in->coding) : in->type == EK_I8 ? 128 : 0);

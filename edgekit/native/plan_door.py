@@ -74,16 +74,13 @@ class OpenPlan:
     ) -> None:
         self._library = library
         self._plan = _aligned_copy(content)
-        _checked(library, self._plan)
-        self.tensors = decode_tensors(content)
-        self.inputs = tuple(tensor for tensor in self.tensors if tensor.is_input)
-        self.outputs = tuple(tensor for tensor in self.tensors if tensor.is_output)
         name = None if kernels is None else kernels.encode()
         options = _KEEP if keep else 0
         self._keeps = keep
         file = self._plan.ctypes.data, self._plan.size
         self.arena_bytes = int(library.ek_plan_arena(*file, name, options))
         if self.arena_bytes == 0:
+            _checked(library, self._plan)
             raise BadInput(
                 f"kernels must be an instruction set that this machine runs, got {kernels!r}; edgekit native lists them"
                 if kernels is not None
@@ -97,6 +94,9 @@ class OpenPlan:
         if code != 0 or opened.value is None:
             raise BadBundle(f"the plan cannot be opened: code {code}")
         self._opened = opened
+        self.tensors = decode_tensors(content)
+        self.inputs = tuple(tensor for tensor in self.tensors if tensor.is_input)
+        self.outputs = tuple(tensor for tensor in self.tensors if tensor.is_output)
         self._bound: Bound | None = None
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
@@ -154,7 +154,7 @@ def _aligned(size: int) -> NDArray[np.uint8]:
 
 def _aligned_copy(content: bytes) -> NDArray[np.uint8]:
     """The bytes where the library can read numbers in place; copied only where they are not there already."""
-    found = np.frombuffer(content, np.uint8)
+    found = np.frombuffer(content or b"\0", np.uint8)  # of nothing numpy makes no array
     if found.ctypes.data % 8 == 0:
         return found
     copied = _aligned(found.size)

@@ -121,7 +121,8 @@ static uint64_t work_of(const unsigned char *bytes) {
         const ek_plan_operator *op = (const void *)(bytes + h->operator_offset + (size_t)i * h->operator_size);
         const ek_plan_tensor *in = tensor_at(bytes, (uint32_t)op->in[0]), *out = tensor_at(bytes, (uint32_t)op->out);
         uint64_t each = 1;
-        if (op->kind == EK_LINEAR) each = (uint64_t)op->of.linear.kernel_h * op->of.linear.kernel_w * (uint64_t)in->c * 8;
+        if (op->kind == EK_LINEAR)
+            each = (uint64_t)op->of.linear.kernel_h * op->of.linear.kernel_w * (uint64_t)in->c * 8;
         if (op->kind == EK_POOL || op->kind == EK_SUM) each = (uint64_t)op->of.window.kernel_h * op->of.window.kernel_w;
         const uint64_t here = (uint64_t)out->h * (uint64_t)out->w * (uint64_t)out->c;
         if (here * each > most_work) return UINT64_MAX;
@@ -175,7 +176,8 @@ static int try_plan(const unsigned char *bytes, size_t size, tally *to) {
         ek_plan *none = NULL;
         static uint64_t arena[8] __attribute__((aligned(64)));
         to->refused++;
-        if (strlen(why) == 0 || strchr(why, '\n') != NULL || ek_plan_arena(bytes, size, kernels, options) != 0) return 1;
+        if (strlen(why) == 0 || strchr(why, '\n') != NULL) return 1;
+        if (ek_plan_arena(bytes, size, kernels, options) != 0) return 1;
         return ek_plan_open(bytes, size, arena, sizeof arena, kernels, options, &none) == EK_OK;
     }
     if (work_of(bytes) > most_work) return to->skipped++, 0;
