@@ -70,7 +70,7 @@ def _rows_done(item: FoldedLayer, ready: Sequence[float]) -> list[float]:
     layer = item.layer
     if layer.kind == DENSE:
         # the first neuron fold runs while the vector comes in
-        columns = item.columns // (item.folding.simd if item.folding else 1)
+        columns = item.columns // item.columns_at_once
         return [ready[-1] + item.cycles - (columns - 1 if item.rows > 1 else 0) + REGISTERS]
     if item.folding is None:
         return [ready[(row + 1) * layer.kernel[0] - 1] + REGISTERS for row in range(layer.out_h)]

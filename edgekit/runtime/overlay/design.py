@@ -44,20 +44,31 @@ class FoldedLayer:
     folding: Folding | None
 
     @property
+    def rows_at_once(self) -> int:
+        """PE; 1 for pools."""
+        return 1 if self.folding is None else self.folding.pe
+
+    @property
+    def columns_at_once(self) -> int:
+        """SIMD; 1 for pools."""
+        return 1 if self.folding is None else self.folding.simd
+
+    @property
     def columns(self) -> int:
         """Terms rounded up to whole beats of SIMD (MW)."""
-        return self.layer.terms if self.folding is None else _up(self.layer.terms, self.folding.simd)
+        return _up(self.layer.terms, self.columns_at_once)
 
     @property
     def rows(self) -> int:
         """Outputs rounded up to whole beats of PE (MH)."""
-        return self.layer.out_c if self.folding is None else _up(self.layer.out_c, self.folding.pe)
+        return _up(self.layer.out_c, self.rows_at_once)
 
     @property
     def depth(self) -> int:
         """Cycles for one vector: synapse folds times neuron folds."""
-        folding = self.folding
-        return 1 if folding is None else (self.columns // folding.simd) * (self.rows // folding.pe)
+        if self.folding is None:
+            return 1
+        return (self.columns // self.folding.simd) * (self.rows // self.folding.pe)
 
     @property
     def cycles(self) -> int:

@@ -6,6 +6,7 @@ layer would wait for another. Chooses no folding.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -52,8 +53,9 @@ def design_for(chain: Chain, foldings: Mapping[str, Folding], clock_mhz: float) 
     )
 
 
+@functools.cache
 def rtl_version() -> str:
-    """sha256 over the names and bytes of the Verilog sources, in the order of their names."""
+    """sha256 over the names and bytes of the Verilog sources, in the order of their names; read once."""
     digest = hashlib.sha256()
     folder = overlay_sources() / "rtl"
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
