@@ -127,7 +127,11 @@ EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, c
 
 /* --- family "dot8": inputs less 128, so that both factors are int8 ----------------------------------------------- */
 
+#ifdef __aarch64__
 enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 4 };
+#else
+enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 2 };
+#endif
 #define EK_DOT8_OFFSET 128
 typedef struct {
     int32x4_t of[2]; /* two channels each: the sums of terms 0 and 1, and of 2 and 3, of the first, then of the second */

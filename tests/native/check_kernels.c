@@ -65,7 +65,7 @@ static float draw_float(void) { /* denormal ones and their neighbours as well, b
     return value;
 }
 
-static void draw_shape(ek_window_layer *layer) {
+static void draw_sides(ek_window_layer *layer) {
     layer->out_h = one_in(3) ? 1 : between(1, 5);
     layer->out_w = one_in(3) ? 1 : between(1, 11);
     layer->out_c = one_in(3) ? 64 * between(1, 3) : between(1, 150);
@@ -73,6 +73,13 @@ static void draw_shape(ek_window_layer *layer) {
     layer->kernel_w = one_in(2) ? layer->kernel_h : between(1, 5);
     layer->stride_h = between(1, 3);
     layer->stride_w = one_in(2) ? layer->stride_h : between(1, 3);
+}
+
+/* No more work than the reference does in a few milliseconds, since it may run under emulation. */
+static void draw_shape(ek_window_layer *layer, int32_t terms_of_a_position) {
+    const int32_t most = 200000 / terms_of_a_position;
+    do draw_sides(layer);
+    while (layer->out_h * layer->out_w * layer->out_c * layer->kernel_h * layer->kernel_w > most);
     const int32_t classes = one_in(2) ? 1 : 2;
     for (int i = 0; i < MOST_SIDE; i++) {
         class_of_row[i] = (uint16_t)(2 * between(0, classes - 1));
@@ -193,7 +200,7 @@ static void run_dot8(const ek_dot8_kernel *kernel, ek_dot8_layer of, const int8_
 
 static int check_dot8(const runnable *kernels, int32_t count, uint32_t *sum) {
     ek_dot8_layer of = {.in_c = one_in(3) ? between(1, 4) : one_in(3) ? 16 * between(1, 5) : between(1, 70)};
-    draw_shape(&of.layer);
+    draw_shape(&of.layer, of.in_c);
     of.in_pixel = of.in_c + (one_in(4) ? between(1, 9) : 0);
     const int32_t in_h = (of.layer.out_h - 1) * of.layer.stride_h + of.layer.kernel_h;
     const int32_t in_w = (of.layer.out_w - 1) * of.layer.stride_w + of.layer.kernel_w;
@@ -279,8 +286,8 @@ static uint64_t draw_word(int32_t used) { /* of `used` bits, all ones now and th
 
 static int check_xnor(const runnable *kernels, int32_t count, uint32_t *sum) {
     ek_xnor_layer of = {.in_c = one_in(3) ? 64 * between(1, 4) : one_in(3) ? between(1, 9) : between(1, 200)};
-    draw_shape(&of.layer);
     draw_passes(&of);
+    draw_shape(&of.layer, of.in_c * of.passes);
     of.words = (of.in_c + 63) / 64;
     of.in_pixel = of.in_planes * of.words + (one_in(4) ? between(1, 2) : 0);
     const int32_t in_h = (of.layer.out_h - 1) * of.layer.stride_h + of.layer.kernel_h;

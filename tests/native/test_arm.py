@@ -1,21 +1,20 @@
-"""The same C files, cross-compiled for ARM and run under emulation against their own reference."""
+"""The same C files, cross-compiled for ARM and run under emulation: kernels against their reference, plans bit for bit
+against this machine's reference."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from c_programs import built, on, run, sums_by, sums_of
+from overlay_plans import cnv, lfc, small_cnv
+from plan_reference import to_outside
+from random_plans import random_codes, random_plan
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+from edgekit.native.plan import Plan
+from edgekit.native.plan_door import outside_shape
 
-# compiler prefix, emulator, processor as CMake calls it
-TARGETS = {
-    "aarch64": ("aarch64-linux-gnu", "qemu-aarch64-static"),
-    "armv7": ("arm-linux-gnueabihf", "qemu-arm-static"),
-}
 CPUS = [
     ("aarch64", "cortex-a53", {"neon"}),
     ("aarch64", "cortex-a72", {"neon"}),
@@ -23,45 +22,89 @@ CPUS = [
     ("armv7", "cortex-a7", {"neon"}),
     ("armv7", "cortex-a9", {"neon"}),
 ]
+on_every_cpu = pytest.mark.parametrize(("target", "cpu", "features"), CPUS, ids=[cpu for _, cpu, _ in CPUS])
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    prefix, emulator = TARGETS[request.param]
-    missing = [tool for tool in ("cmake", f"{prefix}-gcc", emulator) if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    build = tmp_path_factory.mktemp(request.param)
-    run(
-        *("cmake", "-S", ROOT, "-B", build, "-DCMAKE_SYSTEM_NAME=Linux"),
-        *(f"-DCMAKE_SYSTEM_PROCESSOR={request.param}", f"-DCMAKE_C_COMPILER={prefix}-gcc"),
-    )
-    run("cmake", "--build", build)
-    run(
-        *(f"{prefix}-gcc", "-std=c11", "-O2", "-I", ROOT / "edgekit" / "native", HERE / "check_kernels.c"),
-        *(build / "libedgekit_native.so", "-Wl,-rpath,$ORIGIN", "-o", build / "check_kernels"),
-    )
-    return build / "check_kernels"
-
-
-@pytest.mark.parametrize(
-    ("program", "cpu", "features"), CPUS, indirect=["program"], ids=[cpu for _, cpu, _ in CPUS]
-)
-def test_neon_is_chosen_on_arm_and_agrees_with_the_reference(
-    program: Path, cpu: str, features: set[str], request: pytest.FixtureRequest
+@on_every_cpu
+def test_neon_agrees_with_the_reference_and_the_reference_with_this_machines(
+    target: str, cpu: str, features: set[str]
 ) -> None:
-    prefix, emulator = TARGETS[request.node.callspec.params["program"]]
-    said = run(emulator, "-L", f"/usr/{prefix}", "-cpu", cpu, program).splitlines()
-    assert said == [
-        "reference",
-        "portable",
-        "neon chosen",
-        *(line for line in said if line.startswith("cpu ")),
+    said = run(*on(target, cpu), built(target) / "check_kernels", "60", "1").splitlines()
+    assert [line.split()[:-1] for line in said[:-1]] == [
+        [f"{family}:", "reference", "portable", "neon"] for family in ("binary_dense", "xnor", "dot8")
     ]
-    assert {line.removeprefix("cpu ") for line in said if line.startswith("cpu ")} == features
+    assert set(said[-1].split()[1:]) == features
+    sums = [line.split()[-1] for line in run(built() / "check_kernels", "60", "1").splitlines()[:-1]]
+    assert [line.split()[-1] for line in said[:-1]] == sums
+
+
+@on_every_cpu
+def test_every_count_of_a_binary_layer_meets_every_limit_as_in_the_reference(
+    target: str, cpu: str, features: set[str]
+) -> None:
+    said = run(*on(target, cpu), built(target) / "check_xnor", "1", "15").splitlines()
+    assert said == ["reference", "portable", "neon chosen"]
+
+
+def image(plan: Plan, rng: np.random.Generator) -> list[np.ndarray]:
+    """Blurred noise over the whole range, for each input."""
+    made = []
+    for index in plan.marked(outputs=False):
+        h, w, c = outside_shape(plan.tensors[index])
+        coarse = rng.random((-(-h // 4), -(-w // 4), -(-c // 4)))
+        values = coarse.repeat(4, 0).repeat(4, 1).repeat(4, 2)[:h, :w, :c] + rng.normal(0, 0.2, (h, w, c))
+        made.append((np.clip(values, 0, 1) * 255).astype(np.uint8))
+    return made
+
+
+NETWORKS = {"small cnv": small_cnv(), "lfc": lfc()}
+
+
+@on_every_cpu
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_layer_of_a_network_has_the_bits_of_this_machines_reference(
+    target: str, cpu: str, features: set[str], network: str, tmp_path: Path
+) -> None:
+    plan, rng = NETWORKS[network], np.random.default_rng(5)
+    inputs = [image(plan, rng) for _ in range(3)]
+    wanted = sums_of(plan, inputs, "reference")
+    assert len(set(wanted)) == len(inputs)
+    for kernels in ("neon", "portable"):
+        assert (
+            sums_by((*on(target, cpu), built(target) / "run_plan"), plan, inputs, kernels, tmp_path) == wanted
+        )
+
+
+@on_every_cpu
+def test_random_plans_of_all_operators_have_the_bits_of_this_machines_reference(
+    target: str, cpu: str, features: set[str], tmp_path: Path
+) -> None:
+    for seed in range(8):
+        plan, rng = random_plan(seed), np.random.default_rng(seed)
+        tensors = [plan.tensors[index] for index in plan.marked(outputs=False)]
+        inputs = [[to_outside(tensor, random_codes(rng, tensor)) for tensor in tensors] for _ in range(2)]
+        wanted = sums_of(plan, inputs, "reference")
+        got = sums_by((*on(target, cpu), built(target) / "run_plan"), plan, inputs, "-", tmp_path)
+        assert got == wanted, f"seed {seed}: {plan}"
+
+
+@pytest.mark.slow
+@on_every_cpu
+@pytest.mark.parametrize("network", ["lfc", "cnv"])
+def test_a_thousand_images_through_every_layer_have_the_bits_of_this_machines_reference(
+    target: str, cpu: str, features: set[str], network: str, tmp_path: Path
+) -> None:
+    plan, rng = {"lfc": lfc, "cnv": cnv}[network](), np.random.default_rng(6)
+    inputs = [image(plan, rng) for _ in range(1000)]
+    command = (*on(target, cpu), built(target) / "run_plan")
+    assert sums_by(command, plan, inputs, "neon", tmp_path) == thousand(network, plan, inputs)
+
+
+_KEPT: dict[str, list[str]] = {}
+
+
+def thousand(network: str, plan: Plan, inputs: list[list[np.ndarray]]) -> list[str]:
+    """sums_of the reference, computed once."""
+    if network not in _KEPT:
+        _KEPT[network] = sums_of(plan, inputs, "reference")
+    return _KEPT[network]
