@@ -51,7 +51,7 @@ DOUBLERS: dict[str, Callable[[], bytes]] = {
     "litert": tiny_model,
     "tflite-runtime": tiny_model,
 }
-# These run plans of bits and sums alone: tests/runtime/overlay/test_overlay_backends.py asks of them what this suite does.
+# They run plans of bits and sums alone: tests/runtime/overlay/test_overlay_backends.py asks this suite's questions.
 OVERLAYS = {"overlay", "overlay-sim"}
 VERIFIES = {"native", "null", "onnxruntime", "litert"}  # the whole file, before it reads it
 
