@@ -87,12 +87,14 @@ def command(
     total = max(1, result.requests)
     cost = sum(leaving.cost_share * result.exit_counts[leaving.name] for leaving in manifest.exits) / total
     known = energy.mj is not None
+    simulated = any("simulated" in provider for provider in session.providers)
     if as_json:
         print_json(
             {
                 "policy": result.policy,
                 "requests": result.requests,
                 "latency_ms": result.latency.to_json(),
+                "latency_provenance": "simulated" if simulated else "measured",
                 "deadline_missed": result.missed,
                 "exit_counts": dict(result.exit_counts),
                 "cost_share": cost,
@@ -129,6 +131,8 @@ def command(
         "energy per request", number(energy.mj, 3, " mJ, measured") if known else f"unknown ({energy.why})"
     )
     console.print(table)
+    if simulated:
+        console.print("simulated: these are times of the simulation on this machine, not of any board's logic")
     if found is not None:
         print_curves(found)
     if memory is not None:

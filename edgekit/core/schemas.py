@@ -246,6 +246,7 @@ OUTPUTS: Mapping[str, Schema] = {
         policy=TEXT,
         requests=COUNT,
         latency_ms=LATENCY,
+        latency_provenance=PROVENANCE,
         deadline_missed=COUNT_OR_NULL,
         exit_counts=COUNTS,
         cost_share=FRACTION,

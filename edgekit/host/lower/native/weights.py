@@ -48,6 +48,9 @@ class Coded:
 
 def coded(weight: Array) -> Coded | str:
     """The weights (out_c, ...) in the fewest bits that hold them exactly, 8 at most; else what speaks against it."""
+    different = len(np.unique(np.abs(weight[0])))
+    if different > _INT8 + 1:  # said before all rows are looked at: most networks are not binary
+        return f"its weights take {different} values in output channel 0 and lie on no grid of 8 bits"
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     if not np.isfinite(rows).all():
         return "its weights are not all finite"
