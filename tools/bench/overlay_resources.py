@@ -5,10 +5,11 @@
 
 Runs `synth_xilinx -family xc7 -flatten` over a grid of each unit's parameters (about a quarter of an hour on one core),
 fits the weights of edgekit/runtime/overlay/resources.py by least squares of relative errors, and compares the model
-with yosys for every unit of CNV in its published folding, none of which the fit has seen, and for the grid. --write
-puts the weights into coefficients.py. --quick fits nothing and compares a few units of CNV. --keep: a file of yosys'
-results for these Verilog sources, read and added to. An error counts against at least 40 LUTs or flip-flops: below that
-it is a matter of four of them. All figures are estimates after synthesis; nothing is placed or routed.
+with yosys for every unit of CNV in its published folding (the fit has seen none of its mvu, swu and pool) and for the
+grid. --write puts the weights into coefficients.py. --quick fits nothing and compares a few units of CNV. --keep: a
+file of yosys' results for these Verilog sources, read and added to. An error counts against at least 40 LUTs or
+flip-flops: below that it is a matter of four of them. All figures are estimates after synthesis; nothing is placed or
+routed.
 """
 
 from __future__ import annotations
@@ -268,6 +269,11 @@ def fit(wanted: Sequence[tuple[str, Parameters]], counts: Sequence[Resources]) -
             [(terms.luts, terms.fixed.luts, taken.luts) for terms, taken in rows]
         )
         coefficients.FFS[kind] = _solved([(terms.ffs, terms.fixed.ffs, taken.ffs) for terms, taken in rows])
+    forget()
+
+
+def forget() -> None:
+    """Estimates made with other weights than those in coefficients now."""
     _estimated.cache_clear()
 
 
