@@ -132,7 +132,9 @@ def command(
     )
     console.print(table)
     if simulated:
-        console.print("simulated: these are times of the simulation on this machine, not of any board's logic")
+        console.print(
+            "simulated: these are times of the simulation on this machine, not of any board's logic"
+        )
     if found is not None:
         print_curves(found)
     if memory is not None:

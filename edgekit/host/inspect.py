@@ -12,7 +12,7 @@ from edgekit.host.convert import BEFORE
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.lower import backend_for, native, problems
 from edgekit.host.ort import open_model
-from edgekit.host.pack_plan import as_plan_source, is_binary, plan_backend, work_of_plan
+from edgekit.host.pack_plan import as_plan_source, bytes_of_layers, is_binary, plan_backend, work_of_plan
 from edgekit.host.passes import Context, run_steps
 from edgekit.host.passes.quantize_static import OPS, float_nodes, is_quantized
 from edgekit.host.split import split
@@ -87,9 +87,16 @@ def _binary(graph: Graph, profile: Profile | None, backend_name: str | None) -> 
         return None
     reading = native.read(as_plan_source(graph))
     unknown = Figure(None, "ms")
+    packed = bytes_of_layers(reading.draft.todos)
     rows = [
         LayerOnBoard(
-            *(layer, stage.index, reading.formats.get(layer.name, layer.format), unknown, None),
+            *(
+                replace(layer, bytes=packed.get(layer.name, layer.bytes)),
+                stage.index,
+                reading.formats.get(layer.name, layer.format),
+                unknown,
+                None,
+            ),
             reading.refused.get(layer.name),
         )
         for stage in split(graph)

@@ -235,6 +235,11 @@ class _Amount:
     bytes: int
 
 
+def bytes_of_layers(steps: Sequence[Todo]) -> Mapping[str, int]:
+    """Node -> bytes that its step reads and writes: weights in the bits they have, and activations."""
+    return {todo.layer: _amount(todo).bytes for todo in steps if todo.layer}
+
+
 def work_of_plan(steps: Sequence[Todo]) -> tuple[Work, ...]:
     """What the steps do, by operator and format."""
     sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])

@@ -70,10 +70,11 @@ def expand(model: ir.Model, path: Path) -> None:
     infer_shapes(model)
     names = {value.name for node in model.graph for value in node.outputs} | {n.name for n in model.graph}
     names.update(value.name for value in (*model.graph.inputs, *initializers(model)))
+    turned: dict[ir.Value, ir.Value] = {}
     for node in tuple(
         model.graph
-    ):  # from the input on: what stands before a node is already computed where it can be
-        made = _Expansion(model, node, path, names).run() if node.domain in DOMAINS else [node]
+    ):  # from the input on: what a node reads is already computed where it can be
+        made = _Expansion(model, node, path, names, turned).run() if node.domain in DOMAINS else [node]
         for standard in made:
             _fold(model, standard)
     for domain in DOMAINS:
@@ -134,10 +135,20 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
 
 
 class _Expansion:
-    """One QONNX node on its way to standard operators: its attributes and inputs, and the nodes made so far."""
+    """One QONNX node on its way to standard operators: its attributes and inputs, and the nodes made so far.
 
-    def __init__(self, model: ir.Model, node: ir.Node, path: Path, names: set[str | None]) -> None:
-        self.model, self.node, self._path, self._names = model, node, path, names
+    turned: what has its channels last -> the same with its channels first, of nodes that were expanded before.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        node: ir.Node,
+        path: Path,
+        names: set[str | None],
+        turned: dict[ir.Value, ir.Value],
+    ) -> None:
+        self.model, self.node, self.turned, self._path, self._names = model, node, turned, path, names
         self._made: list[ir.Node] = []
 
     def run(self) -> list[ir.Node]:
@@ -154,7 +165,12 @@ class _Expansion:
                 f"must make one output from float32, got {'nothing' if x is None else x.dtype} "
                 f"and {len(self.node.outputs)} outputs"
             )
+        first = self.turned.get(x) if self._keeps_shape(x) and self.node.op_type in _ELEMENTWISE else None
+        if first is not None:  # a quantizer between two layers: the Transposes around it are not needed
+            self.node.replace_input_with(0, first)
         value, old = make(self), self.node.outputs[0]
+        if first is not None:
+            value = self.last(value, len(x.shape or ()))
         if value.producer() not in self._made:  # nothing is left to do: what comes in goes out
             value = self.op("Identity", value)
         if old.shape is None and self._keeps_shape(x):
@@ -185,6 +201,16 @@ class _Expansion:
         node.outputs[0].name = name
         self._made.append(node)
         return node.outputs[0]
+
+    def first(self, value: ir.Value, rank: int) -> ir.Value:
+        """What has its channels last with its channels first."""
+        return self.turned.get(value) or self.op("Transpose", value, perm=[0, rank - 1, *range(1, rank - 1)])
+
+    def last(self, value: ir.Value, rank: int) -> ir.Value:
+        """What has its channels first with its channels last; who wants them first finds them."""
+        made = self.op("Transpose", value, perm=[0, *range(2, rank), 1])
+        self.turned[made] = value
+        return made
 
     def constant(self, array: Any, name: str) -> ir.Value:
         """A float32 initializer."""
@@ -439,11 +465,10 @@ def _channels_last(e: _Expansion, kind: str) -> ir.Value:
     """ONNX's own operator between two Transposes; Conv has its weights channels last as well."""
     inputs = [value for value in e.node.inputs if value is not None]
     rank = e.rank(inputs[0]) or len(e.attribute("kernel_shape")) + 2
-    first, last = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
     for index in range(2 if kind == "Conv" else 1):
-        inputs[index] = e.op("Transpose", inputs[index], perm=first)
+        inputs[index] = e.first(inputs[index], rank)
     attributes = {name: attribute.value for name, attribute in e.node.attributes.items()}
-    return e.op("Transpose", e.op(kind, *inputs, **attributes), perm=last)
+    return e.last(e.op(kind, *inputs, **attributes), rank)
 
 
 _EXPANSIONS: Mapping[str, Callable[[_Expansion], ir.Value]] = {
