@@ -313,19 +313,26 @@ def run_cached(name: str, graph: Graph, pixels: NDArray[np.uint8]) -> list[NDArr
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_behind_every_quantizer_of_a_network_are_the_same_values(name: str) -> None:
-    stored, graph = oracle(name), load(DATA / f"{name}.onnx").graph
+def test_behind_every_quantizer_of_a_network_are_the_same_values(name: str, tmp_path: Path) -> None:
+    stored, model = oracle(name), onnx.load(DATA / f"{name}.onnx")
     inner = [key.removeprefix("at ") for key in stored if key.startswith("at ")]
     assert len(inner) >= 4
-    proto = graph.proto()
-    proto.graph.output.extend(helper.make_empty_tensor_value_info(tensor) for tensor in inner)
-    session = open_model(proto.SerializeToString(), optimize=False)
+    kinds = [helper.make_tensor_type_proto(TensorProto.FLOAT, stored[f"at {n}"].shape[1:]) for n in inner]
+    model.graph.output.extend(helper.make_value_info(n, kind) for n, kind in zip(inner, kinds, strict=True))
+    graph = read(model, tmp_path)
     for index in range(len(stored[f"at {inner[0]}"])):
         x = stored["x"][index].astype(np.float32) / np.float32(255)
-        found = session.run(inner, {graph.inputs[0].tensor.name: x})
-        for tensor, values in zip(inner, found, strict=True):
+        for tensor, values in zip(inner, run(graph, x, inner), strict=True):
             wanted = stored[f"levels {tensor}"][stored[f"at {tensor}"][index]]
             np.testing.assert_array_equal(values, wanted, tensor)
+
+
+def test_transposes_between_layers_with_channels_last_fall_away() -> None:
+    ops = [node.op_type for node in load(DATA / "cnv_last.onnx").graph.model.graph]
+    assert (
+        ops.count("Transpose") == 3
+    )  # one before the first layer; QONNX's own before Flatten, and what it undoes
+    assert ops.count("Conv") == 4
 
 
 def test_annotations_of_qonnx_leave_no_trace() -> None:
