@@ -16,7 +16,7 @@ from edgekit.core.errors import BadInput, MissingExtra
 from edgekit.core.registry import pick
 from edgekit.native import plan_door
 from edgekit.native.packing import words_for
-from edgekit.native.plan_door import OpenPlan
+from edgekit.native.plan_door import Content, OpenPlan
 
 LIBRARY = "libedgekit_native.so"
 ABI_VERSION = 2
@@ -164,12 +164,12 @@ def _check(name: str, array: NDArray[np.uint64], wanted: tuple[int | str, ...], 
         raise BadInput(f"binary_dense: {name} must be C-contiguous; numpy.ascontiguousarray makes it so")
 
 
-def check_plan(content: bytes) -> None:
+def check_plan(content: Content) -> None:
     """Raise BadBundle, with the library's line on why, where these bytes are no plan that it runs."""
     plan_door.check(_library(), content)
 
 
-def open_plan(content: bytes, *, kernels: str | None = None, keep: bool = False) -> OpenPlan:
+def open_plan(content: Content, *, kernels: str | None = None, keep: bool = False) -> OpenPlan:
     """Open a plan file. kernels: the name of an instruction set, None for the fastest; keep: see OpenPlan.
 
     Raises BadBundle for what is no plan, BadInput for kernels that cannot run here.

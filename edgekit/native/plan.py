@@ -328,7 +328,7 @@ def decode(content: bytes) -> Plan:
         raise BadBundle(f"the plan is damaged: {err}") from err
 
 
-def decode_tensors(content: bytes) -> tuple[PlanTensor, ...]:
+def decode_tensors(content: bytes | memoryview) -> tuple[PlanTensor, ...]:
     """The tensors alone, of a plan that ek_plan_check has accepted."""
     count, _, at, _, size, *_ = _HEADER.unpack_from(content)[5:]
     return tuple(_decode_tensor(content, at + index * size) for index in range(count))
@@ -365,13 +365,13 @@ def _decode(content: bytes) -> Plan:
     return Plan(tensors, operators, _span(content, design[0], design[1]).decode())
 
 
-def _span(content: bytes, offset: int, size: int) -> bytes:
+def _span(content: bytes | memoryview, offset: int, size: int) -> bytes:
     if offset + size > len(content):
         raise ValueError(f"a span ends at {offset + size} of {len(content)} bytes")
-    return content[offset : offset + size]
+    return bytes(content[offset : offset + size])
 
 
-def _decode_tensor(content: bytes, at: int) -> PlanTensor:
+def _decode_tensor(content: bytes | memoryview, at: int) -> PlanTensor:
     kind, coding, flags, _, h, w, c, *name = _TENSOR.unpack_from(content, at)
     return PlanTensor(
         *(kind, h, w, c, coding),

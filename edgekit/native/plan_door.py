@@ -18,6 +18,9 @@ _ALIGNMENT = 64
 _WHY_SIZE = 256
 _DTYPES = {BITS: np.uint8, U8: np.uint8, I8: np.int8, I32: np.int32, F32: np.float32}
 
+# A plan's bytes. They are read in place as long as the plan is open; an array of uint8 may be a mapped file.
+Content = bytes | NDArray[np.uint8]
+
 _TEXT, _BYTES, _SIZE = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ek_plan_check": (ctypes.c_int32, [_BYTES, _SIZE, _TEXT, _SIZE]),
@@ -31,7 +34,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-def check(library: ctypes.CDLL, content: bytes) -> None:
+def check(library: ctypes.CDLL, content: Content) -> None:
     """Raise BadBundle with the library's line where these bytes are no plan that it runs."""
     _checked(library, _aligned_copy(content))
 
@@ -70,7 +73,7 @@ class OpenPlan:
     """
 
     def __init__(
-        self, library: ctypes.CDLL, content: bytes, *, kernels: str | None = None, keep: bool = False
+        self, library: ctypes.CDLL, content: Content, *, kernels: str | None = None, keep: bool = False
     ) -> None:
         self._library = library
         self._plan = _aligned_copy(content)
@@ -94,7 +97,7 @@ class OpenPlan:
         if code != 0 or opened.value is None:
             raise BadBundle(f"the plan cannot be opened: code {code}")
         self._opened = opened
-        self.tensors = decode_tensors(content)
+        self.tensors = decode_tensors(memoryview(self._plan.data))
         self.inputs = tuple(tensor for tensor in self.tensors if tensor.is_input)
         self.outputs = tuple(tensor for tensor in self.tensors if tensor.is_output)
         self._bound: Bound | None = None
@@ -152,9 +155,11 @@ def _aligned(size: int) -> NDArray[np.uint8]:
     return held[start : start + size]
 
 
-def _aligned_copy(content: bytes) -> NDArray[np.uint8]:
+def _aligned_copy(content: Content) -> NDArray[np.uint8]:
     """The bytes where the library can read numbers in place; copied only where they are not there already."""
-    found = np.frombuffer(content or b"\0", np.uint8)  # of nothing numpy makes no array
+    if isinstance(content, bytes):
+        content = np.frombuffer(content or b"\0", np.uint8)  # of nothing numpy makes no array
+    found = content
     if found.ctypes.data % 8 == 0:
         return found
     copied = _aligned(found.size)

@@ -1,8 +1,13 @@
-"""Run a stage's part, a plan file, with our own kernels (edgekit/native): no other runtime is needed."""
+"""Run a stage's part, a plan file, with our own kernels (edgekit/native): no other runtime is needed.
+
+Fast kernels pack the weights; the plan's own bytes, in which they stand once more, are let go: see _mapped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from edgekit.core.errors import BadBundle, BadInput
 from edgekit.core.manifest import Part, Tensor
@@ -10,6 +15,7 @@ from edgekit.native import door
 from edgekit.native.plan import PlanTensor
 from edgekit.native.plan_door import Bound, OpenPlan, outside_dtype, outside_shape, same_shape
 from edgekit.runtime.backends import Array, Options, Runner
+from edgekit.runtime.backends._mapped import WORTH_A_FILE, opened_from_file
 
 
 class PlanRunner:
@@ -35,7 +41,7 @@ def open_part(
     opened = options.opened.get(key)
     try:
         if opened is None:
-            opened = door.open_plan(data)
+            opened = _opened(data)
     except BadInput as err:
         raise BadBundle(f"{part.file}: {err}") from err
     _check_tensors(part, opened)
@@ -48,6 +54,13 @@ def open_part(
         raise BadBundle(f"{part.file}: {err}") from err
     options.opened[key] = opened
     return PlanRunner(bound, f"native/{_fastest()}", part.file)
+
+
+def _opened(data: bytes) -> OpenPlan:
+    mapped = None
+    if len(data) >= WORTH_A_FILE:
+        mapped = opened_from_file(data, lambda path: door.open_plan(np.memmap(path, np.uint8, "r")))
+    return door.open_plan(data) if mapped is None else mapped
 
 
 def _outside_name(part: Part, tensors: Sequence[Tensor], wanted: PlanTensor) -> str:
