@@ -41,9 +41,9 @@ typedef struct {
 /* How the vector kernels of family "xnor" walk a layer's windows and weights; all distances in bytes. */
 typedef struct {
     int32_t rows, runs, steps;
-    ptrdiff_t row, run;     /* input: from row to row, from run to run */
-    ptrdiff_t plane;        /* input: from plane to plane */
-    ptrdiff_t weight_plane; /* weights of a block: from plane to plane */
+    ptrdiff_t row, pixel, run; /* input: from row to row, pixel to pixel, run to run */
+    ptrdiff_t plane;           /* input: from plane to plane */
+    ptrdiff_t weight_plane;    /* weights of a block: from plane to plane */
     int32_t shift[EK_MAX_PASSES + 1];
     int started; /* no sum is doubled, so d may begin at the only level's limits */
 } ek_xnor_walk;
