@@ -145,7 +145,7 @@ def test_exits_over_plans_are_taken_and_the_late_one_reads_the_bits_handed_on(tm
 
 
 def test_a_plans_weights_are_held_once(tmp_path: Path) -> None:
-    side = 6144
+    side = 8192
     x = p.PlanTensor(p.F32, 1, 1, side, is_input=True, name="x")
     bits = p.PlanTensor(p.BITS, 1, 1, side, p.BIPOLAR)
     y = p.PlanTensor(p.F32, 1, 1, side, is_output=True, name="y")
