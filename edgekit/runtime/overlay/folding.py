@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
-from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles
+from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, unit_cycles
 from edgekit.runtime.overlay.design import Design, FoldedLayer, Folding, Unit
 from edgekit.runtime.overlay.resources import Resources, design_resources, unit_resources
 from edgekit.runtime.overlay.topology import DENSE, POOL, Chain, Layer
@@ -167,7 +167,7 @@ class _Search:
     def slowest_layer(self) -> str:
         """The bound that no folding passes."""
         cycles, name = max(
-            (min(item.cycles for item in self._all(index)), layer.name) for index, layer in self._folded()
+            (min(_own(item)[1] for item in self._all(index)), layer.name) for index, layer in self._folded()
         )
         words = max(-(-self.chain.input_bytes * 8 // BUS), output_beats(self.chain.layers[-1]))
         if words >= cycles:
@@ -179,7 +179,7 @@ class _Search:
 
     def _intervals(self) -> Iterable[int]:
         for index, _ in self._folded():
-            yield from (item.cycles for item in self._all(index))
+            yield from (_own(item)[1] for item in self._all(index))
 
     def _all(self, index: int) -> list[FoldedLayer]:
         """The layer with every PE and SIMD it may have."""
@@ -208,7 +208,9 @@ class _Search:
                     for block_ram in (True, False):
                         folding = Folding(item.rows_at_once, item.columns_at_once, block_ram)
                         placed = FoldedLayer(item.layer, folding)
-                        found.append(_Option(placed, _own(placed)))
+                        taken, cycles = _own(placed)
+                        if cycles <= budget:
+                            found.append(_Option(placed, taken))
         return found
 
     def _weighted(self, budget: int, weight: float) -> Design | None:
@@ -233,7 +235,9 @@ class _Search:
             following: dict[Stream, tuple[float, dict[str, Folding]]] = {}
             for stream, (cost, foldings) in best.items():
                 for node in nodes:
-                    between, after = _between(node.item, stream, budget)
+                    between, cycles, after = _between(node.item, stream, budget)
+                    if cycles > budget:
+                        continue
                     total = cost + self._cost(node.taken + between, weight)
                     if after not in following or total < following[after][0]:
                         folding = node.item.folding
@@ -242,7 +246,7 @@ class _Search:
         end = Stream(BUS, output_beats(self.chain.layers[-1]))
         finals = [
             (
-                cost + self._cost(_taken(tuple(adapted("out", stream, end, budget)[0])), weight),
+                cost + self._cost(_taken(adapted("out", stream, end, budget)[0]), weight),
                 index,
                 foldings,
             )
@@ -265,19 +269,21 @@ _SLACK = 0.01  # of the board: more than width units take
 
 
 @lru_cache(maxsize=65536)
-def _own(item: FoldedLayer) -> Resources:
-    """What a layer takes behind a stream that fits it."""
+def _own(item: FoldedLayer) -> tuple[Resources, int]:
+    """What a layer takes behind a stream that fits it, and its slowest unit's cycles."""
     layer, simd = item.layer, item.columns_at_once
     beats = item.columns // simd if layer.kind == DENSE else layer.in_h * layer.in_w * layer.in_c // simd
     fitting = Stream(simd * layer.input_bits, beats)
-    return _taken(tuple(layer_units(item, fitting, _SLOWEST)[0]))
+    units, _ = layer_units(item, fitting, _SLOWEST)
+    return _taken(units), max(unit_cycles(unit) for unit in units)
 
 
 @lru_cache(maxsize=65536)
-def _between(item: FoldedLayer, stream: Stream, budget: int) -> tuple[Resources, Stream]:
-    """What stands before a layer (all of a pool), and the stream behind it."""
+def _between(item: FoldedLayer, stream: Stream, budget: int) -> tuple[Resources, int, Stream]:
+    """What stands before a layer (all of a pool), its slowest unit's cycles, and the stream behind the layer."""
     units, after = layer_units(item, stream, budget)
-    return _taken(tuple(unit for unit in units if unit.kind in {"width", "pool"})), after
+    between = [unit for unit in units if unit.kind in {"width", "pool"}]
+    return _taken(between), max((unit_cycles(unit) for unit in between), default=0), after
 
 
 def _taken(units: Iterable[Unit]) -> Resources:

@@ -9,7 +9,7 @@ from overlay_plans import CNV_FOLDING, cnv, lfc, network, small_cnv
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import unknown
 from edgekit.core.profile import Profile, profile
-from edgekit.native.plan import Plan
+from edgekit.native.plan import Linear, Plan
 from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles
 from edgekit.runtime.overlay.design import Design, Folding
 from edgekit.runtime.overlay.folding import Limits, choose, limits_of
@@ -51,6 +51,27 @@ def test_the_published_rate_takes_no_more_than_the_published_folding() -> None:
     ours = designed(cnv(), rate(published))
     assert rate(ours) >= rate(published)
     assert cost(ours, limits_of(PYNQ)) <= cost(published, limits_of(PYNQ))
+
+
+def test_windows_that_skip_pixels_still_take_every_pixel_in_time() -> None:
+    """With a stride a sliding-window unit can take more beats than it gives."""
+    plan = network((16, 16, 16), (("conv", 16), ("conv", 8), ("dense", 4)))
+    strided = list(plan.operators)
+    of = strided[1].of
+    assert isinstance(of, Linear)
+    strided[1] = replace(
+        strided[1], of=replace(of, kernel=(1, 1), stride=(4, 4), weights=of.weights[:, :1, :1])
+    )
+    tensors = list(plan.tensors)
+    tensors[2] = replace(tensors[2], h=4, w=4)
+    last = strided[2].of
+    assert isinstance(last, Linear)
+    strided[2] = replace(strided[2], of=replace(last, kernel=(4, 4), weights=last.weights[:, :4, :4]))
+    plan = Plan(tuple(tensors), tuple(strided))
+    kept = plan_for_overlay(plan, PYNQ, 1e8 / 3_200, {"L1": (1, 1)})
+    assert interval_cycles(Design.parse(kept.design)) == 14 * 14 * 16
+    with pytest.raises(BadInput, match="no folding is that fast: L1 takes 3,136 cycles an image at least"):
+        plan_for_overlay(plan, PYNQ, 1e8 / 3_000, {"L1": (1, 1)})
 
 
 def test_a_higher_target_never_costs_less_nor_gives_fewer_images() -> None:
