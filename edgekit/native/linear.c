@@ -13,11 +13,11 @@
 #include "executor.h"
 #include "kernels.h"
 
-/* From here on a dense layer on bytes with weights of one bit takes eight passes over the bytes' planes: its weights
- * are read once per run, so memory limits it, and 1 bit a weight beats the 8 that byte kernels want. Below, the whole
- * row fits the nearest cache, and the byte kernel needs no transposing. A convolution reads each weight for every
- * pixel: there the byte kernel's 64 products a cycle win over the bits' 341 / 8. */
-enum { PLANES_FROM_TERMS = 512 };
+/* From so many weights on, a dense layer on bytes with weights of one bit takes eight passes over the bytes' planes: each
+ * weight is read once per run, so that with 8 bits a weight, as byte kernels want them, memory limits it as soon as they
+ * leave the cache nearest to the core (32 KiB on the boards), and they take eight times the memory. Below, and for a
+ * convolution, which reads each weight for every pixel, the byte kernel's products win over the bits' eighth. */
+enum { PLANES_FROM_WEIGHTS = 1 << 15 };
 
 typedef struct {
     int32_t count;
@@ -52,7 +52,7 @@ int ek_staging_of(const ek_plan_view *plan, const ek_plan_operator *op, int *fam
         return bytes ? EK_BYTES : EK_DIRECT;
     }
     const bool dense = out->h == 1 && out->w == 1;
-    const bool by_planes = dense && of->coding == EK_BIPOLAR && ek_terms_of(of, in) >= PLANES_FROM_TERMS;
+    const bool by_planes = dense && of->coding == EK_BIPOLAR && ek_terms_of(of, in) * out->c >= PLANES_FROM_WEIGHTS;
     *family = by_planes ? EK_FAMILY_XNOR : EK_FAMILY_DOT8;
     return by_planes ? EK_PLANES : EK_DIRECT;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,6 @@ def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return [size for size in one if size != 1] == [size for size in other if size != 1]
 
 
-class Bound(NamedTuple):
-    """A plan with its arrays. run: one run; returns 0, or the library's code. kept: what run has addresses of."""
-
-    run: Callable[[], int]
-    kept: tuple[object, ...]
-
-
 class OpenPlan:
     """A plan in memory of its own, ready to run; for one thread at a time. inputs, outputs: in the order of `run`.
 
@@ -100,25 +93,30 @@ class OpenPlan:
         self.tensors = decode_tensors(memoryview(self._plan.data))
         self.inputs = tuple(tensor for tensor in self.tensors if tensor.is_input)
         self.outputs = tuple(tensor for tensor in self.tensors if tensor.is_output)
-        self._bound: Bound | None = None
+        self._call: Callable[[], int] | None = None
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Fix the arrays that `run_bound` reads and fills. Raises BadInput in one line for those that do not fit.
 
         They are contiguous, of outside_dtype, and of outside_shape but for axes of length 1.
         """
-        self._bound = self.bound(inputs, outputs)
+        self._call = self._bound(inputs, outputs, kept=None)  # not self: memory would wait for the collector
 
-    def bound(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Bound:
-        """A call that runs the plan on these arrays; several may stand side by side. See bind."""
+    def bound(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], int]:
+        """A call that runs the plan on these arrays and returns 0; several may stand side by side. See bind."""
+        return self._bound(inputs, outputs, kept=self)
+
+    def _bound(self, inputs: Sequence[Array], outputs: Sequence[Array], kept: object) -> Callable[[], int]:
+        """kept: what must live as long as the call does, besides the arrays."""
         given = _pointers("input", self.inputs, inputs), _pointers("output", self.outputs, outputs)
-        return Bound(partial(self._library.ek_plan_run, self._opened, *given), (self, *inputs, *outputs))
+        given[0].kept = (kept, *inputs, *outputs)
+        return partial(self._library.ek_plan_run, self._opened, *given)
 
     def run_bound(self) -> None:
         """Run once on the arrays that were bound."""
-        if self._bound is None:
+        if self._call is None:
             raise BadInput("bind the plan's inputs and outputs before it runs")
-        code = self._bound.run()
+        code = self._call()
         if code != 0:
             raise BadInput(f"the plan was refused by the library with code {code}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -179,11 +181,11 @@ def test_operators_that_want_other_borders_of_one_tensor_all_get_theirs(kernels:
 @pytest.mark.parametrize("kernels", RUNNABLE)
 @pytest.mark.parametrize("kind", [p.U8, p.I8])
 @pytest.mark.parametrize("coding", [p.BIPOLAR, p.TERNARY, p.SIGNED2, p.UNSIGNED2, p.INTEGER8])
-def test_dense_layers_on_bytes_are_exact_with_few_and_with_many_terms(
+def test_dense_layers_on_bytes_are_exact_with_few_and_with_many_weights(
     kernels: str, kind: int, coding: int
 ) -> None:
     rng = np.random.default_rng(coding)
-    for terms in (511, 512, 513, 1100):
+    for terms in (100, 468, 469, 1100):  # 70 rows: from 469 on there are 2^15 weights
         x = p.PlanTensor(kind, 1, 1, terms, is_input=True, name="x")
         y = p.PlanTensor(p.I32, 1, 1, 70, is_output=True, name="y")
         low, high = (-128, 128) if coding == p.INTEGER8 else (0, p.LEVELS[coding])
@@ -338,3 +340,25 @@ def test_sums_of_integers_wrap() -> None:
     y = Y.copy()
     doubler().run([np.full((1, 2, 3), 2**30 + 1, np.int32)], [y])
     assert (y == -(2**31) + 2).all()
+
+
+def test_a_call_keeps_its_plan_and_its_arrays_alive() -> None:
+    y = Y.copy()
+    call = doubler().bound([np.full((1, 2, 3), 21, np.int32)], [y])
+    gc.collect()
+    churn = [np.full((1, 2, 3), 5, np.int32) for _ in range(100)]
+    assert call() == 0
+    assert (y == 42).all()
+    del churn
+
+
+def test_an_opened_plan_is_freed_when_nobody_holds_it() -> None:
+    gc.disable()
+    try:
+        opened = doubler()
+        opened.bind([X], [Y])
+        alive = weakref.ref(opened)
+        del opened
+        assert alive() is None
+    finally:
+        gc.enable()

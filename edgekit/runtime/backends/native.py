@@ -5,7 +5,7 @@ Fast kernels pack the weights; the plan's own bytes, in which they stand once mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from edgekit.core.errors import BadBundle, BadInput
 from edgekit.core.manifest import Part, Tensor
 from edgekit.native import door
 from edgekit.native.plan import PlanTensor
-from edgekit.native.plan_door import Bound, OpenPlan, outside_dtype, outside_shape, same_shape
+from edgekit.native.plan_door import OpenPlan, outside_dtype, outside_shape, same_shape
 from edgekit.runtime.backends import Array, Options, Runner
 from edgekit.runtime.backends._mapped import WORTH_A_FILE, opened_from_file
 
@@ -21,9 +21,9 @@ from edgekit.runtime.backends._mapped import WORTH_A_FILE, opened_from_file
 class PlanRunner:
     """An opened plan with the arrays it reads and fills."""
 
-    def __init__(self, bound: Bound, provider: str, file: str) -> None:
+    def __init__(self, run: Callable[[], int], provider: str, file: str) -> None:
         self.provider = provider
-        self._run, self._kept = bound
+        self._run = run
         self._file = file
 
     def run(self) -> None:
@@ -46,14 +46,14 @@ def open_part(
         raise BadBundle(f"{part.file}: {err}") from err
     _check_tensors(part, opened)
     try:
-        bound = opened.bound(
+        run = opened.bound(
             [inputs[_outside_name(part, part.inputs, tensor)] for tensor in opened.inputs],
             [outputs[_outside_name(part, part.outputs, tensor)] for tensor in opened.outputs],
         )
     except BadInput as err:
         raise BadBundle(f"{part.file}: {err}") from err
     options.opened[key] = opened
-    return PlanRunner(bound, f"native/{_fastest()}", part.file)
+    return PlanRunner(run, f"native/{_fastest()}", part.file)
 
 
 def _opened(data: bytes) -> OpenPlan:
