@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import json
+import re
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ import pytest
 
 from edgekit.host.load import load
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "train_bnn.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tools" / "train_bnn.py"
+COMMITTED = {name: ROOT / "models" / f"fashion_mnist_{name}_w1a1.onnx" for name in ("lfc", "cnv")}
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the extra train (PyTorch) is not installed"
@@ -149,3 +154,51 @@ def test_resume_goes_on_only_from_a_checkpoint_of_the_same_run(
     assert "must be a training's checkpoint" in capsys.readouterr().err
     assert tool.main(options) == 0
     assert out.exists()
+
+
+# --- the committed files ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fashion() -> Path:
+    """The folder with the real images."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/fetch_data.py")], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(done.stderr.strip())
+    return Path(done.stdout.strip())
+
+
+def told(name: str) -> float:
+    """The accuracy on the test images that the README prints for a network."""
+    readme = (ROOT / "models" / "README.md").read_text()
+    rows = re.findall(r"^ *final +([\d.]+)% ", readme, flags=re.MULTILINE)
+    assert len(rows) == len(COMMITTED)
+    return float(rows[list(COMMITTED).index(name)]) / 100
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_file_is_the_small_one_its_readme_describes(name: str) -> None:
+    content = COMMITTED[name].read_bytes()
+    assert hashlib.sha256(content).hexdigest() in (ROOT / "models" / "README.md").read_text()
+    assert len(content) < {"lfc": 424_000, "cnv": 250_000}[name]
+
+
+def accuracy(tool: Any, name: str, folder: Path, count: int) -> float:
+    graph = load(COMMITTED[name]).graph
+    images = tool.read_split(folder, "t10k").part(slice(0, count))
+    return tool.judge(graph, ["final"], graph.inputs[0], images)["final"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("name", "count"), [("lfc", 1_000), ("cnv", 200)])
+def test_the_committed_file_answers_about_as_well_as_its_readme_says(
+    name: str, count: int, tool: Any, fashion: Path
+) -> None:
+    assert accuracy(tool, name, fashion, count) == pytest.approx(told(name), abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_file_is_as_accurate_as_its_readme_says(name: str, tool: Any, fashion: Path) -> None:
+    assert accuracy(tool, name, fashion, 10_000) == pytest.approx(told(name), abs=1e-4)
