@@ -75,7 +75,7 @@ def on(name: str, cpu: str) -> tuple[str, ...]:
     return (emulator, "-L", f"/usr/{prefix}", "-cpu", cpu)
 
 
-def sums_of(plan: Plan, inputs: Sequence[Sequence[NDArray[Any]]], kernels: str) -> list[str]:
+def sums_of(plan: Plan, inputs: Sequence[Sequence[NDArray[Any]]], kernels: str | None) -> list[str]:
     """The lines that run_plan prints for these inputs, from the library that Python has open."""
     content = encode(plan)
     kept = door.open_plan(content, kernels=kernels, keep=True)

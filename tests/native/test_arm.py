@@ -3,14 +3,16 @@ against this machine's reference."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from c_programs import built, on, run, sums_by, sums_of
-from overlay_plans import cnv, lfc, small_cnv
+from overlay_plans import lfc, small_cnv
 from plan_reference import to_outside
 from random_plans import random_codes, random_plan
+from trained_binary import images, plan_of
 
 from edgekit.native.plan import Plan
 from edgekit.native.plan_door import outside_shape
@@ -88,23 +90,28 @@ def test_random_plans_of_all_operators_have_the_bits_of_this_machines_reference(
         assert got == wanted, f"seed {seed}: {plan}"
 
 
-@pytest.mark.slow
 @on_every_cpu
 @pytest.mark.parametrize("network", ["lfc", "cnv"])
-def test_a_thousand_images_through_every_layer_have_the_bits_of_this_machines_reference(
+def test_real_images_through_a_trained_network_have_this_machines_bits(
     target: str, cpu: str, features: set[str], network: str, tmp_path: Path
 ) -> None:
-    plan, rng = {"lfc": lfc, "cnv": cnv}[network](), np.random.default_rng(6)
-    inputs = [image(plan, rng) for _ in range(1000)]
-    command = (*on(target, cpu), built(target) / "run_plan")
-    assert sums_by(command, plan, inputs, "neon", tmp_path) == thousand(network, plan, inputs)
+    plan, inputs = plan_of(network), [[image] for image in images(2)]
+    got = sums_by((*on(target, cpu), built(target) / "run_plan"), plan, inputs, "neon", tmp_path)
+    assert got == sums_of(plan, inputs, None)
 
 
-_KEPT: dict[str, list[str]] = {}
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@on_every_cpu
+@pytest.mark.parametrize("network", ["lfc", "cnv"])
+def test_a_thousand_real_images_through_every_layer_have_the_bits_of_this_machines_reference(
+    target: str, cpu: str, features: set[str], network: str, tmp_path: Path
+) -> None:
+    plan, inputs = plan_of(network), [[image] for image in images(1000)]
+    got = sums_by((*on(target, cpu), built(target) / "run_plan"), plan, inputs, "neon", tmp_path)
+    assert got == of_the_reference(network)
 
 
-def thousand(network: str, plan: Plan, inputs: list[list[np.ndarray]]) -> list[str]:
-    """sums_of the reference, computed once."""
-    if network not in _KEPT:
-        _KEPT[network] = sums_of(plan, inputs, "reference")
-    return _KEPT[network]
+@cache
+def of_the_reference(network: str) -> list[str]:
+    return sums_of(plan_of(network), [[image] for image in images(1000)], "reference")
