@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _path = click.Path(path_type=Path)
 _ZIP = b"PK\x03\x04"
-_BITS = re.compile(r"w\da\d")  # the formats of layers on bits: "w1a1"
+_BITS = re.compile(r"w\da\d+")  # the formats of layers on bits: "w1a1"
 
 
 @click.command(epilog="Example:  edgekit inspect model.onnx --profile raspberrypi4b")

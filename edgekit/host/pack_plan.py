@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import onnx_ir as ir
+
 from edgekit.core import bundle
 from edgekit.core.cost import Work
 from edgekit.core.errors import BadInput
@@ -67,11 +69,16 @@ def plan_backend(profile: Profile, asked: str | None, graph: Graph) -> Backend |
 
 
 def is_binary(graph: Graph) -> bool:
-    """Whether any layer has weights of 1 or 2 bits."""
+    """Whether it was trained for few bits: half of its layers or more have weights of 1 or 2."""
     products = [node for node in graph.model.graph if node.op_type in _PRODUCTS]
     if any(node.inputs[1] is not None and node.inputs[1].producer() is not None for node in products):
         products = [node for node in as_plan_source(graph).model.graph if node.op_type in _PRODUCTS]
-    return any(coding_of(node) in _FEW_BITS for node in products)
+    layers = [coding for node in products if (coding := coding_of(node)) is not None or _is_weighted(node)]
+    return 0 < len(layers) <= 2 * sum(coding in _FEW_BITS for coding in layers)
+
+
+def _is_weighted(node: ir.Node) -> bool:
+    return node.inputs[1] is not None and node.inputs[1].const_value is not None
 
 
 def as_plan_source(graph: Graph) -> Graph:

@@ -22,8 +22,6 @@ from edgekit.host.lower.native.drafts import Draft, Held, Todo
 from edgekit.host.lower.native.geometry import (
     VIEWS,
     array_of,
-    behind_views,
-    coding_of,
     conv_geometry,
     dense_geometry,
     pooled_size,
@@ -44,13 +42,15 @@ from edgekit.host.lower.native.sources import (
     source_of,
 )
 from edgekit.host.lower.native.steps import Line, NotMonotone, Steps, Whole
-from edgekit.host.lower.native.weights import coded
+from edgekit.host.lower.native.weights import Coded, coded
 from edgekit.native import plan
 from edgekit.runtime.backends import Array
 
 _BYTES = {"uint8": (plan.U8, 0, 255), "int8": (plan.I8, -128, 127)}
 _SUMS = frozenset(("Conv", "Gemm", "MatMul"))
 _NEAR = 1e-4  # of a step
+_ENDS = {plan.U8: (0, 255), plan.I8: (-128, 127), plan.I32: (-(2**31), 2**31 - 1)}
+_TWO_BYTES = 1 << 15
 _WORD = 64  # bits that lie together: a pixel's channels fill whole words
 _MAX_SUM = 2**31 - 1
 
@@ -98,11 +98,6 @@ class _Reader:
         self._made: dict[tuple[ir.Value, str], Source] = {}
         self._softmax: dict[ir.Value, Held] = {}
         self._borders: dict[ir.Value, tuple[tuple[int, ...], float]] = {}  # of explicit Pads: sizes, value
-        layers = [node for node in graph.model.graph if node.op_type in _SUMS]
-        self._wide = set()  # values that a layer with 8-bit weights reads: they must be bytes
-        for node in layers:
-            if coding_of(node) == plan.INTEGER8:
-                self._wide.update(behind_views(node.inputs[0]))
 
     def walk(self) -> None:
         """Every node in order, then the outputs."""
@@ -276,7 +271,7 @@ class _Reader:
             raise NotHere(found)
         border = self._borders.get(value)
         if border is None:
-            source = self._grid(value, padded=any(geometry.pads))
+            source = self._readable(value, padded=any(geometry.pads))
         else:
             source = self._pending(value).source
             geometry = geometry.within(border[0])
@@ -287,8 +282,6 @@ class _Reader:
         found = replace(found, values=found.values.reshape(len(found.values), -1)[:, geometry.order])
         shaped = found.values.reshape(len(found.values), geometry.kernel[0], geometry.kernel[1], held.c)
         found = replace(found, values=shaped)
-        if found.coding == plan.INTEGER8 and held.type == plan.BITS:
-            raise NotHere("8-bit weights on an input of 1 or 2 bits that another layer reads as bits")
         pad = self._pad(source, geometry.pads, 0.0 if border is None else border[1])
         out_c = len(shaped)
         low, high = sum_range(shaped, source, padded=any(geometry.pads))
@@ -303,21 +296,53 @@ class _Reader:
             pad,
         )
         shape = static_shape(node.outputs[0]) or ()
-        h, w = geometry.output(held)
-        sums = self.draft.add(
-            Todo(plan.LINEAR, (held,), Held(plan.I32, h, w, out_c), of, node.name or "", found)
-        )
+        sums = self._sums(held, of, found, geometry.output(held), node.name or "")
         scale = found.scale * source.scale[0]
-        offset = found.scale * shaped.reshape(out_c, -1).sum(axis=1) * source.offset[0] + geometry.bias(
-            node, out_c
-        )
-        places = np.arange(sums.count).reshape(h, w, out_c).transpose(2, 0, 1).reshape(shape)
-        bits = found.coding == held.coding == plan.BIPOLAR and not (
-            any(geometry.pads) and pad == plan.PAD_ZERO
-        )
+        whole = found.scale * shaped.reshape(out_c, -1).sum(axis=1) * source.offset[0]
+        offset = whole + geometry.bias(node, out_c)
+        places = np.arange(sums.count).reshape(sums.h, sums.w, out_c).transpose(2, 0, 1).reshape(shape)
+        true_zeros = any(geometry.pads) and pad == plan.PAD_ZERO
+        bits = found.coding == held.coding == plan.BIPOLAR and not true_zeros
         self.formats[node.name or ""] = f"{found.name}{activation_name(held)}"
         made = Source(sums, scale, offset, low, high, places, every=2 if bits else 1)
         return Pending(made, node.outputs[0])
+
+    def _readable(self, value: ir.Value, *, padded: bool) -> Source:
+        """What a layer can read: bits or bytes, or whole numbers of 16 bits, which it reads as two bytes each."""
+        try:
+            return self._grid(value, padded=padded)
+        except NotHere:
+            form = self._pending(value)
+            source = form.source
+            wide = source.held.type == plan.I32 and not form.nodes and source.uniform
+            if not wide or padded or int(source.high.max()) - int(source.low.min()) >= _TWO_BYTES:
+                raise
+            return source
+
+    def _sums(self, held: Held, of: plan.Linear, found: Coded, size: tuple[int, int], layer: str) -> Held:
+        """Emit the layer; of 16-bit numbers n = 256 high + low it is 256 times the layer of high, and that of low."""
+
+        def linear(source: Held, name: str) -> Held:
+            out = Held(plan.I32, *size, len(of.weights))
+            return self.draft.add(Todo(plan.LINEAR, (source,), out, of, name, found))
+
+        if held.type != plan.I32:
+            return linear(held, layer)
+        high = self._scaled_whole(held, 1, 8, plan.I32)
+        low = self._plus(held, self._scaled_whole(high, -256, 0, plan.I32))
+        halves = [self._scaled_whole(part, 1, 0, type_) for part, type_ in ((high, plan.I8), (low, plan.U8))]
+        return self._plus(
+            self._scaled_whole(linear(halves[0], layer), 256, 0, plan.I32), linear(halves[1], "")
+        )
+
+    def _scaled_whole(self, held: Held, multiplier: int, shift: int, type_: int) -> Held:
+        """(n * multiplier) >> shift."""
+        ones = np.ones(held.c, np.int64)
+        of = plan.Requantize(*_ENDS[type_], multiplier * ones, 0 * ones, shift * ones)
+        return self.draft.add(Todo(plan.REQUANTIZE, (held,), Held(type_, held.h, held.w, held.c), of))
+
+    def _plus(self, first: Held, second: Held) -> Held:
+        return self.draft.add(Todo(plan.ADD, (first, second), Held(plan.I32, first.h, first.w, first.c)))
 
     def _flat(self, source: Source) -> Source:
         """Bits of an image as one vector, where its few channels would each fill a word of their own."""
@@ -462,7 +487,7 @@ class _Reader:
         return self._floats(value, form) if found is None else found
 
     def _quantized(self, value: ir.Value, form: Pending, *, padded: bool = False) -> Source | None:
-        key = (value, f"{'bytes' if value in self._wide else 'bits'}{' with 0' if padded else ''}")
+        key = (value, "with 0" if padded else "")
         if key not in self._made:
             source = form.source
             if not form.nodes and source.is_grid:
@@ -480,8 +505,7 @@ class _Reader:
                 made = self._relabelled(value, form, found)
             shifted = made is not None and padded and made.offset[0] != 0 and made.held.type != plan.BITS
             if isinstance(found, Steps) and source.held.type != plan.BITS and (made is None or shifted):
-                as_bytes = value in self._wide or shifted
-                made = self._thresholded(value, form, found, as_bytes=as_bytes, padded=padded)
+                made = self._thresholded(value, form, found, as_bytes=shifted, padded=padded)
             if made is None:
                 return None
             self._made[key] = made
@@ -495,7 +519,7 @@ class _Reader:
             return None
         held = Held(type_, source.held.h, source.held.w, source.held.c)
         ones = np.ones(held.c, np.int64)
-        ends = (-128, 127) if type_ == plan.I8 else (0, 255)
+        ends = _ENDS[type_]
         self.draft.add(
             Todo(plan.REQUANTIZE, (source.held,), held, plan.Requantize(*ends, ones, -shift * ones, 0 * ones))
         )

@@ -138,16 +138,6 @@ def coding_of(node: ir.Node) -> int | None:
     return None if isinstance(found, str) else found.coding
 
 
-def behind_views(value: ir.Value | None) -> list[ir.Value]:
-    """The value, and what it is a view of."""
-    found = []
-    while value is not None:
-        found.append(value)
-        maker = value.producer()
-        value = maker.inputs[0] if maker is not None and maker.op_type in VIEWS else None
-    return found
-
-
 def sum_range(values: Whole, source: Source, *, padded: bool) -> tuple[Whole, Whole]:
     """The smallest and the largest sum of each output channel."""
     least, most = int(source.low.min()), int(source.high.max())

@@ -134,9 +134,9 @@ _CODINGS = (
 
 
 def activation_name(held: Held) -> str:
-    """How people write what a layer reads: "a1", "a2", "a8"."""
+    """How people write what a layer reads: "a1", "a2", "a8", "a16"."""
     if held.type != plan.BITS:
-        return "a8"
+        return "a16" if held.type == plan.I32 else "a8"
     return "a1" if held.coding == plan.BIPOLAR else "a2"
 
 
