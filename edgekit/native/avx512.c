@@ -24,7 +24,9 @@ static inline uint32_t ek_total(ek_acc acc) { return (uint32_t)_mm512_reduce_add
 
 /* --- family "xnor": 32 bits of 16 channels against 32 bits of a pixel; 24 sums stay in registers ----------------- */
 
-enum { EK_XNOR_STEP = 4, EK_XNOR_PART = 1 };
+enum { EK_XNOR_STEP = 4, EK_XNOR_PART = 1, EK_XNOR_AHEAD = 2048 /* bytes */ };
+
+#define EK_XNOR_TWICE _Pragma("GCC unroll 2")
 
 static inline size_t ek_xnor_slot(int32_t channel) { return (size_t)channel; }
 
@@ -42,7 +44,7 @@ EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, c
         for (int32_t row = 0; row < walk->rows; row++)
             for (int32_t run = 0; run < walk->runs; run++) {
                 ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
-                for (int32_t step = 0; step < walk->steps; step++, at += EK_XNOR_STEP, w += EK_BLOCK * EK_XNOR_STEP) {
+                EK_XNOR_TWICE for (int32_t step = 0; step < walk->steps; step++) {
                     ek_vec x[EK_PIXELS];
                     EK_UNROLL for (int p = 0; p < P; p++) {
                         int32_t bits;
@@ -53,7 +55,11 @@ EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, c
                         const ek_vec of = _mm512_loadu_si512(w + v * 64);
                         EK_UNROLL for (int p = 0; p < P; p++)
                             d[p][v] = _mm512_sub_epi32(d[p][v], _mm512_popcnt_epi32(_mm512_xor_si512(of, x[p])));
+                        /* A dense layer meets each weight once: the next ones come from farther than the L2 cache. */
+                        if (P == 1) _mm_prefetch((const char *)w + v * 64 + EK_XNOR_AHEAD, _MM_HINT_T0);
                     }
+                    at += EK_XNOR_STEP;
+                    w += EK_BLOCK * EK_XNOR_STEP;
                 }
             }
     }
