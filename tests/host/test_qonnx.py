@@ -277,6 +277,28 @@ def test_packed_weights_are_unpacked_and_quantized_at_load(tmp_path: Path) -> No
     assert ops == ["Flatten", "Cast", "Gemm", "DequantizeLinear", "MatMul"]  # what QDQ says stays
 
 
+def test_what_draws_numbers_is_drawn_anew_each_time(tmp_path: Path) -> None:
+    b = Builder()
+    noise = b.op("RandomUniformLike", [b.constant("like", np.zeros((1, 3, 12, 12), np.float32))], "noise")
+    scale = b.constant("scale", np.array(0.001, np.float32))
+    b.op(
+        "Quant",
+        [
+            b.op("Add", ["x", noise], "sum"),
+            scale,
+            b.constant("o", np.array(0, np.float32)),
+            b.constant("bits", np.array(8, np.float32)),
+        ],
+        "y",
+        domain=GENERAL,
+        signed=0,
+        narrow=0,
+    )
+    model = b.model([("y", (1, 3, 12, 12))])
+    model.opset_import.append(helper.make_opsetid(GENERAL, 1))
+    assert "RandomUniformLike" in [node.op_type for node in read(model, tmp_path).model.graph]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_weights_of_layers_become_plain_numbers(name: str) -> None:
     graph = load(DATA / f"{name}.onnx").graph
