@@ -171,6 +171,17 @@ static bool check_tensor(ek_check *c, const ek_plan_tensor *t) {
                    t->name.size);
 }
 
+/* Whether an earlier input (for an input; output for an output) has the tensor's name. */
+static bool is_named_before(const ek_check *c, const ek_plan_tensor *t) {
+    const int side = t->flags & (EK_TENSOR_INPUT | EK_TENSOR_OUTPUT);
+    for (int32_t i = 0; side != 0 && i < c->index; i++) {
+        const ek_plan_tensor *other = ek_tensor_at(&c->plan, i);
+        if ((other->flags & side) == 0 || other->name.size != t->name.size) continue;
+        if (memcmp(c->plan.bytes + other->name.offset, c->plan.bytes + t->name.offset, t->name.size) == 0) return true;
+    }
+    return false;
+}
+
 static bool check_tensors(ek_check *c) {
     const ek_plan_header *h = c->plan.header;
     uint32_t inputs = 0, outputs = 0;
@@ -178,6 +189,8 @@ static bool check_tensors(ek_check *c) {
     for (c->index = 0; c->index < (int32_t)h->tensors; c->index++) {
         const ek_plan_tensor *t = ek_tensor_at(&c->plan, c->index);
         if (!check_tensor(c, t)) return false;
+        if (!ek_need(c, !is_named_before(c, t), "name must differ from those before on its side", t->name.size))
+            return false;
         inputs += (t->flags & EK_TENSOR_INPUT) != 0;
         outputs += (t->flags & EK_TENSOR_OUTPUT) != 0;
     }

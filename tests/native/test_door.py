@@ -104,6 +104,7 @@ def reopened() -> Iterator[None]:
 
 @pytest.mark.usefixtures("reopened")
 def test_a_library_that_is_not_built_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGEKIT_NATIVE_LIBRARY", raising=False)
     monkeypatch.setattr(door, "LIBRARY", "libmissing.so")
     with pytest.raises(MissingExtra, match=r"libmissing\.so is not built; run tools/setup"):
         door.kernels()
@@ -111,6 +112,7 @@ def test_a_library_that_is_not_built_is_said_in_one_line(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("reopened")
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = door.ABI_VERSION
     monkeypatch.setattr(door, "ABI_VERSION", 999)
-    with pytest.raises(MissingExtra, match="has ABI version 1, wanted 999"):
+    with pytest.raises(MissingExtra, match=f"has ABI version {found}, wanted 999"):
         door.kernels()

@@ -269,6 +269,12 @@ def test_a_name_that_is_not_utf8_is_refused() -> None:
         assert "tensor 0: name must be UTF-8" in refusal(sealed(content))
 
 
+def test_two_inputs_of_one_name_are_refused() -> None:
+    plan = network()
+    twice = replace(plan, tensors=(*plan.tensors, replace(plan.tensors[0])))
+    assert "tensor 9: name must differ from those before on its side" in refusal(p.encode(twice))
+
+
 def test_names_of_other_scripts_are_read() -> None:
     plan = network()
     named = replace(plan, tensors=(replace(plan.tensors[0], name="größe 画像 🙂"), *plan.tensors[1:]))
