@@ -9,15 +9,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import overlay_plans
 import pytest
-from overlay_bench import Bench, Tried
+from overlay_foldings import SMALL, with_design
 
 from edgekit.core.toml import read_toml
 from edgekit.runtime.overlay import registers as reg
-from edgekit.runtime.overlay.simulation import missing
+from edgekit.runtime.overlay.design import Design
+from edgekit.runtime.overlay.simulation import missing, simulate
 
 TOOL = Path(__file__).parents[3] / "tools" / "make_registers.py"
-UNIT = (Tried("fifo", {"WIDTH": 8, "DEPTH": 2}, 8, 8),)
 
 
 def tool() -> ModuleType:
@@ -64,7 +65,8 @@ def test_fields_that_overlap_are_refused() -> None:
 
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_the_verilog_gives_every_register_the_access_it_says() -> None:
-    simulation = Bench(UNIT, 0, seed=1).simulation
+    plan = with_design(overlay_plans.small_cnv(), SMALL)
+    simulation = simulate(Design.parse(plan.design))
 
     def written(offset: int, value: int) -> int:
         simulation.write(offset, np.array([value], np.uint32))
