@@ -62,6 +62,9 @@ enum { KERNELS = sizeof kernels / sizeof *kernels };
 
 _Static_assert(EK_CPU_COUNT < 32, "the features fit what is kept of them");
 
+#if __GCC_ATOMIC_INT_LOCK_FREE < 2 /* Cortex-M0: atomics are calls into a library there, and nothing is looked up */
+static uint64_t features(void) { return ek_cpu_features(); }
+#else
 /* The CPU's features, looked up at the first call and kept. Two threads that come first together write the same. */
 static uint64_t features(void) {
     const uint32_t known = UINT32_C(1) << 31;
@@ -70,6 +73,7 @@ static uint64_t features(void) {
     if (found == 0) kept = found = (uint32_t)ek_cpu_features() | known;
     return found & ~known;
 }
+#endif
 
 static int32_t has(uint64_t needed) { return (needed & ~features()) == 0; }
 
