@@ -64,10 +64,22 @@ def same(tensor: p.PlanTensor, codes: Array, wanted: Array, where: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS)
 def test_random_plans_give_what_their_definition_says(kernels: str, seed: int) -> None:
-    plan = random_plan(seed)
+    check_random_plan(seed, kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", RUNNABLE)
+def test_thousands_of_random_plans_give_what_their_definition_says(kernels: str) -> None:
+    for seed in range(2000):
+        check_random_plan(seed, kernels, steps=8)
+
+
+def check_random_plan(seed: int, kernels: str, steps: int = 5) -> None:
+    plan = random_plan(seed, steps)
     rng = np.random.default_rng(seed)
-    inputs = [random_codes(rng, plan.tensors[index]) for index in plan.marked(outputs=False)]
-    check_plan(plan, inputs, kernels)
+    check_plan(
+        plan, [random_codes(rng, plan.tensors[index]) for index in plan.marked(outputs=False)], kernels
+    )
 
 
 def floats_of(plan: p.Plan, inputs: list[Array], kernels: str) -> list[Array]:
