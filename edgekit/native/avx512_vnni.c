@@ -1,5 +1,5 @@
-/* AVX-512 with VNNI: sixteen sums of four products of bytes by one instruction. A file of its own, because a CPU may have
- * VPOPCNTDQ without VNNI. */
+/* AVX-512 with VNNI: sixteen sums of four products of bytes by one instruction. A file of its own, because a CPU may
+ * have VPOPCNTDQ without VNNI. */
 #include <immintrin.h>
 
 #include "kernels.h"

@@ -27,7 +27,7 @@ static inline uint32_t ek_popcount(uint64_t v) {
 
 #include "neon_vectors.inc"
 
-/* --- family "xnor": two bytes of 8 channels against two of a pixel, counted in bytes, then in 16 and 32 bits ------- */
+/* --- family "xnor": two bytes of 8 channels against two of a pixel, counted in bytes, then in 16 and 32 bits ---- */
 
 enum {
     EK_XNOR_STEP = 2,
@@ -134,7 +134,7 @@ enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 2 };
 #endif
 #define EK_DOT8_OFFSET 128
 typedef struct {
-    int32x4_t of[2]; /* two channels each: the sums of terms 0 and 1, and of 2 and 3, of the first, then of the second */
+    int32x4_t of[2]; /* two channels each: sums of terms 0 and 1, and of 2 and 3, of one, then of the other */
 } ek_dot8_acc;
 typedef int8x16_t ek_dot8_weights;
 typedef int8x8_t ek_dot8_input;

@@ -5,7 +5,7 @@
 
 #include "neon_vectors.inc"
 
-/* Inputs less 128, since both factors are of one sign's kind. */
+/* Inputs less 128, since the instruction takes two signed factors or two unsigned ones. */
 enum { EK_DOT8_PIXELS = 2, EK_DOT8_VECTORS = 8 };
 #define EK_DOT8_OFFSET 128
 typedef int32x4_t ek_dot8_acc;

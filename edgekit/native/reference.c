@@ -16,7 +16,7 @@ static void bdense(const uint64_t *x, const uint64_t *w, int32_t *out, size_t ro
 
 const ek_bdense_kernel ek_bdense_reference = {bdense};
 
-/* --- what both families of linear layers do with Q of one channel of one pixel ------------------------------------- */
+/* --- what both families of linear layers do with Q of one channel of one pixel ---------------------------------- */
 
 static void set_bit(uint64_t *pixel, const ek_epilogue *to, int32_t plane, int32_t channel) {
     pixel[plane * to->bits_words + channel / 64] |= UINT64_C(1) << (channel % 64);

@@ -75,8 +75,8 @@ static void draw_sides(ek_window_layer *layer) {
     layer->stride_w = one_in(2) ? layer->stride_h : between(1, 3);
 }
 
-/* No more work than the reference does in a few milliseconds, since it may run under emulation. Where a position has very
- * many terms: a dense layer. */
+/* No more work than the reference does in a few milliseconds, since it may run under emulation. Where a position has
+ * very many terms: a dense layer. */
 static void draw_shape(ek_window_layer *layer, int32_t terms_of_a_position) {
     const int32_t most = 200000 / terms_of_a_position;
     if (most < 10) {
