@@ -93,8 +93,9 @@ def _mvu(of: Mapping[str, int]) -> Terms:
     summed = total if synapse_folds > 1 else 0
     counters = _bits(depth) + (_bits(synapse_folds) + _bits(neuron_folds)) * (neuron_folds > 1)
     flags = (8 if synapse_folds > 1 else 3) + (neuron_folds > 1)
+    unused = 0 if thresholds else _bits(neuron_folds)  # which row it is matters to thresholds only
     given = 1 if thresholds else total
-    registers = bits * simd + pe * (part + summed + given) + flags + counters + _bits(depth)
+    registers = bits * simd + pe * (part + summed + given) + flags + counters + _bits(depth) - unused
     luts: dict[str, float] = {
         "sum": pe * summed,
         "reached": pe * of["ACCW"] * thresholds,
@@ -174,6 +175,7 @@ def _swu(of: Mapping[str, int]) -> Terms:
         "padded_rows": height * padded_rows,
         "padded_columns": column * padded_columns,
         "outside": of["WIDTH"] * (padded_rows or padded_columns),
+        "padded": padded_rows or padded_columns,
         "unit": 1,
     }
     ffs = {
@@ -215,12 +217,17 @@ def _width(of: Mapping[str, int]) -> Terms:
     if common == wanted:
         return _widen(given, wanted, of["IN_BEATS"], of["OUT_BEATS"])
     words = -(-of["IN_BEATS"] * given // common)
-    parts = (_widen(given, common, of["IN_BEATS"], words), _fifo({"WIDTH": common, "DEPTH": 2}))
-    first, between, second = (*parts, _narrow(common, wanted, words, of["OUT_BEATS"]))
-    queue = sum(LUTS["fifo"][name] * count for name, count in between.luts.items())
-    queue_ffs = sum(FFS["fifo"][name] * count for name, count in between.ffs.items())
-    fixed = first.fixed + between.fixed + second.fixed + Resources(queue, queue_ffs, 0)
-    return Terms(fixed, {**first.luts, **second.luts}, {**first.ffs, **second.ffs})
+    first = _widen(given, common, of["IN_BEATS"], words)
+    second = _narrow(common, wanted, words, of["OUT_BEATS"])
+    between = _fifo({"WIDTH": common, "DEPTH": 2})
+    queue = Resources(sum(LUTS["fifo"][name] * count for name, count in between.luts.items()), 0, 0)
+    luts = {
+        "gear_picked": second.luts["picked"] + second.luts["chained"],
+        "gear_filled": first.luts["filled"],
+        "gear_words": common // given + common // wanted,
+        "gear": 1,
+    }
+    return Terms(first.fixed + between.fixed + queue + second.fixed, luts, {})
 
 
 def _narrow(given: int, wanted: int, beats: int, frame: int) -> Terms:
@@ -229,16 +236,16 @@ def _narrow(given: int, wanted: int, beats: int, frame: int) -> Terms:
     step = _bits(words) if words > 1 else 0
     inside = 0 if exact else _bits(max(beats, 1)) + _bits(max(frame, 1))
     # up to four words fit one LUT a bit; of more yosys makes a chain
-    picked = 0 if words == 1 else wanted * (1 if words <= 4 else words - 1)
+    chained = words > 4
     luts = {
-        "picked": picked,
+        "picked": wanted * (1 < words <= 4),
+        "chained": wanted * (words - 1) * chained,
+        "chain": chained,
         "decoded": words * (words > 8),
-        "narrow_step": step,
         "narrow_frame": inside,
         "narrow": 1,
     }
-    ffs = {"narrow_step": step, "narrow_frame": inside, "narrow_framed": not exact}
-    return Terms(Resources(0, 0, 0), luts, ffs)
+    return Terms(Resources(0, step + inside + (not exact), 0), luts, {})
 
 
 def _widen(given: int, wanted: int, beats: int, frame: int) -> Terms:
@@ -247,21 +254,21 @@ def _widen(given: int, wanted: int, beats: int, frame: int) -> Terms:
     step = _bits(words)
     inside = 0 if exact else _bits(max(beats, 2))
     luts = {
-        "last": given,
         "enables": words,
         "filled": 0 if exact else wanted,
         "widen_step": step,
         "widen_frame": inside,
         "widen": 1,
     }
-    ffs = {"widen_step": step, "widen_frame": inside}
-    return Terms(Resources(0, (words - 1) * given, 0), luts, ffs)
+    held = min(words, beats) - 1  # words that wait for the last of their beat
+    return Terms(Resources(0, held * given + step + inside, 0), luts, {})
 
 
 def _fifo(of: Mapping[str, int]) -> Terms:
     address = _bits(of["DEPTH"]) if of["DEPTH"] > 2 else 1
-    counted = {"address": address, "unit": 1}
-    return Terms(_fixed([lut_ram(1 << address, of["WIDTH"])], 0), counted, dict(counted))
+    # five bits of a count is what yosys adds worst: too few for a carry chain
+    luts = {"address": address, "small": address == 4, "unit": 1}
+    return Terms(_fixed([lut_ram(1 << address, of["WIDTH"])], 4 * address + 1), luts, {})
 
 
 def _binarize(of: Mapping[str, int]) -> Terms:
