@@ -23,16 +23,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from binary_networks import CNV, Layer, fp32_of, int8_of, plan_of
 
 from edgekit.native import door
 from edgekit.native import plan as p
 from edgekit.native.plan_door import outside_dtype, outside_shape
 from edgekit.runtime.measure import machine_name
 from edgekit.runtime.quiet_ort import onnxruntime
+
+if TYPE_CHECKING:  # a script finds what lies beside it, mypy what lies below the project
+    from tools.bench.binary_networks import CNV, Layer, fp32_of, int8_of, plan_of
+else:
+    from binary_networks import CNV, Layer, fp32_of, int8_of, plan_of
 
 SHAPES = ((56, 64), (28, 128), (14, 256), (7, 512))
 CHAIN = 5
