@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from edgekit.runtime.overlay.cycles import interval_cycles, latency_cycles
 from edgekit.runtime.overlay.design import Design, Folding
 from edgekit.runtime.overlay.driver import Overlay
 from edgekit.runtime.overlay.simulation import Simulation, missing, simulate
+from edgekit.runtime.overlay.topology import chain_of
+from edgekit.runtime.overlay.units import columns_may_be_padded, rows_may_be_padded
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 Array = NDArray[Any]
@@ -101,12 +104,14 @@ def linear(
 
 def chain(source: PlanTensor, steps: Sequence[Any]) -> Plan:
     """steps: what makes (kind, parameters, tensor) of the tensor before."""
-    tensors, operators = [source], []
-    for step in steps:
-        kind, of, made = step(tensors[-1])
-        operators.append(Operator(kind, (len(tensors) - 1,), len(tensors), of))
-        tensors.append(made)
-    return Plan(tuple(tensors), tuple(operators))
+    return functools.reduce(grown, steps, Plan((source,), ()))
+
+
+def grown(plan: Plan, step: Any) -> Plan:
+    """The plan with one more operator."""
+    kind, of, made = step(plan.tensors[-1])
+    last = len(plan.tensors) - 1
+    return Plan((*plan.tensors, made), (*plan.operators, Operator(kind, (last,), last + 1, of)))
 
 
 def layer(rng: np.random.Generator, rows: int, **more: Any) -> Any:
@@ -119,7 +124,8 @@ def layer(rng: np.random.Generator, rows: int, **more: Any) -> Any:
 def pooled(rng: np.random.Generator, side: int) -> Any:
     def step(source: PlanTensor) -> tuple[int, Window, PlanTensor]:
         of = Window((side, side), (side, side), rng.integers(0, 2, source.c).astype(np.bool_))
-        return pl.POOL, of, replace(source, h=source.h // side, w=source.w // side)
+        made = PlanTensor(pl.BITS, source.h // side, source.w // side, source.c, coding=pl.BIPOLAR)
+        return pl.POOL, of, made
 
     return step
 
@@ -127,7 +133,7 @@ def pooled(rng: np.random.Generator, side: int) -> Any:
 def binarized(threshold: int) -> Any:
     def step(source: PlanTensor) -> tuple[int, Threshold, PlanTensor]:
         of = Threshold(np.full((source.c, 1), threshold, np.int32))
-        return pl.THRESHOLD, of, replace(source, type=pl.BITS, coding=pl.BIPOLAR, is_input=False, name="")
+        return pl.THRESHOLD, of, PlanTensor(pl.BITS, source.h, source.w, source.c, coding=pl.BIPOLAR)
 
     return step
 
@@ -187,6 +193,69 @@ def test_every_kind_of_layer_and_input_gives_the_plans_sums(make: Any) -> None:
     assert run.interval_cycles <= interval_cycles(overlay.design) * 1.02 + 2
     simulation.stall(50, 50)
     np.testing.assert_array_equal(overlay.run(images).sums, run.sums)
+
+
+def drawn(seed: int) -> tuple[Plan, dict[str, Folding]]:
+    """A random chain and a random folding of it."""
+    rng = np.random.default_rng(seed)
+    h, w, c = (int(size) for size in rng.integers((4, 4, 1), (11, 11, 6)))
+    if rng.random() < 0.3:
+        plan = chain(PlanTensor(pl.BITS, h, w, 8 * c, coding=pl.BIPOLAR, is_input=True, name="x"), [])
+    else:
+        source = PlanTensor(pl.U8, h, w, c, is_input=True, channels_first=bool(rng.integers(0, 2)), name="x")
+        plan = chain(source, [binarized(128)] if rng.random() < 0.3 else [])
+    count = int(rng.integers(1, 5))
+    for index in range(count):
+        last = index == count - 1
+        plan = grown(plan, _random_layer(rng, plan.tensors[-1], last=last))
+        tensor = plan.tensors[-1]
+        if not last and min(tensor.h, tensor.w) >= 2 and rng.random() < 0.4:
+            plan = grown(plan, pooled(rng, int(rng.integers(1, 3))))
+    return plan, _folded_at_random(plan, rng)
+
+
+def _random_layer(rng: np.random.Generator, tensor: PlanTensor, *, last: bool) -> Any:
+    rows = int(rng.integers(1, 20))
+    if min(tensor.h, tensor.w) <= 2 or rng.random() < 0.25:
+        return layer(rng, rows, last=last)
+    kernel = tuple(int(rng.choice([k for k in (1, 2, 3, 5) if k <= side])) for side in (tensor.h, tensor.w))
+    pads = tuple(int(rng.integers(0, min(2, kernel[at % 2] - 1) + 1)) for at in range(4))
+    stride = tuple(rng.integers(1, 3, 2).tolist())
+    pad = pl.PAD_ZERO if tensor.type == pl.U8 else int(rng.integers(0, 2))
+    return layer(rng, rows, last=last, kernel=kernel, stride=stride, pads=pads, pad=pad)
+
+
+def _folded_at_random(plan: Plan, rng: np.random.Generator) -> dict[str, Folding]:
+    layers = chain_of(plan).layers
+    foldings = {}
+    for index, item in enumerate(layers):
+        if not item.has_weights:
+            continue
+        simd = [n for n in range(1, item.in_c + 1) if columns_may_be_padded(item) or item.in_c % n == 0]
+        pe = [n for n in range(1, item.out_c + 1) if rows_may_be_padded(layers, index) or item.out_c % n == 0]
+        foldings[item.name] = Folding(
+            int(rng.choice(pe)), int(rng.choice(simd[-12:])), bool(rng.integers(0, 2))
+        )
+    return foldings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(15))
+def test_random_networks_at_random_foldings_give_the_plans_sums(seed: int) -> None:
+    plan, foldings = drawn(seed)
+    plan = with_design(plan, foldings)
+    source = plan.tensors[0]
+    codes = np.random.default_rng(seed).integers(
+        0, 256 if source.type == pl.U8 else 2, (5, source.h, source.w, source.c)
+    )
+    images = np.stack([plan_reference.to_outside(source, code.astype(np.uint8)) for code in codes])
+    overlay, simulation = opened(plan, seed=seed)
+    right = wanted(plan, images)
+    run = overlay.run(images)
+    np.testing.assert_array_equal(run.sums, right)
+    assert run.interval_cycles <= interval_cycles(overlay.design) * 1.02 + 2
+    simulation.stall(seed * 5, 60)
+    np.testing.assert_array_equal(overlay.run(images).sums, right)
 
 
 # --- registers and faults ------------------------------------------------------------------------------------
@@ -255,6 +324,8 @@ def test_a_reset_in_the_middle_leaves_weights_and_nothing_else(small: Plan) -> N
         simulation.write(reg.REG_CONTROL, np.array([reg.CONTROL_START], np.uint32))
         assert simulation.read(reg.REG_STATUS) == reg.STATUS_IDLE
         np.testing.assert_array_equal(overlay.run(images).sums, right)
+        assert [simulation.read(at) for at in (reg.REG_TAKEN, reg.REG_IMAGES)] == [4, 4]
+        assert simulation.read(reg.REG_STATUS) == reg.STATUS_IDLE
 
 
 def test_images_that_do_not_come_back_in_time_are_one_line_and_the_next_ones_run(small: Plan) -> None:
