@@ -19,7 +19,31 @@ from edgekit.runtime.overlay.topology import CONVOLUTION, DENSE, KINDS, Layer
 
 FORMAT = 1
 WIRING = 1  # of the generated top: part of design_id, raised when verilog.py connects units otherwise
-UNIT_KINDS = ("stream_in", "binarize", "width", "fifo", "swu", "mvu", "pool", "stream_out", "axil_regs")
+# Verilog module -> its parameters (axil_regs has DESIGN_ID besides)
+UNIT_KINDS: Mapping[str, tuple[str, ...]] = {
+    "stream_in": ("BEATS",),
+    "binarize": ("UNIT", "LANES"),
+    "width": ("IN_WIDTH", "OUT_WIDTH", "IN_BEATS", "OUT_BEATS"),
+    "fifo": ("WIDTH", "DEPTH"),
+    "swu": (
+        *("WIDTH", "FOLDS", "IN_H", "IN_W", "K_H", "K_W", "STRIDE_H", "STRIDE_W"),
+        *("PAD_TOP", "PAD_LEFT", "PAD_BOTTOM", "PAD_RIGHT", "PAD_ONE"),
+    ),
+    "mvu": ("UNIT", "IN_BITS", "SIMD", "PE", "MW", "MH", "TERMS", "ACCW", "THRESHOLDS", "BLOCK_RAM"),
+    "pool": ("UNIT", "WIDTH", "FOLDS", "IN_H", "IN_W", "K_H", "K_W"),
+    "stream_out": ("BEATS",),
+    "axil_regs": ("INPUT_BEATS", "OUTPUT_BEATS", "UNITS"),
+}
+_MAY_BE_ZERO = (
+    "UNIT",
+    "PAD_TOP",
+    "PAD_LEFT",
+    "PAD_BOTTOM",
+    "PAD_RIGHT",
+    "PAD_ONE",
+    "THRESHOLDS",
+    "BLOCK_RAM",
+)
 LARGEST_UNIT = 254  # as the load bus counts them
 _IDENTIFIER = re.compile("[A-Za-z][A-Za-z0-9_]{0,63}")  # of Verilog: a design's names become its text
 
@@ -202,16 +226,21 @@ def _folding(data: object, where: str) -> Folding:
 
 def _unit(data: object, where: str) -> Unit:
     table = checks.table(data, where)
+    kind = checks.choice(table.get("kind"), f"{where}.kind", tuple(UNIT_KINDS))
     parameters = checks.table(table.get("parameters"), f"{where}.parameters")
+    if set(parameters) != set(UNIT_KINDS[kind]):
+        raise checks.wrong(
+            f"{where}.parameters", f"those of {kind} ({', '.join(UNIT_KINDS[kind])})", list(parameters)
+        )
     layer = table.get("layer")
     return Unit(
-        kind=checks.choice(table.get("kind"), f"{where}.kind", UNIT_KINDS),
+        kind=kind,
         name=_identifier(table.get("name"), f"{where}.name"),
         parameters={
-            _identifier(key, f"{where}.parameters"): checks.integer(
-                value, f"{where}.parameters.{key}", 0, 2**31 - 1
+            name: checks.integer(
+                value, f"{where}.parameters.{name}", int(name not in _MAY_BE_ZERO), 2**31 - 1
             )
-            for key, value in parameters.items()
+            for name, value in parameters.items()
         },
         operator=checks.optional(table.get("operator"), f"{where}.operator", checks.integer),
         layer="" if layer == "" else checks.name(layer, f"{where}.layer"),

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 from overlay_plans import CNV_FOLDING, LFC_FOLDING, cnv, lfc, network, small_cnv
 
 from edgekit.core.errors import BadInput
-from edgekit.runtime.overlay.design import Design, Folding, Unit
+from edgekit.runtime.overlay.design import UNIT_KINDS, Design, Folding, Unit
+from edgekit.runtime.overlay.sources import overlay_sources
 from edgekit.runtime.overlay.topology import chain_of
 from edgekit.runtime.overlay.units import Stream, accumulator_bits, adapted, design_for
 
@@ -151,9 +153,37 @@ def test_a_broken_design_is_refused_by_its_key(changes: dict[str, object], said:
         Design.parse(json.dumps(data))
 
 
-def test_names_that_are_no_verilog_are_refused() -> None:
-    for place in ("name", "parameters"):
-        data = json.loads(small().to_json())
-        data["units"][3][place] = "x; endmodule" if place == "name" else {"A(1), .B": 1}
-        with pytest.raises(BadInput, match=r"design\.units\[3\]"):
-            Design.parse(json.dumps(data))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "x; endmodule"}, r"design\.units\[3\]\.name must be an identifier of Verilog"),
+        (
+            {"parameters": {"A(1), .B": 1}},
+            r"design\.units\[3\]\.parameters must be those of swu \(WIDTH, FOLDS",
+        ),
+        ({"kind": "$finish"}, r"design\.units\[3\]\.kind must be one of stream_in"),
+        ({"frames": 0}, r"design\.units\[3\]\.frames must be a whole number"),
+    ],
+    ids=["name", "parameters", "kind", "frames"],
+)
+def test_a_unit_that_is_no_module_of_ours_is_refused(changes: dict[str, object], said: str) -> None:
+    """A design's names become Verilog that is compiled."""
+    data = json.loads(small().to_json())
+    assert data["units"][3]["kind"] == "swu"
+    data["units"][3] |= changes
+    with pytest.raises(BadInput, match=said):
+        Design.parse(json.dumps(data))
+
+
+def test_a_size_of_zero_is_refused() -> None:
+    data = json.loads(small().to_json())
+    data["units"][4]["parameters"]["SIMD"] = 0
+    with pytest.raises(BadInput, match=r"units\[4\]\.parameters\.SIMD must be a whole number from 1"):
+        Design.parse(json.dumps(data))
+
+
+def test_the_modules_have_the_parameters_that_designs_give() -> None:
+    for kind, names in UNIT_KINDS.items():
+        text = (overlay_sources() / "rtl" / f"{kind}.v").read_text("utf-8")
+        found = re.findall(r"^    parameter (?:integer |\[[^]]*\] )?(\w+) =", text, re.MULTILINE)
+        assert set(found) - {"DESIGN_ID"} == set(names), kind
