@@ -103,6 +103,10 @@ _limit = click.FloatRange(min=0)
     "profile assumes; if not given, the fastest that fits.",
 )
 @click.option(
+    "--bit", type=_path, help="With --backend overlay: the bitstream that Vivado built, to be packed."
+)
+@click.option("--hwh", type=_path, help="The hardware handoff that Vivado wrote beside --bit.")
+@click.option(
     "--cache/--no-cache",
     default=True,
     show_default=True,
@@ -150,6 +154,8 @@ def command(
     exits: str | None,
     backend: str | None,
     throughput: float | None,
+    bit: Path | None,
+    hwh: Path | None,
     cache: bool,
     board: str | None,
     server: str | None,
@@ -181,6 +187,8 @@ def command(
     for option, given in (("--prune", prune), ("--exits", exits)):
         if recipe is not None and given:
             raise BadInput(f"--recipe says all that is done: {option} cannot be given with it")
+    if (bit is None) != (hwh is None):
+        raise BadInput("--bit and --hwh belong together: give both files that Vivado wrote")
     if recipe is not None and backend is not None:
         raise BadInput("--recipe says which runtime it is for: --backend cannot be given with it")
     target = find_profile(profile)
@@ -201,12 +209,13 @@ def command(
         exits=parse_exits(exits) if exits is not None else None,
         backend=backend,
         images_s=throughput,
+        bitstream=None if bit is None or hwh is None else (bit, hwh),
         cache=default_cache() if cache and effort != QUICK.name else Cache(),
     )
     if board is not None:
         request = replace(request, bench=_on(board, request.profile.name, server, token_file, key))
     check_targets(
-        {"-o": output, "--report": report_path}, (model, calib, val, evaluation, input_spec, recipe)
+        {"-o": output, "--report": report_path}, (model, calib, val, evaluation, input_spec, recipe, bit, hwh)
     )
     if request.recipe is not None:
         check_recipe(request.recipe, request.profile)

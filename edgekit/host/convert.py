@@ -48,7 +48,7 @@ class Request:
 
     exits: early exits that a network without any shall get. backend: by name, the profile's first where None. bench:
     where candidates are timed; None: here, if this machine is the target, else nowhere. images_s: throughput that an
-    FPGA overlay is folded for; None: the fastest that fits.
+    FPGA overlay is folded for; None: the fastest that fits. bitstream: the overlay's .bit and .hwh, to be packed.
     """
 
     model: Path
@@ -69,6 +69,7 @@ class Request:
     bench: Bench | None = None
     cache: Cache = field(default_factory=Cache)
     images_s: float | None = None
+    bitstream: tuple[Path, Path] | None = None
 
     @property
     def on_this_machine(self) -> bool:

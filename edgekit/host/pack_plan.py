@@ -10,12 +10,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
 from edgekit.core import bundle
 from edgekit.core.cost import Work
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.manifest import Manifest, Part
 from edgekit.core.manifest import Stage as ManifestStage
 from edgekit.core.profile import HOST, Backend, Profile
@@ -37,6 +38,7 @@ from edgekit.host.split import split
 from edgekit.host.watch import Watch
 from edgekit.native import plan
 from edgekit.runtime.measure import exit_table
+from edgekit.runtime.overlay.bitfile import check_design
 from edgekit.runtime.overlay.cycles import latency_cycles
 from edgekit.runtime.overlay.design import Design
 
@@ -201,6 +203,7 @@ def plan_draft(graph: Graph, stages: Sequence[Parts], request: Request) -> Draft
         described.append(ManifestStage(tuple(made), work_of_plan(parts.stage.steps)))
         outputs = tuple(tensor for _, half in parts.plans for tensor in half.outputs)
         cut.append(replace(whole, inputs=parts.stage.inputs, outputs=outputs))
+        files.update(_bitstream(request, described[-1].parts))
     manifest = Manifest(
         name=request.name,
         version=request.version,
@@ -216,6 +219,27 @@ def plan_draft(graph: Graph, stages: Sequence[Parts], request: Request) -> Draft
         files=bundle.members_of(files),
     )
     return Draft(manifest, files, tuple(cut))
+
+
+def _bitstream(request: Request, parts: Sequence[Part]) -> dict[str, bytes]:
+    """The owner's .bit and .hwh as members, where there are any. Raises BadInput for those of another design."""
+    design_id = next((part.design_id for part in parts if part.backend == OVERLAY), None)
+    if request.bitstream is None:
+        return {}
+    if design_id is None:
+        raise BadInput("--bit and --hwh are for --backend overlay")
+    bit, hwh = map(_content, request.bitstream)
+    check_design(bit, design_id, str(request.bitstream[0]))
+    return {f"overlay/{design_id}.bit": bit, f"overlay/{design_id}.hwh": hwh}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as err:
+        raise BadInput(f"{path}: no such file") from err
+    except OSError as err:
+        raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
 
 
 def _part(backend: str, file: str, digest: str, half: native.StagePlan) -> Part:

@@ -17,7 +17,7 @@ from networks import SIDE, three_exits, write_data
 from edgekit.cli.convert import command as convert_command
 from edgekit.cli.inspect import command as inspect_command
 from edgekit.core.bundle import open_bundle
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, Refused
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.core.profile import profile
 from edgekit.host.convert import Request, convert
@@ -31,6 +31,7 @@ from edgekit.native import plan
 from edgekit.runtime.detect import find_profile
 from edgekit.runtime.measure import check_golden
 from edgekit.runtime.policy import make_policy
+from edgekit.runtime.session import open_session
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -254,3 +255,37 @@ def test_inspect_shows_every_layers_bits_and_names_what_is_not_binary(tmp_path: 
     assert "8 bits" in rows["n_float"]
     shown = CliRunner().invoke(inspect_command, [str(float_model)], catch_exceptions=False)
     assert "not binary" in " ".join(shown.stdout.split())
+
+
+# --- bitstreams -------------------------------------------------------------------------------------------------------
+
+
+def bit_file(user_id: str) -> bytes:
+    """The beginning of a .bit file."""
+    content = bytes.fromhex("00090ff00ff00ff00ff0000001")
+    texts = (f"overlay_wrapper;UserID=0X{user_id};Version=2022.1", "7z020clg400", "2026/01/02", "03:04:05")
+    for letter, text in zip(b"abcd", texts, strict=True):
+        content += bytes([letter]) + (len(text) + 1).to_bytes(2, "big") + text.encode() + b"\0"
+    return content + b"e" + bytes(4)
+
+
+def test_the_owners_bitstream_is_packed_for_its_own_design_only(pixels: Path, tmp_path: Path) -> None:
+    model = MODELS / "fashion_mnist_lfc_w1a1.onnx"
+    request = Request(model, profile("pynq-z1"), pixels, effort=QUICK, backend="overlay")
+    design = convert(request).overlay
+    assert design is not None
+    bit, hwh = tmp_path / "edgekit_overlay.bit", tmp_path / "edgekit_overlay.hwh"
+    bit.write_bytes(bit_file(design.design_id[:8].upper()))
+    hwh.write_text("<EDKSYSTEM/>")
+    finished = convert(replace(request, bitstream=(bit, hwh))).finished
+    assert finished.files[f"overlay/{design.design_id}.bit"] == bit.read_bytes()
+    assert finished.files[f"overlay/{design.design_id}.hwh"] == hwh.read_bytes()
+    part = finished.manifest.stages[0].parts[0]
+    assert (part.backend, part.executes_code, part.design_id) == ("overlay", True, design.design_id)
+    with pytest.raises(Refused):
+        open_session(finished.manifest, finished.files.__getitem__)  # the board's config must accept code
+    bit.write_bytes(bit_file("FFFFFFFF"))
+    with pytest.raises(BadInput, match="its UserID is 0xffffffff"):
+        convert(replace(request, bitstream=(bit, hwh)))
+    with pytest.raises(BadInput, match="--backend overlay"):
+        convert(replace(request, backend="native", bitstream=(bit, hwh)))

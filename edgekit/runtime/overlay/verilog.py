@@ -15,7 +15,7 @@ from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, l
 from edgekit.runtime.overlay.design import Design, Unit
 from edgekit.runtime.overlay.sources import overlay_sources
 from edgekit.runtime.overlay.units import BUS, SUM_BITS, rtl_version
-from edgekit.runtime.overlay.vivado import BUILD_TCL, README
+from edgekit.runtime.overlay.vivado import BITSTREAM_XDC, BUILD_TCL, README
 
 TOP = "edgekit_overlay"
 BOARD_PARTS = {"pynq-z1": "www.digilentinc.com:pynq-z1:part0:1.0", "pynq-z2": "tul.com.tw:pynq-z2:part0:1.0"}
@@ -106,12 +106,13 @@ def project_files(design: Design, board: str) -> dict[str, bytes]:
         "board_part": BOARD_PARTS[board],
         "clock_mhz": f"{design.clock_mhz:g}",
         "design_id": design.design_id,
+        "user_id": design.design_id[:8],
         "interval": str(interval_cycles(design)),
         "latency": str(latency_cycles(design)),
         "rate": f"{images_per_second(interval_cycles(design), design.clock_mhz):,.0f}",
     }
     found = {f"{TOP}.v": top(design).encode(), "design.json": (design.to_json() + "\n").encode()}
-    for name, text in (("build.tcl", BUILD_TCL), ("README.md", README)):
+    for name, text in (("build.tcl", BUILD_TCL), ("bitstream.xdc", BITSTREAM_XDC), ("README.md", README)):
         found[name] = Template(text).substitute(names).encode()
     rtl = overlay_sources() / "rtl"
     sources = {f"rtl/{entry.name}": entry for entry in rtl.iterdir() if entry.name.endswith((".v", ".vh"))}

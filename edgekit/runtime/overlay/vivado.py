@@ -20,6 +20,7 @@ add_files -norecurse [concat [glob $$here/rtl/*.v] [glob -nocomplain $$here/rtl/
 foreach header [get_files -quiet *.vh] {
     set_property file_type {Verilog Header} $$header
 }
+add_files -fileset constrs_1 -norecurse $$here/bitstream.xdc
 update_compile_order -fileset sources_1
 
 create_bd_design overlay
@@ -109,6 +110,11 @@ file copy -force [lindex $$handoff 0] $$here/$$project.hwh
 puts "edgekit design $design_id: $$here/$$project.bit and .hwh"
 """
 
+# Stands in the header of the .bit file: convert compares it before it packs one.
+BITSTREAM_XDC = """\
+set_property BITSTREAM.CONFIG.USERID 0x$user_id [current_design]
+"""
+
 README = """\
 # Overlay of edgekit design $design_id
 
@@ -124,5 +130,7 @@ of $board must be installed in Vivado.
 - `edgekit_overlay.v`: the generated top, wiring only. `rtl/`: the units, written by hand. `design.json`: the folding.
 - Weights and thresholds are not in the bitstream: the driver loads them from the bundle. A network trained again with
   the same shapes and folding has the same design_id and needs no new bitstream.
+- `edgekit convert MODEL --profile $board --backend overlay --bit edgekit_overlay.bit --hwh edgekit_overlay.hwh ...`
+  packs them into a bundle. It refuses a .bit whose UserID is not design_id's first 32 bits (`bitstream.xdc` sets it).
 - The driver compares the registers DESIGN_ID_0 to DESIGN_ID_3 with the bundle's design_id before it runs anything.
 """
