@@ -55,9 +55,10 @@ static inline uint64_t ek_negative_half_block(const ek_vec *d) {
 static inline uint64_t ek_negative_block(const ek_vec *d) {
     return ek_negative_half_block(d) | ek_negative_half_block(d + 4) << 32;
 }
-static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, const float *bias) {
-    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(v), _mm256_loadu_ps(scale));
-    _mm256_storeu_ps(to, _mm256_add_ps(product, _mm256_loadu_ps(bias)));
+typedef __m256 ek_floats;
+static inline ek_floats ek_floats_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline void ek_store_scaled(float *to, ek_vec v, ek_floats scale, ek_floats bias) {
+    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(v), scale), bias));
 }
 
 #include "window.inc"

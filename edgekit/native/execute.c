@@ -28,6 +28,14 @@ int32_t ek_plan_open(const void *plan, size_t size, void *arena, size_t arena_si
     return EK_OK;
 }
 
+/* An output that is written where the caller wants it; kernels store at a value's own alignment. */
+static void aim(ek_linear_step *linear, ek_buffer *out, void *wanted) {
+    ek_epilogue *to = &linear->of.layer.to;
+    out->data = (uintptr_t)wanted % sizeof(float) == 0 ? wanted : linear->own_data;
+    if (to->sums != NULL) to->sums = (void *)out->data;
+    else to->scaled = (void *)out->data;
+}
+
 static void run_linear(const ek_step *step, const ek_buffer *in) {
     const ek_linear_step *linear = &step->linear;
     if (linear->staging != EK_DIRECT) ek_stage(step, in);
@@ -63,9 +71,17 @@ int32_t ek_plan_run(ek_plan *opened, const void *const *inputs, void *const *out
         const ek_plan_tensor *tensor = ek_tensor_at(plan, i);
         if ((tensor->flags & EK_TENSOR_INPUT) != 0) ek_bring_in(&opened->buffers[i], tensor, *inputs++);
     }
-    for (int32_t i = 0; i < operators; i++) run_step(opened, &opened->steps[i]);
-    for (int32_t i = 0; i < tensors; i++)
-        if ((ek_tensor_at(plan, i)->flags & EK_TENSOR_OUTPUT) != 0) ek_hand_out(&opened->buffers[i], *outputs++);
+    for (int32_t i = 0; i < operators; i++) {
+        ek_step *step = &opened->steps[i];
+        if (step->op->kind == EK_LINEAR && step->linear.straight >= 0)
+            aim(&step->linear, &opened->buffers[step->op->out], outputs[step->linear.straight]);
+        run_step(opened, step);
+    }
+    for (int32_t i = 0; i < tensors; i++) {
+        if ((ek_tensor_at(plan, i)->flags & EK_TENSOR_OUTPUT) == 0) continue;
+        if (opened->buffers[i].data != *outputs) ek_hand_out(&opened->buffers[i], *outputs);
+        outputs++;
+    }
     return EK_OK;
 }
 

@@ -57,6 +57,8 @@ typedef struct {
     uint64_t rows_size; /* of weights brought into the kernel's form before they are packed; 0: the plan's are in it */
     uint64_t scratch_size, scratch_place;
     void *scratch;
+    int32_t straight;        /* the plan's output that is written where the caller wants it; -1: none, it is copied */
+    unsigned char *own_data; /* of the output's buffer, for a caller's array that is not aligned */
 } ek_linear_step;
 
 typedef struct {

@@ -183,7 +183,22 @@ typedef struct {
     uint64_t rows; /* most that preparing one operator's weights takes */
 } walk;
 
-static bool lay_out_step(const ek_plan_view *plan, int32_t index, const char *kernels, walk *at, ek_step *step) {
+/* Sums and floats that nobody else reads need not be copied to the caller: which of the plan's outputs they are, or -1.
+ */
+static int32_t straight_output(const ek_plan_view *plan, const ek_plan_operator *op, uint32_t options) {
+    if (op->of.linear.epilogue == EK_THRESHOLDS || (options & EK_PLAN_KEEP) != 0) return -1;
+    if ((ek_tensor_at(plan, op->out)->flags & EK_TENSOR_OUTPUT) == 0) return -1;
+    for (int32_t i = 0; i < (int32_t)plan->header->operators; i++) {
+        const ek_plan_operator *other = ek_operator_at(plan, i);
+        if (other->in[0] == op->out || other->in[1] == op->out) return -1;
+    }
+    int32_t index = 0;
+    for (int32_t i = 0; i < op->out; i++) index += (ek_tensor_at(plan, i)->flags & EK_TENSOR_OUTPUT) != 0;
+    return index;
+}
+
+static bool lay_out_step(const ek_plan_view *plan, int32_t index, const char *kernels, uint32_t options, walk *at,
+                         ek_step *step) {
     const ek_plan_operator *op = ek_operator_at(plan, index);
     ek_linear_step *linear = &step->linear;
     step->op = op;
@@ -195,6 +210,7 @@ static bool lay_out_step(const ek_plan_view *plan, int32_t index, const char *ke
     const int staging = describe_staged(plan, op, &in, &step->staged);
     if (!ek_prepare_linear(plan, op, staging == EK_DIRECT ? &in : &step->staged, &out, kernels, linear)) return false;
     linear->staging = staging;
+    linear->straight = straight_output(plan, op, options);
     linear->classes = take(&at->held, ek_classes_bytes(linear));
     linear->table = take(&at->held, ek_table_bytes(linear));
     linear->packed = take(&at->held, linear->packed_size);
@@ -213,7 +229,7 @@ static bool walk_plan(const ek_plan_view *plan, const char *kernels, uint32_t op
         ek_step alone;
         expire(&at->work, i);
         place_tensor(plan, ek_operator_at(plan, i)->out, options, &at->work, opened);
-        if (!lay_out_step(plan, i, kernels, at, opened == NULL ? &alone : &opened->steps[i])) return false;
+        if (!lay_out_step(plan, i, kernels, options, at, opened == NULL ? &alone : &opened->steps[i])) return false;
     }
     return true;
 }
@@ -236,6 +252,7 @@ static void bind(ek_plan *opened, unsigned char *base, const workspace *work) {
         bind_buffer(&step->staged, base, work);
         step->linear.scratch = step->linear.scratch_size == 0 ? NULL : address(base, work, step->linear.scratch_place);
         const ek_buffer *in = step->linear.staging == EK_DIRECT ? &opened->buffers[step->op->in[0]] : &step->staged;
+        step->linear.own_data = opened->buffers[step->op->out].data;
         ek_bind_linear(plan, step->op, in, &opened->buffers[step->op->out], &step->linear, base);
     }
 }

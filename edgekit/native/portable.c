@@ -34,9 +34,11 @@ static inline ek_vec ek_vec_double(ek_vec v, int32_t n) { return (int32_t)((uint
 static inline ek_vec ek_vec_half(ek_vec v) { return v >> 1; }
 static inline uint32_t ek_negative(ek_vec v) { return v < 0; }
 static inline uint32_t ek_reached(ek_vec d, ek_vec limit) { return ~d < limit; }
-static inline void ek_store_scaled(float *to, ek_vec v, const float *scale, const float *bias) {
-    const float product = (float)v * *scale;
-    *to = product + *bias;
+typedef float ek_floats;
+static inline ek_floats ek_floats_load(const float *p) { return *p; }
+static inline void ek_store_scaled(float *to, ek_vec v, ek_floats scale, ek_floats bias) {
+    const float product = (float)v * scale;
+    *to = product + bias;
 }
 
 #include "window.inc"

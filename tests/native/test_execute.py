@@ -374,3 +374,27 @@ def test_an_opened_plan_is_freed_when_nobody_holds_it() -> None:
         assert alive() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kernels", RUNNABLE)
+@pytest.mark.parametrize("shift", [0, 1, 4])
+@pytest.mark.parametrize("epilogue", [p.SUMS, p.SCALED])
+def test_an_output_may_lie_anywhere_and_nothing_beside_it_is_written(
+    epilogue: int, shift: int, kernels: str
+) -> None:
+    rng = np.random.default_rng(5)
+    source = p.PlanTensor(p.BITS, 3, 4, 70, p.BIPOLAR, is_input=True, name="x")
+    kind = p.I32 if epilogue == p.SUMS else p.F32
+    result = p.PlanTensor(kind, 3, 4, 37, is_output=True, name="y")
+    scale, bias = rng.normal(size=(2, 37)).astype(np.float32)
+    of = p.Linear(rng.integers(0, 2, (37, 1, 1, 70)).astype(np.uint8), p.BIPOLAR, (1, 1), epilogue=epilogue)
+    if epilogue == p.SCALED:
+        of = replace(of, scale=scale, bias=bias)
+    plan = p.Plan((source, result), (p.Operator(p.LINEAR, (0,), 1, of),))
+    given_ = random_codes(rng, source)
+    held = np.full(64 + result.count * 4 + 64, 77, np.uint8)
+    start = -held.ctypes.data % 16 + 16 + shift
+    output = held[start : start + result.count * 4].view(p._DTYPES[kind]).reshape(3, 4, 37)
+    door.open_plan(p.encode(plan), kernels=kernels).run([to_outside(source, given_)], [output])
+    np.testing.assert_array_equal(output, run(plan, [given_])[1])
+    assert set(held[:start].tolist() + held[start + output.nbytes :].tolist()) == {77}
