@@ -55,11 +55,17 @@ int main(void) {
     ek_plan *opened = open_model();
     if (opened == NULL) return 1;
 #ifdef EK_MEASURE
+    count_cycles();
     if (!run(opened)) return 1;
+    const uint32_t taken = cycles();
     board_say(" bytes, stack ");
     say_number(stack_used());
-#endif
+    board_say(" bytes, cycles ");
+    say_number(taken);
+    board_say("\n");
+#else
     board_say(" bytes\n");
+#endif
     while (read_inputs()) {
         if (!run(opened)) return 1;
         write_outputs();

@@ -2,8 +2,6 @@
  * it; it has no clocks to set. */
 #include "startup.h"
 
-#include <stdint.h>
-
 /* cortex_m.ld says where. */
 extern uint32_t data_from[], data_start[], data_end[], bss_start[], bss_end[], stack_bottom[], stack_top[];
 
@@ -27,6 +25,38 @@ static __attribute__((noreturn)) void stop(void) {
     for (;;) __asm__ volatile("wfi");
 }
 
+/* --- SysTick (Arm v7-M Architecture Reference Manual, B3.3): 24 bits that count down; it is optional on v6-M ---------- */
+
+enum { LARGEST = 0xffffff, STOP = 0, COUNT_CYCLES_AND_INTERRUPT = 7 };
+
+typedef struct {
+    volatile uint32_t control, reload, value;
+} counter;
+
+static counter *const systick = (counter *)UINT32_C(0xe000e010);
+static volatile uint32_t rounds;
+
+static void next_round(void) { rounds++; }
+
+void count_cycles(void) {
+    systick->control = STOP;
+    systick->reload = LARGEST;
+    systick->value = 0;
+    rounds = 0;
+    systick->control = COUNT_CYCLES_AND_INTERRUPT;
+}
+
+uint32_t cycles(void) {
+    uint32_t before, left;
+    do {
+        before = rounds;
+        left = systick->value;
+    } while (rounds != before);
+    return systick->reload == 0 ? 0 : before * (LARGEST + UINT32_C(1)) + (LARGEST - left);
+}
+
+/* --- from reset to main ------------------------------------------------------------------------------------------- */
+
 __attribute__((noreturn)) void reset(void) {
 #ifdef __ARM_FP
     *(volatile uint32_t *)UINT32_C(0xe000ed88) |= UINT32_C(0xf) << 20; /* CPACR: coprocessors 10 and 11 */
@@ -46,5 +76,5 @@ __attribute__((section(".vectors"), used)) static const struct {
     void (*handlers[15])(void);
 } vectors = {
     stack_top,
-    {reset, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop},
+    {reset, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, next_round},
 };

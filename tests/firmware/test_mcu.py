@@ -140,6 +140,20 @@ def test_an_arena_that_is_too_small_is_said_with_both_sizes_and_ends_the_program
     assert (done.stderr, done.stdout) == (said, "")
 
 
+def test_a_plan_that_was_damaged_in_flash_is_refused_and_ends_the_program(out: Path, tmp_path: Path) -> None:
+    require("cc")
+    settings = (f"PLAN={written(small_cnv(), tmp_path)}", f"OUT={out / 'host'}")
+    made(*settings)
+    source = out / "host" / "plan_data.c"
+    last = source.read_text().rindex("0x")
+    text = source.read_text()
+    source.write_text(text[: last + 2] + ("1" if text[last + 2] == "0" else "0") + text[last + 3 :])
+    made(*settings)
+    done = subprocess.run([out / "host" / "firmware"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"edgekit: the plan is damaged: .*checksum.*\n", done.stderr)
+
+
 # --- for microcontrollers ----------------------------------------------------------------------------------------
 
 
@@ -225,7 +239,9 @@ def emulate(machine: str, plan: Plan, count: int, out: Path, folder: Path) -> tu
     answers = wanted(plan, inputs)
     emulated = Emulated(machine, out / cpu / "firmware.elf")
     try:
-        numbers = re.fullmatch(rb"edgekit: arena (\d+) of (\d+) bytes, stack (\d+) bytes\n", emulated.said)
+        numbers = re.fullmatch(
+            rb"edgekit: arena (\d+) of (\d+) bytes, stack (\d+) bytes, cycles [1-9]\d*\n", emulated.said
+        )
         assert [emulated.answer(given, len(answers[0])) for given in inputs] == answers
     finally:
         emulated.stop()
