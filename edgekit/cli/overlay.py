@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def write_overlay(bundle: Path, design: Design, board: str) -> Path:
     """Write the project beside the bundle, OUT.overlay/; its folder. Raises BadInput, WorldFailed."""
-    from edgekit.runtime.overlay.verilog import write_project
+    from edgekit.host.overlay.project import write_project
 
     folder = bundle.with_suffix(".overlay")
     write_project(folder, design, board)
@@ -24,8 +24,8 @@ def write_overlay(bundle: Path, design: Design, board: str) -> Path:
 
 def overlay_json(design: Design, folder: Path | None) -> dict[str, object]:
     """The design as convert's --json gives it."""
+    from edgekit.host.overlay.plan_design import PROVENANCE, describe
     from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, latency_cycles
-    from edgekit.runtime.overlay.plan_design import PROVENANCE, describe
 
     *layers, total = describe(design)
     interval, latency = interval_cycles(design), latency_cycles(design)
@@ -58,8 +58,8 @@ def overlay_json(design: Design, folder: Path | None) -> dict[str, object]:
 
 def print_overlay(design: Design, folder: Path) -> None:
     """The folding, layer by layer, and what to do with the folder."""
+    from edgekit.host.overlay.plan_design import PROVENANCE, describe
     from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, latency_cycles
-    from edgekit.runtime.overlay.plan_design import PROVENANCE, describe
 
     table = Table("layer", "", "PE", "SIMD", "cycles", "LUT", "FF", "BRAM36", title_justify="left")
     table.title = f"overlay {design.design_id} ({PROVENANCE})"

@@ -31,6 +31,7 @@ from edgekit.host.lower import LOWERINGS, native
 from edgekit.host.lower.native.drafts import Todo
 from edgekit.host.lower.native.geometry import coding_of
 from edgekit.host.lower.overlay import OverlayStage, for_overlay
+from edgekit.host.overlay.bitfile import check_design
 from edgekit.host.pack import GOLDEN, NO_GOLDEN, Draft, draft, exits_of, finish, golden_cases
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.recipe import MEMBER, Recipe
@@ -38,7 +39,6 @@ from edgekit.host.split import split
 from edgekit.host.watch import Watch
 from edgekit.native import plan
 from edgekit.runtime.measure import exit_table
-from edgekit.runtime.overlay.bitfile import check_design
 from edgekit.runtime.overlay.cycles import latency_cycles
 from edgekit.runtime.overlay.design import Design
 

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 from overlay_plans import CNV_FOLDING, cnv
 
-from edgekit.runtime.overlay import coefficients
+from edgekit.host.overlay import coefficients
+from edgekit.host.overlay.resources import Resources, unit_resources
 from edgekit.runtime.overlay.design import Folding
-from edgekit.runtime.overlay.resources import Resources, unit_resources
 from edgekit.runtime.overlay.topology import chain_of
 from edgekit.runtime.overlay.units import design_for
 

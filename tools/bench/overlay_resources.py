@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from edgekit.core.errors import EdgekitError
+from edgekit.host.overlay import coefficients
+from edgekit.host.overlay.resources import Resources, _estimated, terms_of, unit_resources
+from edgekit.host.overlay.yosys import synthesized
 from edgekit.runtime.measure import machine_name
-from edgekit.runtime.overlay import coefficients
 from edgekit.runtime.overlay.design import Folding, Unit
-from edgekit.runtime.overlay.resources import Resources, _estimated, terms_of, unit_resources
 from edgekit.runtime.overlay.topology import CONVOLUTION, DENSE, POOL, Chain, Layer
 from edgekit.runtime.overlay.units import design_for, rtl_version
-from edgekit.runtime.overlay.yosys import synthesized
 
 Parameters = Mapping[str, int]
 LEAST = 40  # LUTs or flip-flops that an error is counted against

@@ -9,10 +9,10 @@ from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Tensor
 from edgekit.core.profile import Profile
 from edgekit.host.lower.native.cut import StagePlan
+from edgekit.host.overlay.plan_design import plan_for_overlay
 from edgekit.native import plan
 from edgekit.native.plan import Operator, Plan, PlanTensor
 from edgekit.runtime.overlay.design import Design
-from edgekit.runtime.overlay.plan_design import plan_for_overlay
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
+from edgekit.host.overlay.folding import choose, limits_of
+from edgekit.host.overlay.resources import Resources, unit_resources
 from edgekit.native.plan import Plan
 from edgekit.runtime.overlay.cycles import unit_cycles
 from edgekit.runtime.overlay.design import Design, FoldedLayer
-from edgekit.runtime.overlay.folding import choose, limits_of
-from edgekit.runtime.overlay.resources import Resources, unit_resources
 from edgekit.runtime.overlay.topology import DENSE, POOL, chain_of
 
 PROVENANCE = "estimated, post-synthesis"  # of every LUT, flip-flop and block RAM in a row

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from edgekit.core.registry import pick
-from edgekit.runtime.overlay.coefficients import FFS, LUTS
+from edgekit.host.overlay.coefficients import FFS, LUTS
+from edgekit.host.overlay.memories import Memory, block_ram, lut_ram
 from edgekit.runtime.overlay.design import Design
-from edgekit.runtime.overlay.memories import Memory, block_ram, lut_ram
 
 LANE = 32  # bits of the load bus, and of a lane of weights
 LEAF = 6  # bits that a popcount takes in its leaves

@@ -14,9 +14,9 @@ from functools import lru_cache
 
 from edgekit.core.errors import BadInput
 from edgekit.core.profile import Profile
+from edgekit.host.overlay.resources import Resources, design_resources, unit_resources
 from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, unit_cycles
 from edgekit.runtime.overlay.design import Design, FoldedLayer, Folding, Unit
-from edgekit.runtime.overlay.resources import Resources, design_resources, unit_resources
 from edgekit.runtime.overlay.topology import DENSE, POOL, Chain, Layer
 from edgekit.runtime.overlay.units import (
     BUS,

@@ -9,12 +9,12 @@ from overlay_plans import CNV_FOLDING, cnv, lfc, network, small_cnv
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import unknown
 from edgekit.core.profile import Profile, profile
+from edgekit.host.overlay.folding import Limits, choose, limits_of
+from edgekit.host.overlay.plan_design import describe, plan_for_overlay
+from edgekit.host.overlay.resources import Resources, design_resources
 from edgekit.native.plan import Linear, Plan
 from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles
 from edgekit.runtime.overlay.design import Design, Folding
-from edgekit.runtime.overlay.folding import Limits, choose, limits_of
-from edgekit.runtime.overlay.plan_design import describe, plan_for_overlay
-from edgekit.runtime.overlay.resources import Resources, design_resources
 from edgekit.runtime.overlay.topology import chain_of
 from edgekit.runtime.overlay.units import design_for
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.core.errors import BadInput
-from edgekit.runtime.overlay.bitfile import check_design, read_header
+from edgekit.host.overlay.bitfile import check_design, read_header
 
 DESIGN = "0123abcd" + "0" * 24
 

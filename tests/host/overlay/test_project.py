@@ -10,11 +10,12 @@ import pytest
 from overlay_plans import CNV_FOLDING, LFC_FOLDING, cnv, lfc, small_cnv
 
 from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.host.overlay.project import BOARD_PARTS, project_files, write_project
 from edgekit.native.plan import Plan
 from edgekit.runtime.overlay.design import Design, Folding
 from edgekit.runtime.overlay.topology import chain_of
 from edgekit.runtime.overlay.units import design_for
-from edgekit.runtime.overlay.verilog import BOARD_PARTS, project_files, top, write_project
+from edgekit.runtime.overlay.verilog import top
 
 SMALL_FOLDING = {"L0": (4, 3), "L1": (8, 8), "L2": (1, 16), "L3": (2, 1)}
 NETWORKS = {"small": (small_cnv(), SMALL_FOLDING), "cnv": (cnv(), CNV_FOLDING), "lfc": (lfc(), LFC_FOLDING)}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.core.errors import BadInput, MissingExtra, WorldFailed
-from edgekit.runtime.overlay.resources import Resources
+from edgekit.host.overlay.resources import Resources
 from edgekit.runtime.overlay.sources import overlay_sources
 
 TIMEOUT_S = 1800

@@ -6,12 +6,12 @@ import pytest
 from overlay_plans import CNV_FOLDING, LFC_FOLDING, cnv, lfc
 
 from edgekit.core.errors import BadInput
+from edgekit.host.overlay.memories import block_ram, lut_ram
+from edgekit.host.overlay.resources import Resources, design_resources, unit_resources
+from edgekit.host.overlay.yosys import is_installed, synthesized
 from edgekit.runtime.overlay.design import Design, Folding, Unit
-from edgekit.runtime.overlay.memories import block_ram, lut_ram
-from edgekit.runtime.overlay.resources import Resources, design_resources, unit_resources
 from edgekit.runtime.overlay.topology import chain_of
 from edgekit.runtime.overlay.units import design_for
-from edgekit.runtime.overlay.yosys import is_installed, synthesized
 
 PUBLISHED = design_for(chain_of(cnv()), {name: Folding(*of) for name, of in CNV_FOLDING.items()}, 100.0)
 UNITS = {unit.name: unit for unit in PUBLISHED.units}
