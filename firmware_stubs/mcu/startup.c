@@ -25,7 +25,7 @@ static __attribute__((noreturn)) void stop(void) {
     for (;;) __asm__ volatile("wfi");
 }
 
-/* --- SysTick (Arm v7-M Architecture Reference Manual, B3.3): 24 bits that count down; optional on v6-M -------------- */
+/* --- SysTick (Arm v7-M Architecture Reference Manual, B3.3): 24 bits that count down; optional on v6-M --------- */
 
 enum { LARGEST = 0xffffff, STOP = 0, COUNT_CYCLES_AND_INTERRUPT = 7 };
 
