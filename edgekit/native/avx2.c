@@ -165,7 +165,7 @@ EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int 
 }
 
 EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
-                            const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
+                            const ek_xnor_walk *walk, const int P, const int V) {
     const int H = V / 4;
     /* Whole words of input where a run is longer than a segment; several runs where they are short. */
     const int32_t steps = walk->steps < EK_XNOR_MOST_STEPS ? walk->steps : EK_XNOR_MOST_STEPS / 8 * 8;
@@ -173,13 +173,13 @@ EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, c
     ek_xnor_counts counts;
     EK_UNROLL for (int p = 0; p < P; p++)
         EK_UNROLL for (int h = 0; h < H; h++) counts.even[p][h] = counts.odd[p][h] = _mm256_setzero_si256();
-    for (int32_t i = 0; i < l->passes; i++) {
+    for (int32_t i = 0; i < walk->passes; i++) {
         int32_t segments = 0;
         ek_xnor_double(d, walk->shift[i], P, V);
-        const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
+        const uint8_t *w = weights + walk->pass[i].weight_plane * walk->weight_plane;
         for (int32_t row = 0; row < walk->rows; row++)
             for (int32_t run = 0, runs; run < walk->runs; run += runs) {
-                const ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
+                const ptrdiff_t at = walk->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
                 runs = walk->runs - run < together ? walk->runs - run : together;
                 for (int32_t done = 0, count; done < walk->steps; done += count) {
                     count = walk->steps - done < steps ? walk->steps - done : steps;
@@ -190,7 +190,7 @@ EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, c
             }
         ek_xnor_take(d, &counts, P, H);
     }
-    ek_xnor_double(d, walk->shift[l->passes], P, V);
+    ek_xnor_double(d, walk->shift[walk->passes], P, V);
 }
 
 #define EK_XNOR_KERNEL ek_xnor_avx2

@@ -37,13 +37,13 @@ EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int 
 }
 
 EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
-                            const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
-    for (int32_t i = 0; i < l->passes; i++) {
+                            const ek_xnor_walk *walk, const int P, const int V) {
+    for (int32_t i = 0; i < walk->passes; i++) {
         ek_xnor_double(d, walk->shift[i], P, V);
-        const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
+        const uint8_t *w = weights + walk->pass[i].weight_plane * walk->weight_plane;
         for (int32_t row = 0; row < walk->rows; row++)
             for (int32_t run = 0; run < walk->runs; run++) {
-                ptrdiff_t at = l->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
+                ptrdiff_t at = walk->pass[i].in_plane * walk->plane + row * walk->row + run * walk->run;
                 EK_XNOR_TWICE for (int32_t step = 0; step < walk->steps; step++) {
                     ek_vec x[EK_PIXELS];
                     EK_UNROLL for (int p = 0; p < P; p++) {
@@ -63,7 +63,7 @@ EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, c
                 }
             }
     }
-    ek_xnor_double(d, walk->shift[l->passes], P, V);
+    ek_xnor_double(d, walk->shift[walk->passes], P, V);
 }
 
 #define EK_XNOR_KERNEL ek_xnor_avx512

@@ -41,6 +41,8 @@ typedef struct {
 /* How the vector kernels of family "xnor" walk a layer's windows and weights; all distances in bytes. */
 typedef struct {
     int32_t rows, runs, steps;
+    int32_t passes;
+    ek_pass pass[EK_MAX_PASSES];
     ptrdiff_t row, pixel, run; /* input: from row to row, pixel to pixel, run to run */
     ptrdiff_t plane;           /* input: from plane to plane */
     ptrdiff_t weight_plane;    /* weights of a block: from plane to plane */

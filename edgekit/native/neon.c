@@ -111,15 +111,15 @@ EK_INLINE void ek_xnor_double(ek_vec (*d)[EK_VECTORS], int32_t shift, const int 
 }
 
 EK_INLINE void ek_xnor_tile(ek_vec (*d)[EK_VECTORS], const uint8_t *const *in, const uint8_t *weights,
-                            const ek_xnor_layer *l, const ek_xnor_walk *walk, const int P, const int V) {
+                            const ek_xnor_walk *walk, const int P, const int V) {
     const int B = V / 2 < EK_XNOR_AT_ONCE ? V / 2 : EK_XNOR_AT_ONCE;
-    for (int32_t i = 0; i < l->passes; i++) {
-        const uint8_t *w = weights + l->pass[i].weight_plane * walk->weight_plane;
-        const ptrdiff_t plane = l->pass[i].in_plane * walk->plane;
+    for (int32_t i = 0; i < walk->passes; i++) {
+        const uint8_t *w = weights + walk->pass[i].weight_plane * walk->weight_plane;
+        const ptrdiff_t plane = walk->pass[i].in_plane * walk->plane;
         ek_xnor_double(d, walk->shift[i], P, V);
         EK_UNROLL for (int v = 0; v < V; v += 2 * B) ek_xnor_pass(d, v, in, plane, w + v * 8, walk, P, B);
     }
-    ek_xnor_double(d, walk->shift[l->passes], P, V);
+    ek_xnor_double(d, walk->shift[walk->passes], P, V);
 }
 
 #define EK_XNOR_KERNEL ek_xnor_neon
