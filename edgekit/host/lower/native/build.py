@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, static_shape
 from edgekit.host.lower.native import steps
 from edgekit.host.lower.native.chain import ELEMENTWISE, POOL, WIDENING, Chain
@@ -24,6 +25,8 @@ from edgekit.host.lower.native.geometry import (
     array_of,
     conv_geometry,
     dense_geometry,
+    ints_of,
+    mean_channels,
     pooled_size,
     pools_of,
     sum_range,
@@ -36,10 +39,12 @@ from edgekit.host.lower.native.sources import (
     alike,
     channel_of,
     domain_of,
+    domain_of_any,
     grid_of,
     line_through,
     repeated,
     source_of,
+    stands_for,
 )
 from edgekit.host.lower.native.steps import Line, NotMonotone, Steps, Whole
 from edgekit.host.lower.native.weights import Coded, coded
@@ -48,11 +53,12 @@ from edgekit.runtime.backends import Array
 
 _BYTES = {"uint8": (plan.U8, 0, 255), "int8": (plan.I8, -128, 127)}
 _SUMS = frozenset(("Conv", "Gemm", "MatMul"))
-_NEAR = 1e-4  # of a step
 _ENDS = {plan.U8: (0, 255), plan.I8: (-128, 127), plan.I32: (-(2**31), 2**31 - 1)}
 _TWO_BYTES = 1 << 15
 _WORD = 64  # bits that lie together: a pixel's channels fill whole words
 _MAX_SUM = 2**31 - 1
+_SOFTMAX_OF_ONE_AXIS = 13  # the opset; before it Softmax took all axes from its own on
+_FEWEST_AXES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,7 @@ class Pending:
     nodes: tuple[ir.Node, ...] = ()
 
 
-Found = TypeVar("Found", bound="Steps | Line | None")
+Found = TypeVar("Found", bound="Steps | Line | NDArray[np.bool_] | None")
 Form = Pending | str  # str: why this value cannot be in a plan
 
 
@@ -117,6 +123,10 @@ class _Reader:
         shape, dtype = static_shape(value) or (), str(value.dtype.numpy()) if value.dtype else ""
         if not 2 <= len(shape) <= 4 or shape[0] != 1 or dtype not in (*_BYTES, "float32"):
             return f"it is {dtype} {list(shape)}; a plan takes one image or vector of float32, uint8 or int8"
+        if max(shape) == math.prod(shape):  # one vector, however many axes it has
+            shape, places = (1, math.prod(shape)), np.arange(math.prod(shape)).reshape(shape)
+        else:
+            places = None
         first = len(shape) == 2 or layout != "NHWC"
         channels = shape[1] if first else shape[-1]
         sides = shape[2:] if first else shape[1:-1]
@@ -127,7 +137,8 @@ class _Reader:
         )
         self.inputs.append(held)
         last = np.arange(held.count).reshape(h, w, channels)
-        places = (last.transpose(2, 0, 1) if first else last).reshape(shape)
+        if places is None:
+            places = (last.transpose(2, 0, 1) if first else last).reshape(shape)
         return Pending(source_of(held, 1.0, 0.0, low, high, places, real=dtype == "float32"), value)
 
     def _output(self, name: str) -> None:
@@ -138,15 +149,14 @@ class _Reader:
                 if self.refused:  # what is in the way is named already
                     return
                 raise NotHere(form)
-            if value in self._softmax:
-                held = self._softmax[value]
-            else:
-                source = self._floats(value, form)
-                held = source.held
-                if held.h * held.w > 1:
-                    raise NotHere("an output of a plan is one vector")
-                if not np.array_equal(source.places.ravel(), np.arange(held.count)):
-                    raise NotHere("its elements stand in another order than the layer makes them")
+            if value.dtype != ir.DataType.FLOAT:
+                raise NotHere(f"it is {value.dtype}, the outputs of a plan are float32")
+            source = self._floats(value, form)
+            held = source.held
+            if held.h * held.w > 1 or math.prod(static_shape(value) or ()) != held.count:
+                raise NotHere("an output of a plan is one vector")
+            if not np.array_equal(source.places.ravel(), np.arange(held.count)):
+                raise NotHere("its elements stand in another order than the layer makes them")
             self.draft.outputs[name] = held
         except NotHere as err:
             self.refused.setdefault(f"output {name}", str(err))
@@ -155,8 +165,6 @@ class _Reader:
 
     def _visit(self, node: ir.Node) -> None:
         data = [value for value in node.inputs if value is not None and value.const_value is None]
-        if not data:
-            return
         broken = next((form for value in data if isinstance(form := self._forms.get(value, "?"), str)), None)
         made: Form
         if broken is not None:
@@ -168,11 +176,20 @@ class _Reader:
                 name = node.name or node.op_type
                 self.refused[name] = str(err)
                 made = f"it needs {name}"
-        for value in node.outputs:
-            self._forms[value] = made
+        first, *more = node.outputs
+        self._forms[first] = made
+        for value in more:
+            self._forms[value] = f"{node.op_type} gives one result in a plan, this is another one"
 
     def _form(self, node: ir.Node, data: Sequence[ir.Value]) -> Form:
         kind = node.op_type
+        if not data or node.domain:
+            why = (
+                "has no operator in a plan" if node.domain or not node.inputs else "works on constants alone"
+            )
+            raise NotHere(f"{kind} {why}")
+        if _is_training(node):
+            raise NotHere(f"{kind} as in training has no operator in a plan")
         if kind in _SUMS:
             return self._layer(node)
         if kind == "Softmax":
@@ -183,7 +200,7 @@ class _Reader:
             return self._average(node)
         if kind == "Pad":
             return self._padded(node)
-        if kind in ("Add", "Sum") and len(data) == 2:
+        if kind in ("Add", "Sum") and len(data) == len(node.inputs) == 2:
             return self._both(node, data) or self._added(node, data)
         if kind in VIEWS and not (kind in WIDENING and self._continues(node)):
             return self._viewed(node)
@@ -242,16 +259,16 @@ class _Reader:
         form = self._pending(value)
         if value in self._softmax:
             self._softmax[node.outputs[0]] = self._softmax[value]
-        if node.op_type in ("Identity", "Dropout"):
-            return form
         source = form.source
+        if node.op_type in ("Identity", "Dropout"):
+            return self._joined(node, [form]) if form.nodes else Pending(source, node.outputs[0])
         if form.nodes:
             source = self._grid_or_floats(value, form)
         shape = static_shape(node.outputs[0])
         if shape is None:
             raise NotHere("its shape is not known")
         if node.op_type == "Transpose":
-            places = source.places.transpose(node.attributes["perm"].as_ints())
+            places = source.places.transpose(ints_of(node, "perm", tuple(range(source.places.ndim))[::-1]))
         elif math.prod(shape) != source.places.size:
             raise NotHere(f"{node.op_type} repeats values")
         else:
@@ -376,32 +393,32 @@ class _Reader:
         """What a plan's padding must hold so that it stands for `value`."""
         if not any(pads):
             return plan.PAD_ZERO
-        number = (value - source.offset[0]) / (source.scale[0] or np.inf)
-        if abs(number) < _NEAR:
+        scale, offset = float(source.scale[0]), float(source.offset[0])
+        if stands_for(value, scale, offset, 0):
             return plan.PAD_ZERO
-        if source.held.coding == plan.BIPOLAR and abs(abs(number) - 1) < _NEAR:
-            return plan.PAD_PLUS if number > 0 else plan.PAD_MINUS
+        if source.held.coding == plan.BIPOLAR:
+            for number, pad in ((-1, plan.PAD_MINUS), (1, plan.PAD_PLUS)):
+                if stands_for(value, scale, offset, number):
+                    return pad
         raise NotHere(f"it pads with {value:g}, which is none of the values that its input can hold there")
 
     def _average(self, node: ir.Node) -> Form:
         value = _first(node)
         source = self._summable(value)
-        if not source.natural:
-            raise NotHere(f"{node.op_type} of a tensor whose axes were moved")
         held, shape = source.held, static_shape(node.outputs[0]) or ()
-        if node.op_type == "AveragePool":
-            kernel, stride = window_of(node)
-        else:
-            kernel, stride = (held.h, held.w), (1, 1)
-            if node.op_type == "ReduceMean" and math.prod(shape) != held.c:
-                raise NotHere("a mean over other axes than height and width")
+        if node.op_type != "ReduceMean" and not source.natural:
+            raise NotHere(f"{node.op_type} of a tensor whose axes were moved")
+        kernel, stride = window_of(node) if node.op_type == "AveragePool" else ((held.h, held.w), (1, 1))
         h, w = pooled_size(held, [(kernel, stride)])
         if h * w * held.c != math.prod(shape):
             raise NotHere("AveragePool with padding or ceil_mode")
         area = kernel[0] * kernel[1]
         sums = Held(plan.I32, h, w, held.c)
         self.draft.add(Todo(plan.SUM, (held,), sums, plan.Window(kernel, stride), node.name or ""))
-        places = np.arange(sums.count).reshape(h, w, held.c).transpose(2, 0, 1).reshape(shape)
+        if node.op_type == "ReduceMean":
+            places = mean_channels(node, source).reshape(shape)
+        else:
+            places = np.arange(sums.count).reshape(h, w, held.c).transpose(2, 0, 1).reshape(shape)
         made = Source(
             *(sums, source.scale / area, source.offset, source.low * area, source.high * area, places),
             every=2 if held.coding == plan.BIPOLAR else source.every,
@@ -427,17 +444,20 @@ class _Reader:
             raise NotHere("Add of tensors of different shapes")
         try:
             first, second = (self._whole(value) for value in data)
-            same = bool(np.allclose(first.scale, second.scale, rtol=1e-6))
+            same = bool(np.allclose(first.scale, second.scale, rtol=steps.ROUNDING, atol=0.0))
         except NotHere:
             same = False
         if not same:
             first, second = (self._floats(value, self._pending(value)) for value in data)
-        if not np.array_equal(first.places, second.places):
+        shapes = {(side.held.h, side.held.w, side.held.c) for side in (first, second)}
+        if len(shapes) > 1 or not np.array_equal(first.places, second.places):
             raise NotHere("Add of tensors whose elements stand in different orders")
         held = first.held
         made = Held(plan.F32 if first.real else plan.I32, held.h, held.w, held.c)
         self.draft.add(Todo(plan.ADD, (held, second.held), made, None, node.name or ""))
         low, high = first.low + second.low, first.high + second.high
+        if max(-int(low.min()), int(high.max())) > _MAX_SUM:
+            raise NotHere("its sums exceed 32 bits")
         every = math.gcd(first.every, second.every)
         source = Source(made, first.scale, first.offset + second.offset, low, high, first.places, every=every)
         if first.real:
@@ -447,7 +467,11 @@ class _Reader:
     def _softmaxed(self, node: ir.Node) -> Form:
         value = _first(node)
         source = self._floats(value, self._pending(value))
-        if source.held.count != max(static_shape(value) or (1,)) or source.held.h * source.held.w > 1:
+        shape, axis = static_shape(value) or (1,), node.attributes.get_int("axis", -1)
+        if "axis" not in node.attributes and self.graph.opset < _SOFTMAX_OF_ONE_AXIS:
+            axis = 1
+        over = shape[axis] if self.graph.opset >= _SOFTMAX_OF_ONE_AXIS else math.prod(shape[axis:])
+        if source.held.count != over or source.held.h * source.held.w > 1:
             raise NotHere("Softmax over more than one vector")
         held = source.held
         made = self.draft.add(
@@ -458,6 +482,8 @@ class _Reader:
 
     def _confidence(self, node: ir.Node) -> Form:
         probabilities = _first(node)
+        if math.prod(static_shape(node.outputs[0]) or (0,)) != 1:
+            raise NotHere("ReduceMax of a softmax over other axes than its own")
         softmax = next(todo for todo in self.draft.todos if todo.output is self._softmax[probabilities])
         made = Held(plan.F32, 1, 1, 1)
         self.draft.add(Todo(plan.CONFIDENCE, softmax.inputs, made, None, node.name or ""))
@@ -530,7 +556,7 @@ class _Reader:
         """The tensor that is there, standing for something else; None where that is no straight line."""
         source = form.source
         if isinstance(found, Steps):
-            line = line_through(found, domain_of(source, slice(None)), source)
+            line = line_through(found, domain_of(source), source)
             if line is None:
                 return None
             found = line
@@ -587,19 +613,27 @@ class _Reader:
     ) -> Found:
         """Let `ask` find out what the chain does on all numbers that the source may hold."""
         chain, source = self._chain(form, value), form.source
+        channels = len(source.low)
         by_channel = channel_of(source, static_shape(form.root) or ())
-        every = steps.floats(len(source.low)) if source.real else domain_of(source, slice(None))
         try:
+            if chain.is_alike:
+                if source.real:
+                    return repeated(ask(chain.over(1), steps.floats(1)), channels)
+                return ask(chain.over(channels), domain_of(source))
             if by_channel is not None:
                 order = np.argsort(by_channel)
-                return ask(lambda numbers: chain(numbers[by_channel])[order], every)
-            alone = steps.floats(1) if source.real else domain_of(source, slice(0, 1))
-            return repeated(ask(alike(chain), alone), len(source.low))
+                domain = steps.floats(channels) if source.real else domain_of(source)
+                return ask(lambda numbers: chain(numbers[by_channel])[order], domain)
+            return repeated(ask(alike(chain), domain_of_any(source)), channels)
         except ValueError:
             raise NotHere("what follows looks at more than one number at a time") from None
+        except BadInput as err:
+            raise NotHere(str(err)) from None
 
     def _chain(self, form: Pending, value: ir.Value) -> Chain:
         shape = static_shape(form.root) or ()
+        if len(shape) < _FEWEST_AXES or shape[0] != 1:
+            raise NotHere("a tensor whose first axis is not the batch")
         model = self.graph.model
         return Chain(
             form.root, value, form.nodes, len(shape), shape[1], model.opset_imports, model.ir_version
@@ -615,7 +649,7 @@ class _Reader:
         source = form.source
         held = Held(grid.type, source.held.h, source.held.w, source.held.c, grid.coding)
         numbers = np.array([1]) if grid.coding == plan.BIPOLAR else np.arange(grid.low + 1, grid.high + 1)
-        at = found.reaching(grid.offset + grid.scale * numbers)
+        at = found.reaching(grid.offset + grid.scale * (numbers - 0.5))
         if source.real:
             thresholds: Array = steps.float_at(at)
             thresholds = np.where(
@@ -654,13 +688,20 @@ class _Reader:
 
     def _falls(self, form: Pending, before: ir.Value, channels: int) -> NDArray[np.bool_]:
         """Channels in which the value that is pooled falls as the sums rise."""
-        chain = self._chain(form, before)
-        if not chain.nodes:
+        if not self._chain(form, before).nodes:
             return form.source.scale < 0 if not form.source.real else np.zeros(channels, np.bool_)
-        domain = steps.floats(channels) if form.source.real else domain_of(form.source, slice(None))
-        ends = np.stack([domain.low, domain.high], axis=1)
-        made = chain(domain.number(ends))
-        return np.asarray(made[:, 1] < made[:, 0], np.bool_)
+        try:
+            return self._asked(steps.falling, form, before)
+        except NotMonotone:
+            raise NotHere("MaxPool of what goes up and down as the sums rise") from None
+
+
+def _is_training(node: ir.Node) -> bool:
+    """Whether it computes with the batch's own statistics, or drops numbers."""
+    mode = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    if mode is not None:
+        return mode.const_value is None or bool(array_of(mode).any())
+    return node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) != 0
 
 
 def _first(node: ir.Node) -> ir.Value:

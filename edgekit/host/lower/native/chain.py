@@ -7,6 +7,7 @@ export), so they are run on numbers instead, and thresholds are read off (see st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
+from edgekit.core.errors import one_line
 from edgekit.host.graph import model_bytes
 from edgekit.host.ort import OpenModel, open_model
 from edgekit.runtime.backends import Array
@@ -91,7 +93,10 @@ class Chain:
         return Chain(self.root, value, nodes, self.rank, self.channels, self.opsets, self.ir_version)
 
     def __call__(self, numbers: Array) -> Array:
-        """numbers: float32 (channels, count), what the root may hold. Returns what the value then holds."""
+        """numbers: float32 (channels, count), what the root may hold. Returns what the value then holds.
+
+        Raises ValueError where the nodes do more than one number at a time.
+        """
         if not self.nodes:
             return numbers
         if not self._opened:
@@ -104,19 +109,40 @@ class Chain:
         ]
         return np.concatenate(pieces, axis=1)
 
+    @property
+    def constants(self) -> tuple[ir.Value, ...]:
+        """What the nodes read beside the root."""
+        read = (entry for node in self.nodes for entry in node.inputs if entry is not None)
+        return tuple(entry for entry in read if entry.const_value is not None)
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether it is one function for all elements, wherever they stand: no constant has more than one number."""
+        alone = all(math.prod(_shape(entry)) == 1 for entry in self.constants)
+        return alone and not any(node.op_type in WIDENING for node in self.nodes)
+
+    def over(self, channels: int) -> Chain:
+        """The same on another number of channels; only where it is alike for all."""
+        return Chain(self.root, self.value, self.nodes, self.rank, channels, self.opsets, self.ir_version)
+
     def _run(self, session: OpenModel, name: str, numbers: Array) -> Array:
-        count = numbers.shape[1]
+        wanted = count = numbers.shape[1]
+        sizes = {1, self.channels, *(int(size) for entry in self.constants for size in _shape(entry))}
+        while count in sizes:  # a constant with as many numbers would be taken for one per channel
+            count += 1
+        numbers = np.concatenate([numbers, np.repeat(numbers[:, -1:], count - wanted, axis=1)], axis=1)
         if self.rank == 2:
             fed = np.ascontiguousarray(numbers.T)
         else:
             fed = numbers.reshape(1, self.channels, count, *[1] * (self.rank - 3))
-        made = session.run(None, {name: fed})[0]
+        try:
+            made = session.run(None, {name: fed})[0]
+        except Exception as err:  # onnxruntime's errors share no root but Exception
+            raise ValueError(one_line(err)) from err
         if made.shape != fed.shape:
-            made = np.broadcast_to(
-                made, fed.shape
-            )  # raises ValueError: the nodes do more than one number at a time
+            raise ValueError(f"from {fed.shape} to {made.shape}")
         flat = made.T if self.rank == 2 else made.reshape(self.channels, count)
-        return np.asarray(flat, np.float64)
+        return np.asarray(flat[:, :wanted], np.float64)
 
     def _open(self) -> tuple[OpenModel, str]:
         """The nodes as a model of their own; its input is the root with any number of places."""
@@ -129,12 +155,14 @@ class Chain:
         clones[self.root] = source
         weights: dict[str, ir.Value] = {}
         made = []
+        if self.root.dtype not in (None, ir.DataType.FLOAT):  # numbers come as float32
+            typed = ir.node("Cast", [source], {"to": self.root.dtype})
+            typed.outputs[0].name = "typed"
+            clones[self.root] = typed.outputs[0]
+            made.append(typed)
         for node in self.nodes:
             if node.op_type == POOL:
                 clones[node.outputs[0]] = clones[node.inputs[0]]  # type: ignore[index]
-                continue
-            if node.op_type == "Cast" and node.inputs[0] is self.root:
-                clones[node.outputs[0]] = source  # what the root holds comes as float32 already
                 continue
             inputs = [None if entry is None else _clone(entry, clones, weights) for entry in node.inputs]
             copy = ir.Node(
@@ -162,6 +190,10 @@ class Chain:
         )
         model = NameFixPass()(ir.Model(graph, ir_version=self.ir_version)).model
         return open_model(model_bytes(model), optimize=False), "root"
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    return () if value.const_value is None else tuple(value.const_value.numpy().shape)
 
 
 def _clone(value: ir.Value, clones: dict[ir.Value, ir.Value], weights: dict[str, ir.Value]) -> ir.Value:

@@ -38,16 +38,17 @@ def cut(
             taken.update((id(held), held) for held in todo.inputs if id(held) not in made)
         later = [todo for todo in draft.todos if home[id(todo.output)] > index]
         wanted = {id(held) for todo in later for held in todo.inputs}
+        wanted.update(id(draft.outputs[name]) for following in exits[index + 1 :] for name in following)
         outputs = {name: draft.outputs[name] for name in tensors}
+        taken.update((id(held), held) for held in outputs.values() if id(held) not in made)
         given = set(map(id, outputs.values()))
+        for name, held in outputs.items():
+            names.setdefault(id(held), name)
         for todo in mine:
             if id(todo.output) in wanted:
                 names.setdefault(id(todo.output), f"stage{index}/{len(names)}")
                 if id(todo.output) not in given:
                     outputs[names[id(todo.output)]] = todo.output
-        for name, held in draft.outputs.items():
-            if name in tensors:
-                names[id(held)] = name
         ordered = [held for held in (*inputs, *(todo.output for todo in draft.todos)) if id(held) in taken]
         renamed = [_as_input(held, names[id(held)], held in inputs) for held in ordered]
         swap = {id(old): new for old, new in zip(ordered, renamed, strict=True)}
@@ -55,6 +56,7 @@ def cut(
             Todo(t.kind, tuple(swap.get(id(h), h) for h in t.inputs), t.output, t.of, t.layer, t.coded)
             for t in mine
         ]
+        outputs = {name: swap.get(id(held), held) for name, held in outputs.items()}
         made_plan = finished(steps, renamed, outputs)
         stages.append(
             StagePlan(

@@ -77,13 +77,13 @@ def conv_geometry(node: ir.Node, weight: Array) -> Geometry:
     """Of a Conv. Raises NotHere for groups, dilation, three axes."""
     if node.attributes.get_int("group", 1) != 1:
         raise NotHere("grouped convolutions have no operator in a plan")
-    if any(size != 1 for size in _ints(node, "dilations", ())):
+    if any(size != 1 for size in ints_of(node, "dilations", ())):
         raise NotHere("dilated convolutions have no operator in a plan")
     sides = weight.ndim - 2
     if sides not in (1, 2):
         raise NotHere("convolutions over one or two axes only")
     kernel = (*[1] * (2 - sides), *weight.shape[2:])
-    stride = (*[1] * (2 - sides), *_ints(node, "strides", (1,) * sides))
+    stride = (*[1] * (2 - sides), *ints_of(node, "strides", (1,) * sides))
     pads = _conv_pads(node, sides, kernel, stride)
     terms = np.arange(math.prod(weight.shape[1:])).reshape(weight.shape[1], *kernel)
     order = terms.transpose(1, 2, 0).ravel()
@@ -95,7 +95,7 @@ def _conv_pads(
 ) -> tuple[int, int, int, int]:
     """top, left, bottom, right."""
     auto = node.attributes.get_string("auto_pad", "NOTSET")
-    pads = _ints(node, "pads", (0,) * (2 * sides))
+    pads = ints_of(node, "pads", (0,) * (2 * sides))
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         shape, out = static_shape(node.inputs[0]) or (), static_shape(node.outputs[0]) or ()  # type: ignore[arg-type]
         first, last = [], []
@@ -150,9 +150,9 @@ def sum_range(values: Whole, source: Source, *, padded: bool) -> tuple[Whole, Wh
 
 def window_of(node: ir.Node) -> tuple[tuple[int, int], tuple[int, int]]:
     """Kernel and stride of a pool. Raises NotHere for padding and dilation."""
-    kernel = _ints(node, "kernel_shape", ())
-    stride = _ints(node, "strides", (1,) * len(kernel))
-    if any(_ints(node, "pads", ())) or any(size != 1 for size in _ints(node, "dilations", ())):
+    kernel = ints_of(node, "kernel_shape", ())
+    stride = ints_of(node, "strides", (1,) * len(kernel))
+    if any(ints_of(node, "pads", ())) or any(size != 1 for size in ints_of(node, "dilations", ())):
         raise NotHere(f"{node.op_type} with padding or dilation")
     if len(kernel) not in (1, 2):
         raise NotHere(f"{node.op_type} over one or two axes only")
@@ -174,7 +174,32 @@ def pooled_size(held: Held, pools: Sequence[tuple[tuple[int, int], tuple[int, in
     return h, w
 
 
-def _ints(node: ir.Node, name: str, missing: tuple[int, ...]) -> tuple[int, ...]:
+def mean_channels(node: ir.Node, source: Source) -> Whole:
+    """The channel that each result of a ReduceMean is the mean of. Raises NotHere where it takes others."""
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = (
+        ints_of(node, "axes", ()) if given is None else tuple(int(axis) for axis in array_of(given).ravel())
+    )
+    if not axes and _flag(node, "noop_with_empty_axes"):
+        raise NotHere("a mean over no axes")
+    rank = source.places.ndim
+    over = sorted({axis % rank for axis in axes}) or list(range(rank))
+    kept = [axis for axis in range(rank) if axis not in over]
+    taken = source.places.transpose(*kept, *over)
+    rows = taken.reshape(math.prod(taken.shape[: len(kept)]), -1) % source.held.c
+    if rows.shape[1] * source.held.c != source.held.count or (rows != rows[:, :1]).any():
+        raise NotHere("a mean over other axes than height and width")
+    if len(np.unique(rows[:, 0])) != len(rows):
+        raise NotHere("a mean over other axes than height and width")
+    return np.asarray(rows[:, 0], np.int64)
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    return bool(node.attributes.get_int(name, 0))
+
+
+def ints_of(node: ir.Node, name: str, missing: tuple[int, ...]) -> tuple[int, ...]:
+    """An attribute of whole numbers."""
     attribute = node.attributes.get(name)
     return missing if attribute is None else tuple(attribute.as_ints())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.host.lower.native import steps
 from edgekit.host.lower.native.chain import Chain
@@ -15,7 +16,11 @@ from edgekit.host.lower.native.steps import Floats, Line, Steps, Whole
 from edgekit.native import plan
 from edgekit.runtime.backends import Array
 
-_NEAR = 1e-4  # of a step: what float32 may have moved a level
+_STEP = 1e-2  # of a step: a level further from its place lies on no grid
+
+
+DIFFERS = "what follows differs by element after a change of shape"
+_BLOCK = 1 << 22  # values evaluated at a time
 
 
 class NotHere(Exception):
@@ -46,9 +51,11 @@ class Source:
 
     @property
     def natural(self) -> bool:
-        """Whether the value is the tensor, channels before height and width."""
-        usual = np.arange(self.held.count).reshape(self.held.h, self.held.w, self.held.c)
-        return np.array_equal(self.places.ravel(), usual.transpose(2, 0, 1).ravel())
+        """Whether the value is the tensor, channels before height and width, which a height or a side of 1 may lack."""
+        h, w, c = self.held.h, self.held.w, self.held.c
+        shapes = [(1, c, h, w), *([(1, c, w)] if h == 1 else []), *([(1, c)] if h == w == 1 else [])]
+        usual = np.arange(self.held.count).reshape(h, w, c).transpose(2, 0, 1)
+        return self.places.shape in shapes and np.array_equal(self.places.ravel(), usual.ravel())
 
     @property
     def is_grid(self) -> bool:
@@ -75,12 +82,17 @@ def grid_of(levels: Floats, *, as_bytes: bool, with_zero: bool = False) -> Grid 
     """
     if len(levels) <= 2 and not as_bytes:
         two = _two(levels)
-        zero = -two.offset / two.scale
-        if not with_zero or min(abs(zero), abs(abs(zero) - 1)) < _NEAR:
+        if not with_zero or any(stands_for(0.0, two.scale, two.offset, n) for n in (-1, 0, 1)):
             return two
     elif len(levels) == 1 and not with_zero:
         return Grid(plan.U8, 0, 0, 1, 1.0, float(levels[0]))
     return _spaced(np.union1d(levels, [0.0]) if with_zero else levels, as_bytes=as_bytes)
+
+
+def stands_for(value: float, scale: float, offset: float, number: int) -> bool:
+    """Whether scale * number + offset is the value, up to rounding in float32."""
+    largest = max(abs(value), abs(offset), abs(scale * number))
+    return abs(scale * number + offset - value) <= steps.ROUNDING * largest
 
 
 def _two(levels: Floats) -> Grid:
@@ -89,8 +101,12 @@ def _two(levels: Floats) -> Grid:
     if low == high:
         return Grid(plan.BITS, plan.BIPOLAR, -1, 1, 1.0, low - 1)  # always 1
     middle = (low + high) / 2
-    offset = 0.0 if abs(middle) < _NEAR * (high - low) else middle
+    offset = 0.0 if abs(middle) <= _rounding(levels) else middle
     return Grid(plan.BITS, plan.BIPOLAR, -1, 1, (high - low) / 2, offset)
+
+
+def _rounding(levels: Floats) -> float:
+    return steps.ROUNDING * float(np.abs(levels).max())
 
 
 def _spaced(levels: Floats, *, as_bytes: bool) -> Grid | None:
@@ -104,17 +120,17 @@ def _spaced(levels: Floats, *, as_bytes: bool) -> Grid | None:
         count = np.round((levels - levels[0]) / step)
         if count[-1]:
             step = float(levels[-1] - levels[0]) / float(count[-1])
-        if np.abs((levels - levels[0]) / step - count).max() < _NEAR * 100:
+        if np.abs(levels - levels[0] - step * count).max() <= min(_STEP * step, 2 * _rounding(levels)):
             return _placed(levels, step, int(count[-1]), as_bytes=as_bytes)
     return None
 
 
 def _placed(levels: Floats, step: float, count: int, *, as_bytes: bool) -> Grid | None:
     """Where the grid lies to 0 decides what holds it."""
-    first = float(levels[0]) / step
-    if abs(first % 1 - 0.5) < _NEAR * 100:  # 0 lies in the middle between two levels: half steps have it
+    first, near = float(levels[0]) / step, min(_STEP, 2 * _rounding(levels) / step)
+    if abs(first % 1 - 0.5) <= near:  # 0 lies in the middle between two levels: half steps have it
         step, first, count = step / 2, 2 * first, 2 * count
-    zero = abs(first - round(first)) < _NEAR * 100
+    zero = abs(first - round(first)) <= 2 * near
     low = round(first) if zero else 0
     for type_, coding, least, most in (*(() if as_bytes else _CODINGS), *_BYTES):
         if low >= least and low + count <= most:
@@ -149,11 +165,22 @@ def source_of(
     return Source(held, scale * ones, offset * ones, low * whole, high * whole, places, real)
 
 
-def domain_of(source: Source, part: slice) -> steps.Domain:
+def domain_of(source: Source) -> steps.Domain:
     """The numbers that the source's tensor may hold, and what they stand for."""
-    scale, offset = source.scale[part], source.offset[part]
     every = 2 if source.held.coding == plan.BIPOLAR else source.every
-    return steps.scaled(source.low[part], source.high[part], scale, offset, every)
+    return steps.scaled(source.low, source.high, source.scale, source.offset, every)
+
+
+def domain_of_any(source: Source) -> steps.Domain:
+    """The numbers of all channels together, as one channel. Raises NotHere where they stand for different values."""
+    if source.real:
+        return steps.floats(1)
+    if not source.uniform:
+        raise NotHere(DIFFERS)
+    every = 2 if source.held.coding == plan.BIPOLAR else source.every
+    low, high = source.low.min(keepdims=True), source.high.max(keepdims=True)
+    together = every if not ((source.low - low) % every).any() else 1
+    return steps.scaled(low, high, source.scale[:1], source.offset[:1], together)
 
 
 def line_through(found: Steps, domain: steps.Domain, source: Source) -> Line | None:
@@ -178,15 +205,21 @@ def alike(chain: Chain) -> Callable[[Array], Array]:
     """The chain on one number for all channels, which must agree."""
 
     def function(numbers: Array) -> Array:
+        size = max(1, _BLOCK // chain.channels)
+        return np.concatenate(
+            [piece(numbers[:, start : start + size]) for start in range(0, numbers.shape[1], size)], axis=1
+        )
+
+    def piece(numbers: Array) -> Array:
         made = chain(np.broadcast_to(numbers, (chain.channels, numbers.shape[1])))
-        if (made != made[:1]).any():
-            raise NotHere("what follows differs by element after a change of shape")
+        if not np.array_equal(made, np.broadcast_to(made[:1], made.shape), equal_nan=True):
+            raise NotHere(DIFFERS)
         return made[:1]
 
     return function
 
 
-Found = TypeVar("Found", bound="Steps | Line | None")
+Found = TypeVar("Found", bound="Steps | Line | NDArray[np.bool_] | None")
 
 
 def repeated(found: Found, channels: int) -> Found:
@@ -196,4 +229,4 @@ def repeated(found: Found, channels: int) -> Found:
         return replace(found, at=at, falling=falling)
     if isinstance(found, Line):
         return replace(found, scale=np.repeat(found.scale, channels), bias=np.repeat(found.bias, channels))
-    return found
+    return found if found is None else np.repeat(found, channels)  # type: ignore[return-value]

@@ -21,9 +21,11 @@ Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 NEVER, ALWAYS = np.iinfo(np.int32).max, np.iinfo(np.int32).min  # as thresholds of what rises
 _EXHAUSTIVE = 1 << 24  # evaluations
-_GRID = 2049
-_SAME = 1e-6  # of the largest value: results this close are one level
-_AFFINE = 4e-6
+_GRID, _FEWEST = 2049, 65  # numbers of each channel that are looked at before the bisection
+ROUNDING = 2.0**-21  # of the largest number: what a few operations in float32 may move a result by
+_LARGE = 1e300
+_APART = 100  # roundings between two levels, where levels are blurred by rounding at all
+_AFFINE = 4e-6  # of a channel's largest value
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,9 @@ class Steps:
 
     def reaching(self, wanted: NDArray[np.floating[Any]]) -> Whole:
         """(channels, len(wanted)): from where on (up to where) the function is at least so large."""
-        near = _SAME * max(1e-30, float(np.abs(self.levels).max()))
         ends = np.where(self.falling, NEVER, ALWAYS)[:, None]
         at = np.concatenate([ends, self.at, np.where(self.falling, ALWAYS, NEVER)[:, None]], axis=1)
-        return np.asarray(at[:, np.searchsorted(self.levels, wanted - near)], np.int64)
+        return np.asarray(at[:, np.searchsorted(self.levels, wanted)], np.int64)
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,41 @@ def line_through(function: Callable[[Array], Array], domain: Domain) -> Line | N
     return line_of(_exact(function(domain.number(places))), places)
 
 
+def falling(function: Callable[[Array], Array], domain: Domain) -> NDArray[np.bool_]:
+    """Channels in which the function falls. Raises NotMonotone; evenly spread numbers are tried where they are many."""
+    many = domain.widest * len(domain.low) > _EXHAUSTIVE
+    places = _spread(domain) if many else domain.places()
+    made = _exact(function(domain.number(places)))
+    if np.isnan(made).any():
+        raise NotMonotone
+    change = np.sign(np.diff(np.clip(made, -_LARGE, _LARGE), axis=1))
+    if ((change > 0).any(axis=1) & (change < 0).any(axis=1)).any():
+        raise NotMonotone
+    return np.asarray((change < 0).any(axis=1), np.bool_)
+
+
 def _exact(made: Array) -> Floats:
     return np.asarray(made, np.float64)
 
 
 def _levels(made: Floats) -> Floats | None:
-    """The distinct values; None: more than a threshold operator can tell apart, or not all numbers."""
+    """The distinct values; None: more than a threshold operator can tell apart, or not all numbers.
+
+    Values that rounding may have parted count as one, but only where no other level is near: else nobody can say.
+    """
     if not np.isfinite(made).all():
         return None
     found = np.unique(made)
-    apart = np.diff(found, prepend=-np.inf) > _SAME * max(1e-30, float(np.abs(found).max()))
-    found = found[apart]
-    return found if len(found) <= MAX_LEVELS else None
+    near = ROUNDING * float(np.abs(found).max())
+    begins = np.diff(found, prepend=-np.inf) > near
+    levels = found[begins]
+    if len(levels) > MAX_LEVELS:
+        return None
+    if len(levels) < len(found):  # blurred: what is one level must stand far from all others
+        blur = float((found[np.append(begins[1:], True)] - levels).max())
+        if blur > near or len(levels) == 1 or np.diff(levels).min() < _APART * near:
+            return None
+    return levels
 
 
 def _codes(made: Floats, levels: Floats) -> Whole:
@@ -150,16 +174,17 @@ def _mark_ends(at: Whole, falling: NDArray[np.bool_], some: Array, every: Array)
 
 def _spread(domain: Domain) -> Whole:
     """Numbers of each channel, evenly from the first to the last."""
-    parts = np.linspace(0.0, 1.0, _GRID)
-    width = (domain.high - domain.low)[:, None].astype(np.float64)
-    places = domain.low[:, None] + np.floor(width * parts).astype(np.int64)
-    return np.minimum(places, domain.high[:, None])
+    parts = np.linspace(0.0, 1.0, max(_FEWEST, min(_GRID, _EXHAUSTIVE // len(domain.low))))
+    count = ((domain.high - domain.low) // domain.every)[:, None]
+    return domain.low[:, None] + domain.every * np.floor(count * parts).astype(np.int64)
 
 
 def _sought(
     function: Callable[[Array], Array], domain: Domain, levels: Floats, places: Whole, made: Floats
 ) -> Steps | None:
     """Boundaries by bisection; values that turn up between two known levels become levels themselves."""
+    if len(levels) == 1:
+        return Steps(levels, np.zeros((len(made), 0), np.int64), np.zeros(len(made), np.bool_))
     while True:
         codes = _codes(made, levels)
         falling = _directions(codes)
@@ -182,17 +207,19 @@ def _bisect(
 ) -> tuple[Whole, Floats]:
     """at of Steps, and what the function gives on both sides of each boundary."""
     wanted = np.arange(1, len(levels))
-    reached = codes[:, :, None] >= wanted  # (channels, places, levels - 1)
-    some: Array = np.any(reached, axis=1)
-    every: Array = np.all(reached, axis=1)
     last = codes.shape[1] - 1
-    first = np.where(falling[:, None], last - reached[:, ::-1].argmax(axis=1), reached.argmax(axis=1))
+    first = np.zeros((len(codes), len(wanted)), np.int64)
+    for index, level in enumerate(wanted):
+        reached = codes >= level
+        first[:, index] = np.where(falling, last - reached[:, ::-1].argmax(axis=1), reached.argmax(axis=1))
+    some: Array = codes.max(axis=1)[:, None] >= wanted
+    every: Array = codes.min(axis=1)[:, None] >= wanted
     other = np.clip(np.where(falling[:, None], first + 1, first - 1), 0, last)
     inside, outside = (np.take_along_axis(places, index, axis=1) for index in (first, other))
     edge = some & ~every
     while True:
-        middle = inside + (outside - inside) // 2
-        open_ = edge & (np.abs(outside - inside) > 1)
+        middle = inside + (outside - inside) // domain.every // 2 * domain.every
+        open_ = edge & (np.abs(outside - inside) > domain.every)
         if not open_.any():
             break
         good = _codes(_exact(function(domain.number(middle))), levels) >= wanted
@@ -209,20 +236,26 @@ def line_of(made: Floats, places: Whole) -> Line | None:
     if not np.isfinite(made).all():
         return None
     width = np.maximum((places[:, -1] - places[:, 0]).astype(np.float64), 1.0)
-    largest = max(1e-30, float(np.abs(made).max()))
-    scale = _agreed((made[:, -1] - made[:, 0]) / width, _SAME * largest / float(width.max()))
-    bias = _agreed(made[:, 0] - scale * places[:, 0], _SAME * largest)
-    off = np.abs(scale[:, None] * places + bias[:, None] - made)
-    return Line(scale, bias) if off.max() <= _AFFINE * largest else None
+    largest = np.abs(made).max(axis=1)
+    scale = _agreed((made[:, -1] - made[:, 0]) / width, 2 * ROUNDING * largest / width)
+    bias = _agreed(made[:, 0] - scale * places[:, 0], 2 * ROUNDING * largest)
+    off = np.abs(scale[:, None] * places + bias[:, None] - made).max(axis=1)
+    return Line(scale, bias) if (off <= _AFFINE * largest).all() else None
 
 
-def _agreed(values: Floats, near: float) -> Floats:
-    """Values nearer to the next than rounding moves them, as one: equal sums of alike channels must stay equal."""
+def _agreed(values: Floats, near: Floats) -> Floats:
+    """Values that rounding alone may have parted, as one: equal sums of alike channels must stay equal.
+
+    near: how far it may have moved each of them.
+    """
+    made = values.copy()
     order = np.argsort(values, kind="stable")
-    groups = np.cumsum(np.diff(values[order], prepend=values[order[:1]]) > near)
-    made = np.empty_like(values)
-    made[order] = values[order][np.searchsorted(groups, groups)]
-    return made
+    first = order[0]
+    for index in order:
+        if values[index] - values[first] > min(near[index], near[first]):
+            first = index
+        made[index] = values[first]
+    return np.asarray(made, np.float64)
 
 
 # --- domains --------------------------------------------------------------------------------------------------------

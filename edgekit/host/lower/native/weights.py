@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.host.lower.native.steps import ROUNDING
 from edgekit.native import plan
 from edgekit.runtime.backends import Array
 
 Floats = NDArray[np.float64]
-_CLOSE = 1e-4  # of a step: what rounding in float32 may have moved a weight
 _INT8 = 127
 _RANGES = {plan.TERNARY: (-1, 1), plan.SIGNED2: (-2, 1)}
 
@@ -81,7 +81,8 @@ def _step(row: Floats) -> float:
         return 0.0
     steps = sizes[0] / np.arange(1, _INT8 + 1)
     counts = sizes / steps[:, None]
-    fits = (np.abs(counts - np.round(counts)).max(axis=1) < _CLOSE) & (counts[:, -1] < _INT8 + _CLOSE)
+    near = ROUNDING * counts[:, -1]
+    fits = (np.abs(counts - np.round(counts)).max(axis=1) <= near) & (np.round(counts[:, -1]) <= _INT8)
     if not fits.any():
         return 0.0
     count = np.round(counts[fits.argmax()])
