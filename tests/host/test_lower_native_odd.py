@@ -356,6 +356,13 @@ REFUSED: dict[str, tuple[Nodes, Sequence[int], str]] = {
         VECTOR,
         "its weights are not constants",
     ),
+    "numbers drawn at random": (
+        lambda n, x: n.dense(
+            n.sign(n.node("Add", [n.dense(n.sign(x), 8, 8), n.node("RandomNormal", [], shape=[1, 8])])), 8, 5
+        ),
+        VECTOR,
+        "RandomNormal has no operator in a plan",
+    ),
     "a constant output": (
         lambda n, x: [n.dense(n.sign(x), 8, 5), n.node("Identity", [n.const(np.ones((1, 5)))])],
         VECTOR,

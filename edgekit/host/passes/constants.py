@@ -1,6 +1,6 @@
 """Compute what depends on no input, and nothing else: weights become plain tensors, every other node stays as it is.
 
-Unlike `fold` it merges no batch normalization into weights: binary weights stay binary.
+What is drawn at random stays random. Unlike `fold` it merges no batch normalization into weights: binary weights stay binary.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from edgekit.host.ort import open_model
 from edgekit.host.passes.base import Context, NoOptions, Pass
 from edgekit.host.split import live_nodes, reads
 
+_DRAWN = (
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Bernoulli", "Multinomial"),
+)
+
 
 def apply(graph: Graph, options: NoOptions, context: Context) -> Graph:
     """The graph with constants for all that no input reaches. Raises BadInput where onnxruntime refuses that part."""
     del options, context
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.copy()).model
-    live = live_nodes(model)
+    live = _not_constant(model)
     wanted = {
         value.name or "": value
         for node in model.graph
@@ -39,6 +44,15 @@ def apply(graph: Graph, options: NoOptions, context: Context) -> Graph:
     for name, array in zip(names, session.run(names, {}), strict=True):
         _replace(model, wanted[name], ir.tensor(array, name=f"{name}/constant"))
     return graph.with_model(RemoveUnusedNodesPass()(model).model)
+
+
+def _not_constant(model: ir.Model) -> set[ir.Node]:
+    """What an input reaches, and what numbers drawn at random reach."""
+    live = live_nodes(model)
+    for node in model.graph:
+        if node.op_type in _DRAWN or any(value.producer() in live for value in reads(node)):
+            live.add(node)
+    return live
 
 
 def _replace(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol) -> None:

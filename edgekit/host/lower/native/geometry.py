@@ -118,7 +118,8 @@ def dense_geometry(node: ir.Node, weight: Array) -> Geometry:
         if node.attributes.get_int("transA", 0):
             raise NotHere("a product with a transposed input")
         matrix = weight if node.attributes.get_int("transB", 0) else weight.T
-        matrix = matrix * np.float32(node.attributes.get_float("alpha", 1.0))
+        alpha = node.attributes.get_float("alpha", 1.0)
+        matrix = matrix if alpha == 1.0 else matrix * np.float32(alpha)
     else:
         matrix = weight.T
     return Geometry(matrix, (1, 1), (1, 1), (0, 0, 0, 0), np.arange(matrix.shape[1]), dense=True)
