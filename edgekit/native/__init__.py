@@ -1,1 +1,1 @@
-"""C kernels behind one C ABI. `door` calls them, `packing` lays values out as their bits."""
+"""C kernels behind one C ABI. `door` opens plans that run on them, `plan` reads and writes plans."""

@@ -27,22 +27,11 @@ typedef struct {
     const char *name;
     int32_t built;     /* 1: compiled into this library */
     int32_t supported; /* 1: built, and this CPU can run it */
-    int32_t chosen;    /* 1: what EK_CHOSEN stands for */
+    int32_t chosen;    /* 1: what runs where no instruction set is named */
 } ek_kernel_info;
 
 EK_API int32_t ek_kernel_count(void);
 EK_API int32_t ek_kernel_get(int32_t index, ek_kernel_info *info);
-
-#define EK_CHOSEN (-1)
-
-/* Binary dense layer: out[r] = sum over i < n of x[i] * w[r][i], every value +1 or -1.
- *
- * Value i is bit i % 64 of word i / 64; 1 stands for +1, 0 for -1. x: ceil(n/64) words; w: rows * ceil(n/64) words,
- * row after row; bits past n are ignored. out: rows sums in -n..n. kernel: an index of the table, or EK_CHOSEN.
- * 1 <= n <= INT32_MAX, 0 <= rows.
- */
-EK_API int32_t ek_binary_dense(const uint64_t *x, const uint64_t *w, int32_t *out, int64_t rows, int64_t n,
-                               int32_t kernel);
 
 /* --- plans: plan.h describes the file ---------------------------------------------------------------------------
  *

@@ -20,7 +20,6 @@ static const struct {
 };
 
 static const char *const families[EK_FAMILY_COUNT] = {
-    [EK_FAMILY_BDENSE] = "binary_dense",
     [EK_FAMILY_XNOR] = "xnor",
     [EK_FAMILY_DOT8] = "dot8",
 };
@@ -31,14 +30,11 @@ static const struct {
     uint64_t also; /* feature bits that it needs besides its set's */
     const void *kernel;
 } kernels[] = {
-    {REFERENCE, EK_FAMILY_BDENSE, 0, &ek_bdense_reference},
     {REFERENCE, EK_FAMILY_XNOR, 0, &ek_xnor_reference},
     {REFERENCE, EK_FAMILY_DOT8, 0, &ek_dot8_reference},
-    {PORTABLE, EK_FAMILY_BDENSE, 0, &ek_bdense_portable},
     {PORTABLE, EK_FAMILY_XNOR, 0, &ek_xnor_portable},
     {PORTABLE, EK_FAMILY_DOT8, 0, &ek_dot8_portable},
 #ifdef EK_HAVE_NEON
-    {NEON, EK_FAMILY_BDENSE, 0, &ek_bdense_neon},
     {NEON, EK_FAMILY_XNOR, 0, &ek_xnor_neon},
     {NEON, EK_FAMILY_DOT8, 0, &ek_dot8_neon},
 #endif
@@ -46,12 +42,10 @@ static const struct {
     {NEON, EK_FAMILY_DOT8, EK_BIT(EK_CPU_DOTPROD), &ek_dot8_neon_dotprod},
 #endif
 #ifdef EK_HAVE_AVX2
-    {AVX2, EK_FAMILY_BDENSE, 0, &ek_bdense_avx2},
     {AVX2, EK_FAMILY_XNOR, 0, &ek_xnor_avx2},
     {AVX2, EK_FAMILY_DOT8, 0, &ek_dot8_avx2},
 #endif
 #ifdef EK_HAVE_AVX512
-    {AVX512, EK_FAMILY_BDENSE, 0, &ek_bdense_avx512},
     {AVX512, EK_FAMILY_XNOR, 0, &ek_xnor_avx512},
 #endif
 #ifdef EK_HAVE_AVX512_VNNI
@@ -123,16 +117,5 @@ int32_t ek_kernel_get(int32_t index, ek_kernel_info *info) {
         .supported = kernel_of(family, set, 1) != NULL,
         .chosen = set == fastest(family, SETS - 1),
     };
-    return EK_OK;
-}
-
-int32_t ek_binary_dense(const uint64_t *x, const uint64_t *w, int32_t *out, int64_t rows, int64_t n, int32_t kernel) {
-    if (n < 1 || n > INT32_MAX || rows < 0 || kernel < EK_CHOSEN || kernel >= SETS) return EK_BAD_ARGUMENT;
-    if (rows == 0) return EK_OK;
-    if (x == NULL || w == NULL || out == NULL) return EK_BAD_ARGUMENT;
-    if (kernel == EK_CHOSEN) kernel = fastest(EK_FAMILY_BDENSE, SETS - 1);
-    const ek_bdense_kernel *found = kernel_of(EK_FAMILY_BDENSE, kernel, 1);
-    if (found == NULL) return EK_NO_KERNEL;
-    found->run(x, w, out, (size_t)rows, (size_t)n);
     return EK_OK;
 }

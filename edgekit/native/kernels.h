@@ -25,18 +25,12 @@ enum {
 
 #define EK_BIT(feature) (UINT64_C(1) << (feature))
 
-enum { EK_FAMILY_BDENSE, EK_FAMILY_XNOR, EK_FAMILY_DOT8, EK_FAMILY_COUNT };
+enum { EK_FAMILY_XNOR, EK_FAMILY_DOT8, EK_FAMILY_COUNT };
 
 /* The kernel of a family for an instruction set by name, or the nearest slower one that can run here; NULL name: the
  * fastest here. NULL where no instruction set is called so, or this CPU cannot run it. The result is what the family's
  * rows hold: const ek_xnor_kernel *, const ek_dot8_kernel *. */
 const void *ek_find_kernel(int family, const char *name);
-
-/* Sums of `rows` rows of n values; arguments are checked by ek_binary_dense. */
-typedef void ek_bdense_run(const uint64_t *x, const uint64_t *w, int32_t *out, size_t rows, size_t n);
-typedef struct {
-    ek_bdense_run *run;
-} ek_bdense_kernel;
 
 /* How the vector kernels of family "xnor" walk a layer's windows and weights; all distances in bytes. */
 typedef struct {
@@ -50,7 +44,6 @@ typedef struct {
     int started; /* no sum is doubled, so d may begin at the only level's limits */
 } ek_xnor_walk;
 
-extern const ek_bdense_kernel ek_bdense_reference, ek_bdense_portable, ek_bdense_avx2, ek_bdense_avx512, ek_bdense_neon;
 extern const ek_xnor_kernel ek_xnor_reference, ek_xnor_portable, ek_xnor_avx2, ek_xnor_avx512, ek_xnor_neon;
 extern const ek_dot8_kernel ek_dot8_reference, ek_dot8_portable, ek_dot8_avx2, ek_dot8_avx512, ek_dot8_neon,
     ek_dot8_neon_dotprod;

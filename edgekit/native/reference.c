@@ -3,19 +3,6 @@
 
 #include "kernels.h"
 
-static int value(const uint64_t *words, size_t i) { return (words[i / 64] >> (i % 64)) & 1 ? 1 : -1; }
-
-static void bdense(const uint64_t *x, const uint64_t *w, int32_t *out, size_t rows, size_t n) {
-    const size_t words = (n + 63) / 64;
-    for (size_t r = 0; r < rows; r++) {
-        int32_t sum = 0;
-        for (size_t i = 0; i < n; i++) sum += value(x, i) * value(w + r * words, i);
-        out[r] = sum;
-    }
-}
-
-const ek_bdense_kernel ek_bdense_reference = {bdense};
-
 /* --- what both families of linear layers do with Q of one channel of one pixel ---------------------------------- */
 
 static void set_bit(uint64_t *pixel, const ek_epilogue *to, int32_t plane, int32_t channel) {

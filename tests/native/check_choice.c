@@ -16,7 +16,6 @@ static const char *const features_by_name[EK_CPU_COUNT] = {
     "neon", "dotprod", "fp16",
 };
 
-const ek_bdense_kernel ek_bdense_reference, ek_bdense_portable, ek_bdense_avx2, ek_bdense_avx512, ek_bdense_neon;
 const ek_xnor_kernel ek_xnor_reference, ek_xnor_portable, ek_xnor_avx2, ek_xnor_avx512, ek_xnor_neon;
 const ek_dot8_kernel ek_dot8_reference, ek_dot8_portable, ek_dot8_avx2, ek_dot8_avx512, ek_dot8_neon,
     ek_dot8_neon_dotprod;

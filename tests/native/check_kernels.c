@@ -10,7 +10,7 @@
 #include "edgekit_native.h"
 #include "kernels.h"
 
-static const char *const family_names[EK_FAMILY_COUNT] = {"binary_dense", "xnor", "dot8"};
+static const char *const family_names[EK_FAMILY_COUNT] = {"xnor", "dot8"};
 
 static uint64_t state;
 
@@ -347,35 +347,12 @@ static int check_xnor(const runnable *kernels, int32_t count, uint32_t *sum) {
     return bad;
 }
 
-/* --- binary dense ------------------------------------------------------------------------------------------------- */
-
-static int check_dense(const runnable *kernels, int32_t count, uint32_t *sum) {
-    enum { ROWS = 7, MOST = 1300, WORDS = (MOST + 63) / 64 };
-    static uint64_t x[WORDS], w[ROWS * WORDS];
-    const int32_t n = between(1, MOST);
-    int32_t wanted[ROWS], got[ROWS];
-    for (int i = 0; i < WORDS; i++) x[i] = draw();
-    for (int i = 0; i < ROWS * WORDS; i++) w[i] = draw();
-    for (int32_t k = 0; k < count; k++) {
-        const ek_bdense_kernel *kernel = kernels[k].kernel;
-        kernel->run(x, w, k == 0 ? wanted : got, ROWS, (size_t)n);
-        if (k == 0 || memcmp(wanted, got, sizeof got) == 0) continue;
-        printf("binary_dense %s: n %d differs\n", kernels[k].name, (int)n);
-        return 1;
-    }
-    *sum = checksum(wanted, sizeof wanted, *sum);
-    return 0;
-}
-
 static int check_family(int32_t family, int32_t layers) {
     runnable kernels[MOST_RUNS];
     const int32_t count = kernels_of(family, kernels);
     uint32_t sum = 2166136261u;
     for (int32_t i = 0; i < layers; i++) {
-        int bad;
-        if (family == EK_FAMILY_BDENSE) bad = check_dense(kernels, count, &sum);
-        else if (family == EK_FAMILY_XNOR) bad = check_xnor(kernels, count, &sum);
-        else bad = check_dot8(kernels, count, &sum);
+        const int bad = family == EK_FAMILY_XNOR ? check_xnor(kernels, count, &sum) : check_dot8(kernels, count, &sum);
         if (bad) return 1;
     }
     printf("%s:", family_names[family]);

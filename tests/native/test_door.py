@@ -54,7 +54,7 @@ def test_cpu_features_are_those_that_the_operating_system_reports() -> None:
     assert set(door.cpu_features()) == wanted
 
 
-FAMILIES = ("binary_dense", "xnor", "dot8")
+FAMILIES = ("xnor", "dot8")
 
 
 def rows_of(family: str) -> list[door.Kernel]:
