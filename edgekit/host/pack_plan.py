@@ -35,7 +35,7 @@ from edgekit.host.overlay.bitfile import check_design
 from edgekit.host.pack import GOLDEN, NO_GOLDEN, Draft, draft, exits_of, finish, golden_cases
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.recipe import MEMBER, Recipe
-from edgekit.host.split import split
+from edgekit.host.split import live_nodes, split
 from edgekit.host.watch import Watch
 from edgekit.native import plan
 from edgekit.runtime.measure import exit_table
@@ -73,7 +73,9 @@ def plan_backend(profile: Profile, asked: str | None, graph: Graph) -> Backend |
 def is_binary(graph: Graph) -> bool:
     """Whether it was trained for few bits: half of its layers or more have weights of 1 or 2."""
     products = [node for node in graph.model.graph if node.op_type in _PRODUCTS]
-    if any(node.inputs[1] is not None and node.inputs[1].producer() is not None for node in products):
+    live = live_nodes(graph.model)
+    makers = [node.inputs[1].producer() for node in products if node.inputs[1] is not None]
+    if any(maker is not None and maker not in live for maker in makers):  # weights that are computed
         products = [node for node in as_plan_source(graph).model.graph if node.op_type in _PRODUCTS]
     layers = [coding for node in products if (coding := coding_of(node)) is not None or _is_weighted(node)]
     return 0 < len(layers) <= 2 * sum(coding in _FEW_BITS for coding in layers)

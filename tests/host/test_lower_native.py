@@ -262,6 +262,18 @@ def test_a_network_of_floats_is_not_taken_for_a_binary_one(tmp_path: Path) -> No
     assert is_binary(load(path).graph)
 
 
+def test_a_product_of_two_tensors_makes_no_copy_to_see_that_a_network_is_not_binary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nodes(net: Net, x: str) -> str:
+        return net.node("MatMul", [x, net.node("Transpose", [net.node("Relu", [x])], perm=[1, 0])])
+
+    path = tmp_path / "attention.onnx"
+    path.write_bytes(network({"shape": (1, 4), "nodes": nodes, "out": (1, 1)}).SerializeToString())
+    monkeypatch.setattr("edgekit.host.pack_plan.as_plan_source", None)
+    assert not is_binary(load(path).graph)
+
+
 def test_bytes_in_channels_last_order_are_read_as_they_lie(tmp_path: Path) -> None:
     def nodes(net: Net, x: str) -> str:
         image = net.node("Transpose", [net.node("Cast", [x], to=TensorProto.FLOAT)], perm=[0, 3, 1, 2])

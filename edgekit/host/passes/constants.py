@@ -1,6 +1,7 @@
-"""Compute what depends on no input, and nothing else: weights become plain tensors, every other node stays as it is.
+"""Compute what depends on no input, and nothing else: weights become plain tensors, all other nodes stay.
 
-What is drawn at random stays random. Unlike `fold` it merges no batch normalization into weights: binary weights stay binary.
+What is drawn at random stays random. Unlike `fold` it merges no batch normalization into weights: binary weights stay
+binary.
 """
 
 from __future__ import annotations
