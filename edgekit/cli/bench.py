@@ -10,6 +10,7 @@ from rich.table import Table
 from edgekit.cli.bench_curves import check_curves, measure_curves, print_curves, write_page
 from edgekit.cli.options import bundle_argument, check_targets, json_option, policy_options
 from edgekit.cli.output import console, number, percent, print_json, progress
+from edgekit.cli.session import open_here
 from edgekit.core.bundle import open_bundle
 from edgekit.core.policy import policy_from_options
 from edgekit.runtime.command import runner
@@ -19,7 +20,6 @@ from edgekit.runtime.energy import metered, per_unit, with_energy
 from edgekit.runtime.measure import golden_data, machine_name, measure_policy, stage_costs
 from edgekit.runtime.memory import Memory, measure_memory
 from edgekit.runtime.power import open_sensor
-from edgekit.runtime.session import open_session
 
 
 @click.command(epilog="Example:  edgekit bench model.edge --data test.npz --policy budget --budget 40%")
@@ -65,11 +65,11 @@ def command(
     with_curves = with_curves or report is not None
     if with_curves:
         check_curves(len(opened.manifest.exits), data)
-    memory = measure_memory(bundle) if with_memory else None
     manifest = opened.manifest
     golden = golden_data(manifest, opened.read)
     inputs = load_data(data, manifest.inputs, manifest.labels) if data else golden
-    session = open_session(manifest, opened.read)
+    session = open_here(opened)
+    memory = measure_memory(bundle) if with_memory else None
     host = find_profile("host")
     sensor = open_sensor(host.power.sensor, Path("/"), runner())
     costs = stage_costs(session, golden)

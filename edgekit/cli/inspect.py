@@ -150,12 +150,12 @@ def _print_model(path: Path, loaded: Loaded, found: Inspection, board: Profile |
     for problem in found.problems:
         console.print(f"problem: {problem}", markup=False, soft_wrap=True)
     if found.backend is not None:
-        estimate = number(None if found.estimate is None else found.estimate.value, 4, " ms")
-        console.print(
-            f"{board.name} runs it with {found.backend}; estimated {estimate} to the last exit",
-            markup=False,
-            soft_wrap=True,
-        )
+        estimate = _estimate(None if found.estimate is None else found.estimate.value, " to the last exit")
+        console.print(f"{board.name} runs it with {found.backend}; {estimate}", markup=False, soft_wrap=True)
+
+
+def _estimate(ms: float | None, where: str = "") -> str:
+    return "its time there is unknown" if ms is None else f"estimated {ms:.4f} ms{where}"
 
 
 # --- a .tflite file --------------------------------------------------------------------------------------------------
@@ -237,8 +237,8 @@ def _print_tflite(
         *(f"problem: {problem}" for problem in problems),
     ]
     if board is not None and backend is not None:
-        estimate = number(predict(board, [row.work for row in model.operators]).value, 4, " ms")
-        lines.append(f"{board.name} runs it with {backend}; estimated {estimate}")
+        estimate = _estimate(predict(board, [row.work for row in model.operators]).value)
+        lines.append(f"{board.name} runs it with {backend}; {estimate}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 

@@ -61,7 +61,7 @@ def print_overlay(design: Design, folder: Path) -> None:
     from edgekit.host.overlay.plan_design import PROVENANCE, describe
     from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, latency_cycles
 
-    table = Table("layer", "", "PE", "SIMD", "cycles", "LUT", "FF", "BRAM36", title_justify="left")
+    table = Table("layer", "what", "PE", "SIMD", "cycles", "LUT", "FF", "BRAM36", title_justify="left")
     table.title = f"overlay {design.design_id} ({PROVENANCE})"
     for row in describe(design):
         folding = ["" if number is None else str(number) for number in (row.pe, row.simd)]

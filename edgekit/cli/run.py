@@ -10,12 +10,13 @@ from rich.table import Table
 
 from edgekit.cli.options import bundle_argument, json_option, policy_options
 from edgekit.cli.output import console, number, print_json
+from edgekit.cli.session import open_here
 from edgekit.core.bundle import open_bundle
 from edgekit.core.policy import policy_from_options
 from edgekit.runtime.data import load_data
 from edgekit.runtime.measure import golden_data, stage_costs
 from edgekit.runtime.policy import make_policy
-from edgekit.runtime.session import Answer, open_session
+from edgekit.runtime.session import Answer
 
 
 @click.command(epilog="Example:  edgekit run model.edge shirt.png --policy anytime --deadline-ms 2")
@@ -41,7 +42,7 @@ def command(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     streams = [load_data(path, manifest.inputs, manifest.labels) for path in inputs]
-    session = open_session(manifest, opened.read)
+    session = open_here(opened)
     costs = (
         stage_costs(session, golden_data(manifest, opened.read))
         if spec.kind in ("anytime", "budget")

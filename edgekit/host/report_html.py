@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -34,6 +35,11 @@ _RECIPE_NOTE = (
     "layer's name into keep_float to keep it in float32, take one out to quantize it, change a step's options, or "
     "remove a step."
 )
+_BINARY_RECIPE_NOTE = (
+    "Save as recipe.toml and give it to --recipe: the same bundle comes out. An overlay's --throughput is no part of "
+    "it: give that as well."
+)
+_BITS = re.compile(r"w\da\d+")  # the formats of layers on bits: "w1a1"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Page:
 def render(page: Page) -> str:
     """The page. Loads nothing from anywhere; every text from the bundle is escaped."""
     report = page.report
+    binary = any(_BITS.fullmatch(layer.format) for layer in report.layers)
     sections = (
         _header(page),
         _tiles(page),
@@ -63,13 +70,19 @@ def render(page: Page) -> str:
         ),
         _section("Before and after", _before_after(page)),
         _section("Operating points", _points(page), _points_note(page)),
-        _section("What was tried", _tried(report), _tried_note(report)),
-        _section("Layers", _layers(report), _layers_note(report)),
+        "" if binary else _section("What was tried", _tried(report), _tried_note(report)),
+        _section(
+            "Layers",
+            _binary_layers(report) if binary else _layers(report),
+            "" if binary else _layers_note(report),
+        ),
         _section("Two runtimes", _parity(report.parity), _PARITY_NOTE) if report.parity else "",
-        _section("Taken back", _dropped(report)),
+        _section("Taken back", _dropped(report)) if report.dropped or not binary else "",
         _section("Limits", _limits(report)),
         _section("Data", _data(report)),
-        _section("Recipe", f"<pre>{escape(page.recipe)}</pre>", _RECIPE_NOTE),
+        _section(
+            "Recipe", f"<pre>{escape(page.recipe)}</pre>", _BINARY_RECIPE_NOTE if binary else _RECIPE_NOTE
+        ),
         _footer(page),
     )
     title = escape(f"{report.bundle} for {report.profile}")
@@ -336,6 +349,16 @@ def _layers(report: Report) -> str:
     ]
     head = ("layer", "operator", "format", "weights", "stage", "MACs, %", "time, %", "SQNR, dB", "why")
     return _table(head, rows, "wide")
+
+
+def _binary_layers(report: Report) -> str:
+    total = sum(layer.macs for layer in report.layers) or 1.0
+    rows = [
+        (layer.name, layer.op, layer.format, str(layer.stage), f"{100 * layer.macs / total:.1f}")
+        for layer in report.layers
+        if layer.macs
+    ]
+    return _table(("layer", "operator", "format", "stage", "MACs, %"), rows, "wide")
 
 
 def _decibels(value: float) -> str:

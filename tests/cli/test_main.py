@@ -29,7 +29,17 @@ def test_help_loads_nothing_that_a_verb_needs() -> None:
 
 
 def test_every_verb_has_a_file_and_every_file_is_a_verb() -> None:
-    shared = {"__init__", "bench_curves", "main", "options", "output", "remote_bench", "server"}
+    shared = {
+        "__init__",
+        "bench_curves",
+        "main",
+        "options",
+        "output",
+        "overlay",
+        "remote_bench",
+        "server",
+        "session",
+    }
     files = {path.stem for path in ROOT.glob("*.py")} | {
         path.parent.name for path in ROOT.glob("*/__init__.py")
     }

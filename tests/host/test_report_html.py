@@ -195,6 +195,18 @@ def test_a_layers_weights_time_and_reason_are_told(manifest: Manifest, report: R
     assert "estimated from profile raspberrypi5" in page
 
 
+def test_a_binary_network_has_neither_candidates_nor_noise(manifest: Manifest, report: Report) -> None:
+    layers = (
+        LayerReport("conv1", "Conv", "w1a8", 0, 1e6, None),
+        LayerReport("d", "MatMul", "w1a1", 1, 3e6, None),
+    )
+    page = render(Page(manifest, replace(report, layers=layers, tried=(), dropped=()), "", "0" * 64))
+    assert "<td>w1a8</td>" in page
+    for absent in ("SQNR", "What was tried", "Taken back", "keep_float", "the recipe said"):
+        assert absent not in page
+    assert "Taken back" in render(Page(manifest, replace(report, layers=layers), "", "0" * 64))
+
+
 def test_parity_of_two_runtimes_is_shown_where_there_is_one(manifest: Manifest, report: Report) -> None:
     assert "Two runtimes" not in render(Page(manifest, report, "", "0" * 64))
     rows = (ExitParity("exit1", 0.995, 1.5, 0.25),)

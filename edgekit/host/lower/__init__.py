@@ -20,6 +20,7 @@ LOWERINGS: Mapping[str, Lower] = {
     "litert": litert.lower,
     "tflite-runtime": litert.lower,
 }
+PLANS = ("native", "overlay", "overlay-sim")  # what runs binary networks' plans: pack_plan makes these parts
 _UNSUPPORTED: Mapping[str, Callable[[Graph], tuple[str, ...]]] = {
     "litert": litert.unsupported,
     "tflite-runtime": litert.unsupported,
@@ -48,11 +49,15 @@ def backend_for(profile: Profile, name: str | None = None) -> Backend:
 
     name: None lets the profile choose.
     """
-    if name is not None and name not in LOWERINGS:
-        raise BadInput(f"unknown backend {name!r}; convert knows {', '.join(LOWERINGS)}")
+    if name is not None and name not in (*LOWERINGS, *PLANS):
+        raise BadInput(f"unknown backend {name!r}; convert knows {', '.join((*LOWERINGS, *PLANS))}")
     for backend in profile.backends:
         if backend.name == name or (name is None and backend.name in LOWERINGS):
             return backend
     has = ", ".join(backend.name for backend in profile.backends)
     wanted = f"the backend {name}" if name is not None else f"one of the backends {', '.join(LOWERINGS)}"
+    if name is None and any(backend.name in PLANS for backend in profile.backends):
+        raise BadInput(
+            f"profile {profile.name} runs binary networks only: another one needs {wanted}, this board has {has}"
+        )
     raise BadInput(f"profile {profile.name}: convert needs {wanted}, this board has {has}")
