@@ -164,18 +164,7 @@ class Chain:
             if node.op_type == POOL:
                 clones[node.outputs[0]] = clones[node.inputs[0]]  # type: ignore[index]
                 continue
-            inputs = [None if entry is None else _clone(entry, clones, weights) for entry in node.inputs]
-            copy = ir.Node(
-                node.domain,
-                node.op_type,
-                inputs,
-                list(node.attributes.values()),
-                num_outputs=len(node.outputs),
-            )
-            for old, new in zip(node.outputs, copy.outputs, strict=True):
-                new.name = f"v{len(clones)}"
-                clones[old] = new
-            made.append(copy)
+            made.append(_copied(node, clones, weights))
         end = clones[self.value]
         cast = ir.node("Cast", [end], {"to": ir.DataType.FLOAT})
         cast.outputs[0].name = "out"
@@ -194,6 +183,22 @@ class Chain:
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
     return () if value.const_value is None else tuple(value.const_value.numpy().shape)
+
+
+def _copied(node: ir.Node, clones: dict[ir.Value, ir.Value], weights: dict[str, ir.Value]) -> ir.Node:
+    """The node in the chain's own model; what it gives is noted among the clones."""
+    inputs = [None if entry is None else _clone(entry, clones, weights) for entry in node.inputs]
+    copy = ir.Node(
+        node.domain,
+        node.op_type,
+        inputs,
+        list(node.attributes.values()),
+        num_outputs=len(node.outputs),
+    )
+    for old, new in zip(node.outputs, copy.outputs, strict=True):
+        new.name = f"v{len(clones)}"
+        clones[old] = new
+    return copy
 
 
 def _clone(value: ir.Value, clones: dict[ir.Value, ir.Value], weights: dict[str, ir.Value]) -> ir.Value:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.core.manifest import Tensor
-from edgekit.host.lower.native.drafts import Draft, Held, Todo, finished
+from edgekit.host.lower.native.drafts import Held, PlanDraft, Todo, finished
 from edgekit.native import plan
 from edgekit.native.plan import Plan
 
@@ -24,7 +24,7 @@ class StagePlan:
 
 
 def cut(
-    draft: Draft, inputs: Sequence[Held], shapes: dict[str, Tensor], exits: Sequence[Sequence[str]]
+    draft: PlanDraft, inputs: Sequence[Held], shapes: Mapping[str, Tensor], exits: Sequence[Sequence[str]]
 ) -> tuple[StagePlan, ...]:
     """One plan per exit. shapes: inputs and outputs of the network by name. exits: each one's tensors, in order."""
     home = _homes(draft, exits)
@@ -49,27 +49,27 @@ def cut(
                 names.setdefault(id(todo.output), f"stage{index}/{len(names)}")
                 if id(todo.output) not in given:
                     outputs[names[id(todo.output)]] = todo.output
-        ordered = [held for held in (*inputs, *(todo.output for todo in draft.todos)) if id(held) in taken]
-        renamed = [_as_input(held, names[id(held)], held in inputs) for held in ordered]
-        swap = {id(old): new for old, new in zip(ordered, renamed, strict=True)}
-        steps = [
-            Todo(t.kind, tuple(swap.get(id(h), h) for h in t.inputs), t.output, t.of, t.layer, t.coded)
-            for t in mine
-        ]
-        outputs = {name: swap.get(id(held), held) for name, held in outputs.items()}
-        made_plan = finished(steps, renamed, outputs)
-        stages.append(
-            StagePlan(
-                made_plan,
-                tuple(_border(held, shapes) for held in renamed),
-                _in_order(made_plan, outputs, shapes),
-                tuple(mine),
-            )
-        )
+        order = [held for held in (*inputs, *(todo.output for todo in draft.todos)) if id(held) in taken]
+        renamed = {id(held): _as_input(held, names[id(held)], held in inputs) for held in order}
+        stages.append(_stage(mine, renamed, outputs, shapes))
     return tuple(stages)
 
 
-def _homes(draft: Draft, exits: Sequence[Sequence[str]]) -> dict[int, int]:
+def _stage(
+    mine: Sequence[Todo], taken: Mapping[int, Held], outputs: Mapping[str, Held], shapes: Mapping[str, Tensor]
+) -> StagePlan:
+    """One stage's plan. taken: what it is given, as its inputs, by what they are elsewhere."""
+    steps = [
+        Todo(t.kind, tuple(taken.get(id(h), h) for h in t.inputs), t.output, t.of, t.layer, t.coded)
+        for t in mine
+    ]
+    given = {name: taken.get(id(held), held) for name, held in outputs.items()}
+    made = finished(steps, tuple(taken.values()), given)
+    inputs = tuple(_border(held, shapes) for held in taken.values())
+    return StagePlan(made, inputs, _in_order(made, given, shapes), tuple(mine))
+
+
+def _homes(draft: PlanDraft, exits: Sequence[Sequence[str]]) -> dict[int, int]:
     """Tensor -> the first exit that needs the step which makes it."""
     maker = {id(todo.output): todo for todo in draft.todos}
     home: dict[int, int] = {}
@@ -88,7 +88,7 @@ def _as_input(held: Held, name: str, is_network: bool) -> Held:
     return Held(held.type, held.h, held.w, held.c, held.coding, name, is_input=True, channels_first=first)
 
 
-def _border(held: Held, shapes: dict[str, Tensor]) -> Tensor:
+def _border(held: Held, shapes: Mapping[str, Tensor]) -> Tensor:
     """How the tensor lies outside (see plan.h): in the network's own shape where it is one of its borders."""
     if held.name in shapes:
         return shapes[held.name]
@@ -97,7 +97,7 @@ def _border(held: Held, shapes: dict[str, Tensor]) -> Tensor:
     return Tensor(held.name, _DTYPES[held.type], (1, held.h, held.w, held.c))
 
 
-def _in_order(made: Plan, outputs: dict[str, Held], shapes: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _in_order(made: Plan, outputs: Mapping[str, Held], shapes: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """The plan's outputs, in its order."""
     found = []
     for index in made.marked(outputs=True):

@@ -45,7 +45,7 @@ class Todo:
 
 
 @dataclass
-class Draft:
+class PlanDraft:
     """All steps, in an order in which they can run; outputs by the name that the graph gives them."""
 
     todos: list[Todo] = field(default_factory=list)
