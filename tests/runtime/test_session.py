@@ -13,6 +13,7 @@ from bundles import CLASSES, SHAPE, null_files, null_manifest, write_null_bundle
 from edgekit.core.bundle import Bundle, members_of
 from edgekit.core.errors import BadInput, Refused
 from edgekit.core.policy import Budget, PolicySpec
+from edgekit.runtime.backends import allocate
 from edgekit.runtime.policy import StageCosts, Thresholds, make_policy
 from edgekit.runtime.session import Answer, Session, open_session
 
@@ -149,3 +150,15 @@ def test_a_part_that_is_no_program_is_refused() -> None:
     manifest = replace(null_manifest(files, parts), files=members_of(files))
     with pytest.raises(BadInput, match=r"stages/1\.json"):
         open_session(manifest, files.__getitem__)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (1, 3, 5), (1, 64, 56, 56)])
+def test_a_buffer_is_zeroed_contiguous_and_begins_a_cache_line(shape: tuple[int, ...], dtype: str) -> None:
+    made = allocate(dtype, shape)
+    assert made.shape == shape
+    assert made.dtype.name == dtype
+    assert made.flags.c_contiguous
+    assert made.flags.writeable
+    assert not made.any()
+    assert made.ctypes.data % 64 == 0

@@ -3,7 +3,8 @@
  * Each function makes `n` rounds. dependent_adds: 64 additions a round, each waiting for the one before it: a cycle
  * each on every x86 CPU. avx512_limit: 24 times xor, popcount, subtraction on 512 bits, as the AVX-512 kernel's inner
  * loop without its loads: 24 * 512 products of bits. avx2_limit: 16 look-ups and additions on 256 bits, as the AVX2
- * kernel's: 8 * 256 products. vnni_limit: 24 vpdpbusd of 64 products.
+ * kernel's: 8 * 256 products. vnni_limit, fma_limit: 24 vpdpbusd
+ * of 64 products, 24 vfmadd231ps of 16.
  */
 #include <stdint.h>
 
@@ -31,6 +32,17 @@ __attribute__((target("avx512f"))) void vnni_limit(int64_t n) {
                 : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
                   "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22",
                   "xmm23");
+}
+
+__attribute__((target("avx512f"))) void fma_limit(int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        __asm__ volatile(
+            "vpxord %%zmm30, %%zmm30, %%zmm30\n"
+            ".irp k,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23\n"
+            "vfmadd231ps %%zmm30, %%zmm30, %%zmm\\k\n .endr" ::
+                : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+                  "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22",
+                  "xmm23", "xmm30");
 }
 
 __attribute__((target("avx2"))) void avx2_limit(int64_t n) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,6 +19,7 @@ from edgekit.core.manifest import Part
 
 Array = NDArray[Any]
 ENTRY_POINTS = "edgekit.backends"
+_CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -91,5 +93,9 @@ def _built_in(module: str) -> Open:
 
 
 def allocate(dtype: str, shape: tuple[int, ...]) -> Array:
-    """A zeroed buffer, contiguous, that stays where it is."""
-    return np.zeros(shape, np.dtype(dtype))
+    """A zeroed buffer, contiguous, that stays where it is and begins a cache line: no vector crosses one."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    held = np.zeros(size + _CACHE_LINE, np.uint8)
+    start = -held.ctypes.data % _CACHE_LINE
+    return held[start : start + size].view(kind).reshape(shape)
