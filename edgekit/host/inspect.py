@@ -12,7 +12,14 @@ from edgekit.host.convert import BEFORE
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.lower import backend_for, native, problems
 from edgekit.host.ort import open_model
-from edgekit.host.pack_plan import as_plan_source, bytes_of_layers, is_binary, plan_backend, work_of_plan
+from edgekit.host.pack_plan import (
+    as_plan_source,
+    bytes_of_layers,
+    is_binary,
+    plan_backend,
+    why_refused,
+    work_of_plan,
+)
 from edgekit.host.passes import Context, run_steps
 from edgekit.host.passes.quantize_static import OPS, float_nodes, is_quantized
 from edgekit.host.split import split
@@ -79,11 +86,9 @@ def inspect(graph: Graph, profile: Profile | None, backend_name: str | None = No
 
 
 def _binary(graph: Graph, profile: Profile | None, backend_name: str | None) -> Inspection | None:
-    """A network trained for bits, as our own kernels run it; None where it goes another way."""
-    if not is_binary(graph):
-        return None
+    """A network as our own kernels run it, where it was trained for bits or goes there anyhow; None: another way."""
     backend = None if profile is None else plan_backend(profile, backend_name, graph)
-    if profile is not None and backend is None:
+    if backend is None and (profile is not None or not is_binary(graph)):
         return None
     reading = native.read(as_plan_source(graph))
     unknown = Figure(None, "ms")
@@ -103,11 +108,14 @@ def _binary(graph: Graph, profile: Profile | None, backend_name: str | None) -> 
         for layer in layers(stage.model)
         if layer.macs or layer.name in reading.refused
     ]
-    problems = (native.refusal(reading.refused),) if reading.refused and backend is not None else ()
+    problems: tuple[str, ...] = ()
+    if reading.refused and profile is not None:
+        problems = (why_refused(profile, native.refusal(reading.refused)),)
     estimate_ms = None
     if backend is not None and profile is not None and not reading.refused:
         estimate_ms = predict(profile, work_of_plan(reading.draft.todos))
-    return Inspection(tuple(rows), None if backend is None else backend.name, problems, estimate_ms)
+    runs = None if backend is None or reading.refused else backend.name
+    return Inspection(tuple(rows), runs, problems, estimate_ms)
 
 
 def _there(layer: Layer, *, int8: bool) -> Layer:

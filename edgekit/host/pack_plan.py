@@ -70,6 +70,13 @@ def plan_backend(profile: Profile, asked: str | None, graph: Graph) -> Backend |
     return offered[0] if is_binary(graph) and not native.refusals(as_plan_source(graph)) else None
 
 
+def why_refused(profile: Profile, why: str) -> str:
+    """The refusal of a network; on a board where no other runtime could take it, that is said as well."""
+    if any(backend.name in LOWERINGS for backend in profile.backends):
+        return why
+    return f"profile {profile.name} runs binary networks only: {why}"
+
+
 def is_binary(graph: Graph) -> bool:
     """Whether it was trained for few bits: half of its layers or more have weights of 1 or 2."""
     products = [node for node in graph.model.graph if node.op_type in _PRODUCTS]
@@ -101,9 +108,7 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
     try:
         stages = native.plans(source)
     except BadInput as err:
-        if any(other.name in LOWERINGS for other in request.profile.backends):
-            raise
-        raise BadInput(f"profile {request.profile.name} runs binary networks only: {err}") from err
+        raise BadInput(why_refused(request.profile, str(err))) from err
     designed, why_not = _designed(stages, request, backend)
     given = request.recipe
     seed, fraction = (SEED, VALIDATION_FRACTION) if given is None else (given.seed, given.validation_fraction)

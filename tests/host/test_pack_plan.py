@@ -289,3 +289,25 @@ def test_the_owners_bitstream_is_packed_for_its_own_design_only(pixels: Path, tm
         convert(replace(request, bitstream=(bit, hwh)))
     with pytest.raises(BadInput, match="--backend overlay"):
         convert(replace(request, backend="native", bitstream=(bit, hwh)))
+
+
+@pytest.mark.parametrize("options", [["--profile", "host", "--backend", "native"], ["--profile", "pynq-z1"]])
+def test_inspect_shows_what_goes_to_plans_as_plans_whatever_its_bits(options: list[str]) -> None:
+    model = str(Path(__file__).parent / "data" / "qonnx" / "residual_w4a4.onnx")
+    done = CliRunner().invoke(inspect_command, [model, *options, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    formats = {row["name"]: row["format"] for row in json.loads(done.stdout)["layers"]}
+    assert formats["/conv2/Conv"] == "w8a8"
+
+
+def test_inspect_says_of_a_float_network_what_convert_would_say(tmp_path: Path) -> None:
+    model, data = tmp_path / "float.onnx", tmp_path / "data.npz"
+    model.write_bytes(three_exits().SerializeToString())
+    write_data(data, (1, SIDE, SIDE))
+    done = CliRunner().invoke(inspect_command, [str(model), "--profile", "pynq-z1", "--json"])
+    there = json.loads(done.stdout)["profile"]
+    assert not there["can_run"]
+    (problem,) = there["problems"]
+    with pytest.raises(BadInput) as refused:
+        convert(Request(model, profile("pynq-z1"), data, effort=QUICK))
+    assert problem == str(refused.value)
