@@ -19,6 +19,7 @@ from edgekit.host.lower.native.steps import (
     Steps,
     float_at,
     floats,
+    line_through,
     scaled,
     steps_of,
 )
@@ -147,3 +148,30 @@ def test_floats_count_in_their_order() -> None:
     assert float_at(floats(1).high)[0] == np.finfo(np.float32).max
     assert float_at(floats(1).low)[0] == np.finfo(np.float32).min
     assert floats(1).high[0] < steps.NEVER
+
+
+def test_levels_that_rounding_blurs_are_one_only_where_none_is_near() -> None:
+    blurred = steps_of(lambda x: np.where(x > 0, 1.0, 0.5) + 1e-8 * x, whole([-3], [3]))
+    assert isinstance(blurred, Steps)
+    assert len(blurred.levels) == 2
+    assert not isinstance(steps_of(lambda x: 1e8 + np.floor(x / 2) ** 3, whole([-3], [3])), Steps)
+    near = steps_of(lambda x: np.where(x > 0, 1 + 2.0**-20, 1.0), whole([-3], [3]))
+    assert isinstance(near, Steps)
+    np.testing.assert_array_equal(near.levels, [1.0, 1 + 2.0**-20])
+
+
+def test_a_huge_channel_hides_no_bend_and_merges_no_scales_of_others() -> None:
+    domain = whole([-100, -100, -100], [100, 100, 100])
+    assert line_through(lambda x: np.stack([1e8 * x[0], np.maximum(x[1], 0.0), x[2]]), domain) is None
+    found = line_through(lambda x: x * np.array([[1e8], [0.5], [0.6]]), domain)
+    assert isinstance(found, Line)
+    np.testing.assert_allclose(found.scale, [1e8, 0.5, 0.6], rtol=1e-12)
+
+
+def test_numbers_that_never_occur_are_not_tried_where_sums_are_many() -> None:
+    wide = 40_000_000
+    domain = Domain(np.array([-wide + 1]), np.array([wide - 1]), lambda places: places.astype(np.float64), 2)
+    found = steps_of(np.sign, domain)
+    assert isinstance(found, Steps)
+    np.testing.assert_array_equal(found.levels, [-1, 1])
+    np.testing.assert_array_equal(found.at, [[1]])
