@@ -74,6 +74,7 @@ def run(given: argparse.Namespace) -> None:
     model = Model(given.file.name, content, arena, opened.inputs, opened.outputs)
     print(summary(model))
     check_memory(model, given)
+    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "plan_data.h").write_text(header(model), encoding="utf-8")
     (given.out / "plan_data.c").write_text(source(model), encoding="utf-8")
 

@@ -28,9 +28,16 @@ class Limits:
         if accuracy.before is not None and accuracy.after is not None:
             drop = 100 * (accuracy.before - accuracy.after)
         size_kb = None if size_bytes is None else size_bytes / 1e3
+        slow = "allow more, or run with a budget"
         checked = (
             ("max-drop", self.max_drop, drop, "points", "allow more, or give more calibration data"),
-            ("max-latency-ms", self.max_latency_ms, latency_ms, "ms", "allow more, or run with a budget"),
+            (
+                "max-latency-ms",
+                self.max_latency_ms,
+                latency_ms,
+                "ms",
+                _UNTIMED if latency_ms is None else slow,
+            ),
             (
                 "max-energy-mj",
                 self.max_energy_mj,
@@ -45,6 +52,9 @@ class Limits:
             for option, limit, came, unit, remedy in checked
             if limit is not None and (came is None or came > limit + 1e-9)
         )
+
+
+_UNTIMED = "it was not timed there, and the profile has no costs to estimate it from"
 
 
 def _shown(came: float | None, unit: str) -> str:

@@ -249,7 +249,7 @@ def test_inspect_says_what_a_board_cannot_run(call: Call) -> None:
     assert code == 0
     board = json.loads(out)["profile"]
     assert board["can_run"] is False
-    assert "this board has native" in board["problems"][0]
+    assert "runs binary networks only" in board["problems"][0]
     assert board["estimated_ms"] is None
 
 

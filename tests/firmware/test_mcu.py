@@ -311,6 +311,12 @@ def test_a_plan_that_the_memory_does_not_hold_is_refused_with_the_numbers(tmp_pa
     assert not (tmp_path / "plan_data.c").exists()
 
 
+def test_the_folder_is_made_where_it_is_missing(tmp_path: Path) -> None:
+    done = plan_to_c(written(small_cnv(), tmp_path), "-o", tmp_path / "new" / "folder")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "folder" / "plan_data.c").exists()
+
+
 def test_a_damaged_plan_is_refused_before_it_is_built(tmp_path: Path) -> None:
     plan = written(small_cnv(), tmp_path)
     content = bytearray(plan.read_bytes())

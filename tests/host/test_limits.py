@@ -38,3 +38,4 @@ def test_what_nobody_knows_meets_no_limit() -> None:
     missed = Limits(1.0, 1.0, 1.0, 1.0).missed(Change(0.9, None), None, unknown("mJ"), None)
     assert len(missed) == 4
     assert all("got unknown" in line for line in missed)
+    assert missed[1].endswith("it was not timed there, and the profile has no costs to estimate it from")

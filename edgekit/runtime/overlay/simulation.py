@@ -152,7 +152,13 @@ def simulate(design: Design, seed: int = 0) -> Simulation:
     """
     if design.rtl != rtl_version():
         raise BadBundle("the design was made for other Verilog sources than this edgekit has: convert again")
-    return Simulation(build(top(design)), seed)
+    verilog = top(design)
+    library = build(verilog)
+    try:
+        return Simulation(library, seed)
+    except OSError:  # a disk that ran full, or a crash, left half of it
+        library.unlink(missing_ok=True)
+        return Simulation(build(verilog), seed)
 
 
 def build(verilog: str, flags: Sequence[str] = FLAGS) -> Path:

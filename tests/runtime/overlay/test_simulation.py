@@ -354,6 +354,16 @@ def test_a_simulation_is_built_once(small: Plan, monkeypatch: pytest.MonkeyPatch
     simulate(design)
 
 
+def test_a_damaged_library_in_the_cache_is_built_again(
+    small: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    damaged, right = tmp_path / "damaged.so", sim.build
+    damaged.write_bytes(b"half of it")
+    monkeypatch.setattr(sim, "build", lambda verilog: damaged if damaged.exists() else right(verilog))
+    simulate(Design.parse(small.design)).close()
+    assert not damaged.exists()
+
+
 def test_missing_tools_are_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert missing() == (
