@@ -155,7 +155,7 @@ EQUAL: dict[str, tuple[Nodes, Sequence[int]]] = {
         lambda n, x: n.dense(
             n.node(
                 "Cast",
-                [n.node("Cast", [n.node("Mul", [n.dense(n.sign(x), 8, 8), n.const(0.3)])], to=6)],
+                [n.node("Cast", [n.node("MatMul", [n.sign(x), n.const(0.3 - 0.6 * np.eye(8))])], to=6)],
                 to=1,
             ),
             8,
