@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,26 @@ def test_bytes_in_channels_last_order_are_read_as_they_lie(tmp_path: Path) -> No
     proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
     helper.set_model_props(proto, {"edgekit.input": '{"name": "x", "layout": "NHWC"}'})
     compare(source_of(proto, tmp_path), proto, None, 0.0)
+
+
+def test_bits_that_two_readers_threshold_alike_are_made_once_and_handed_on_as_bits(tmp_path: Path) -> None:
+    """One reader pools them for an exit, the other is the next layer."""
+    net = Net(3, 13)
+    bits = net.sign(net.norm(net.binary_conv(net.sign("x"), 3, 6, 3), GAMMAS))
+    pooled = net.node("MaxPool", [bits], kernel_shape=[2, 2], strides=[2, 2])
+    early = net.node("Flatten", [net.binary_conv(pooled, 6, 4, 3)])
+    late = net.node("Flatten", [net.binary_conv(net.sign(net.binary_conv(bits, 6, 6, 3)), 6, 4, 4)])
+    proto = net.model([(early, (1, 4)), (late, (1, 4))], [("x", (1, 3, 8, 8))], exits=[early, late])
+    graph = source_of(proto, tmp_path)
+    if len(graph.exits) == 1:
+        helper.set_model_props(
+            proto, {"edgekit.exits": json.dumps([{"name": n, "output": n} for n in (early, late)])}
+        )
+        graph = source_of(proto, tmp_path)
+    first, second = native.plans(graph)
+    handed = [tensor for tensor in second.inputs if tensor.name.startswith("stage")]
+    assert [tensor.dtype for tensor in handed] == ["uint8"]
+    made = [step for step in first.plan.operators if step.kind == plan.LINEAR]
+    assert isinstance(made[0].of, plan.Linear)
+    assert made[0].of.epilogue == plan.THRESHOLDS
+    compare(graph, proto, None, 1e-6)

@@ -71,6 +71,7 @@ class _Reader(Layers, Reductions):
             for name in exit_.tensors:
                 self._output(name)
         self.draft.prune()
+        self.draft.share()
         self.draft.fuse()
 
     # --- borders ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -70,6 +70,21 @@ class PlanDraft:
                 needed.update(map(id, todo.inputs))
         self.todos = kept[::-1]
 
+    def share(self) -> None:
+        """Do once what two steps do: then bits go from stage to stage, not the sums that both made them of."""
+        known: dict[tuple[object, ...], Held] = {}
+        same: dict[int, Held] = {}
+        kept = []
+        for todo in self.todos:
+            todo.inputs = tuple(same.get(id(held), held) for held in todo.inputs)
+            first = known.setdefault(_what(todo), todo.output)
+            if first is todo.output:
+                kept.append(todo)
+            else:
+                same[id(todo.output)] = first
+        self.todos = kept
+        self.outputs = {name: same.get(id(held), held) for name, held in self.outputs.items()}
+
     def fuse(self) -> None:
         """Merge thresholds and scales into the layer whose sums nobody else reads."""
         for todo in tuple(self.todos):
@@ -78,6 +93,18 @@ class PlanDraft:
             readers = self.readers(todo.output)
             if len(readers) == 1 and _merged(todo, readers[0]):
                 self.todos.remove(readers[0])
+
+
+def _what(todo: Todo) -> tuple[object, ...]:
+    """What a step does, as something that equal steps have in common."""
+    of = () if todo.of is None else tuple(_value(getattr(todo.of, entry.name)) for entry in fields(todo.of))
+    out = todo.output
+    made = (out.type, out.h, out.w, out.c, out.coding)
+    return (todo.kind, tuple(map(id, todo.inputs)), made, type(todo.of), of)
+
+
+def _value(value: object) -> object:
+    return (value.shape, str(value.dtype), value.tobytes()) if isinstance(value, np.ndarray) else value
 
 
 def _merged(layer: Todo, reader: Todo) -> bool:
