@@ -42,7 +42,13 @@ else:
 SHAPES = ((56, 64), (28, 128), (14, 256), (7, 512))
 CHAIN = 5
 LIMIT, INT8_LIMIT = 341.3, 64.0  # MAC/cycle: BENCHMARKS.md
-ADDS, TILE_MACS, LOOKUP_MACS, VNNI_MACS, FMA_MACS = 64, 24 * 512, 8 * 256, 24 * 64, 24 * 16  # rounds of cycles.c
+ADDS, TILE_MACS, LOOKUP_MACS, VNNI_MACS, FMA_MACS = (
+    64,
+    24 * 512,
+    8 * 256,
+    24 * 64,
+    24 * 16,
+)  # rounds of cycles.c
 DENSE = Layer(1, 4096, 4096, 1, 0)
 
 Call = Callable[[], object]
@@ -238,6 +244,8 @@ def cnv(clock: Clock, rounds: int, turn_s: float, most: dict[str, list[float]]) 
         "fp32": peer_call(fp32_of(CNV)),
         "int8": peer_call(int8_of(CNV)),
     }
+    for count in range(1, len(CNV)):
+        calls[f"first {count}"] = our_call(plan_of(CNV[:count], first=p.U8))
     times = Times(times_of(clocked(clock, calls), rounds, turn_s))
     ours, clocks = times.of["ours"], times.of["adds"]
     binary, first = sum(layer.macs for layer in CNV[1:]), CNV[0].macs
@@ -259,6 +267,13 @@ def cnv(clock: Clock, rounds: int, turn_s: float, most: dict[str, list[float]]) 
             "ratio",
         ),
     ]
+    before = [0.0] * rounds
+    for count, layer in enumerate(CNV, 1):
+        until = ours if count == len(CNV) else times.of[f"first {count}"]
+        spent = [1e6 * (b - a) for a, b in zip(before, until, strict=True)]
+        name = f"CNV: {layer.kernel}x{layer.kernel}, {layer.in_c} -> {layer.out_c}, {layer.out_side}x{layer.out_side}"
+        found.append(line(name + (" and its pool" if layer.pool else ""), spent, "", "us"))
+        before = until
     if "avx512" in most:
         here = statistics.median(most["avx512"]), statistics.median(most["vnni"])
         name = f"CNV: ours over its floor at this machine's {here[0]:.0f} and {here[1]:.0f} MAC/cycle"
