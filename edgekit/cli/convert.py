@@ -93,7 +93,9 @@ _limit = click.FloatRange(min=0)
 )
 @click.option(
     "--backend",
-    help="The runtime to convert for; if not given, the profile's fastest where they can be timed, else its first.",
+    help="The runtime to convert for: onnxruntime, litert; of a binary network native (our own kernels), overlay-sim (an "
+    "FPGA overlay in Verilator) or overlay (with --bit). If not given, the profile's fastest where they can be timed, "
+    "else its first; native for a binary network.",
 )
 @click.option(
     "--throughput",
@@ -293,7 +295,7 @@ def _certainty(report: Report) -> str:
     off = max(
         1.96 * math.sqrt(share * (1 - share) / count), 3 / count
     )  # 3/n: the rule of three, where none was wrong
-    return f" (± {100 * off:.1f}, {count} samples)"
+    return f" (± {100 * min(1.0, off):.1f}, {count} samples)"
 
 
 def _print(made: Conversion, output: Path) -> None:

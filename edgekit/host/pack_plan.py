@@ -116,7 +116,8 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
     if backend.name == NATIVE or designed is None:
         parts = tuple(Parts(stage, ((NATIVE, stage),)) for stage in stages)
     else:
-        parts = (Parts(stages[0], ((backend.name, designed.overlay), (NATIVE, designed.cpu))),)
+        front = () if designed.front is None else ((NATIVE, designed.front),)
+        parts = (Parts(stages[0], (*front, (backend.name, designed.overlay), (NATIVE, designed.cpu))),)
     made = plan_draft(source, parts, request)
     recipe = given or Recipe(
         request.profile.name, backend.name, BEFORE, (), seed, fraction, points=POINTS, golden=GOLDEN

@@ -311,3 +311,27 @@ def test_inspect_says_of_a_float_network_what_convert_would_say(tmp_path: Path) 
     with pytest.raises(BadInput) as refused:
         convert(Request(model, profile("pynq-z1"), data, effort=QUICK))
     assert problem == str(refused.value)
+
+
+# --- float inputs -----------------------------------------------------------------------------------------------------
+
+QONNX = Path(__file__).parent / "data" / "qonnx"
+
+
+@pytest.mark.parametrize("name", ["lfc_w1a1", "cnv_w1a1"])
+def test_a_float_input_becomes_codes_on_the_cpu_before_the_overlay(name: str, tmp_path: Path) -> None:
+    """As Brevitas exports networks: a sign, or an int8 quantizer, stands behind the input."""
+    model, data = QONNX / f"{name}.onnx", tmp_path / "data.npz"
+    (entry,) = load(model).graph.inputs
+    x = np.random.default_rng(0).uniform(-1.2, 1.2, (40, *entry.tensor.shape[1:])).astype(np.float32)
+    np.savez(data, x=x)
+    request = Request(model, profile("pynq-z1"), data, effort=QUICK, backend="overlay-sim")
+    made, plain = convert(request).finished, convert(replace(request, backend="native")).finished
+    (stage,) = made.manifest.stages
+    assert [part.backend for part in stage.parts] == ["native", "overlay-sim", "native"]
+    assert stage.parts[1].inputs[0].dtype == "uint8"
+    sessions = [finished.open() for finished in (made, plain)]
+    leaving = made.manifest.exits[0].output
+    for row in x[:20]:
+        first, second = (session.run_all({entry.tensor.name: row[None]})[leaving] for session in sessions)
+        np.testing.assert_array_equal(first, second)

@@ -1,9 +1,11 @@
-"""Stage -> two plans: what an FPGA overlay runs, down to the last layer's sums, and what the CPU makes of those."""
+"""Stage -> what an FPGA overlay runs, from bytes or bits to the last layer's sums, and what the CPU does around it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from edgekit.core.errors import BadInput
 from edgekit.core.manifest import Tensor
@@ -12,20 +14,25 @@ from edgekit.host.lower.native.cut import StagePlan
 from edgekit.host.overlay.plan_design import plan_for_overlay
 from edgekit.native import plan
 from edgekit.native.plan import Operator, Plan, PlanTensor
+from edgekit.native.plan_door import outside_shape
 from edgekit.runtime.overlay.design import Design
+
+_ELEMENTWISE = (plan.THRESHOLD, plan.COPY)
+_SHIFT = 128  # from int8 codes to uint8
 
 
 @dataclass(frozen=True)
 class OverlayStage:
-    """A stage for the overlay. design: what stands in its first plan. steps: of the whole stage, for reports."""
+    """A stage for the overlay. front: makes bytes or bits of floats, None where no floats come in."""
 
+    front: StagePlan | None
     overlay: StagePlan
     cpu: StagePlan
     design: Design
 
 
 def for_overlay(stages: Sequence[StagePlan], profile: Profile, images_s: float | None) -> OverlayStage:
-    """The network's one stage in two plans, the first with a design that fits the board.
+    """The network's one stage as plans for the CPU and one for the overlay, with a design that fits the board.
 
     images_s: throughput wanted at the profile's clock; None: the fastest that fits. Raises BadInput for what no overlay
     holds (early exits, more than one bit, residual sums), naming it, and for what does not fit, with the numbers.
@@ -36,11 +43,18 @@ def for_overlay(stages: Sequence[StagePlan], profile: Profile, images_s: float |
             "every exit as a stage"
         )
     (stage,) = stages
-    first, rest = _halves(stage.plan)
+    front, whole = _front(stage.plan)
+    first, rest = _halves(whole)
     designed = plan_for_overlay(first, profile, images_s)
-    border = _border(designed)
+    border, inputs = _border(designed), stage.inputs
+    made: StagePlan | None = None
+    if front is not None:
+        held = front.tensors[front.marked(outputs=True)[0]]
+        inputs = (Tensor(held.name, "uint8", outside_shape(held)),)
+        made = StagePlan(front, stage.inputs, inputs, ())
     return OverlayStage(
-        StagePlan(designed, stage.inputs, (border,), stage.steps),
+        made,
+        StagePlan(designed, inputs, (border,), stage.steps),
         StagePlan(rest, (border,), stage.outputs, ()),
         Design.parse(designed.design),
     )
@@ -50,6 +64,51 @@ def _border(first: Plan) -> Tensor:
     """The sums, as they pass from one part to the other."""
     held = first.tensors[first.marked(outputs=True)[0]]
     return Tensor(held.name, "int32", (1, held.h, held.w, held.c))
+
+
+def _front(whole: Plan) -> tuple[Plan | None, Plan]:
+    """What makes bytes or bits of a float input, and the rest; None where no floats come in."""
+    (source,) = whole.marked(outputs=False)
+    first = next((i for i, operator in enumerate(whole.operators) if operator.kind == plan.LINEAR), 0)
+    before, layer = whole.operators[:first], whole.operators[first]
+    if whole.tensors[source].type != plan.F32 or any(step.kind not in _ELEMENTWISE for step in before):
+        return None, whole
+    border = layer.inputs[0]
+    tensors, after = list(whole.tensors), whole.operators[first:]
+    if tensors[border].type == plan.I8:
+        before, after = _unsigned(before, after)
+        for step in before:
+            if tensors[step.output].type == plan.I8:
+                tensors[step.output] = replace(tensors[step.output], type=plan.U8)
+    outputs = {place: tensor.name for place, tensor in enumerate(tensors) if tensor.is_output}
+    name = {border: f"{tensors[source].name}/codes"}
+    return _part(tensors, before, {source: tensors[source].name}, name), _part(tensors, after, name, outputs)
+
+
+def _unsigned(
+    before: Sequence[Operator], after: Sequence[Operator]
+) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
+    """Codes 128 larger, and the first layer's thresholds by as much as its sums grow."""
+    layer, of = after[0], after[0].of
+    if not isinstance(of, plan.Linear) or of.thresholds is None or any(of.pads):
+        raise BadInput(
+            "the overlay's first layer reads uint8 codes, this network's reads int8 and pads them or gives sums: use "
+            "--backend native, or export the network with a uint8 input"
+        )
+    values = of.weights.astype(np.int64)
+    if of.coding != plan.INTEGER8:
+        values = np.array(plan.VALUES[of.coding])[of.weights]
+    grown = of.thresholds + _SHIFT * values.reshape(len(values), -1).sum(axis=1)[:, None]
+    ends = np.iinfo(np.int32)
+    fixed = (of.thresholds == ends.min) | (of.thresholds == ends.max)
+    moved = np.where(fixed, of.thresholds, grown).astype(np.int32)
+    shifted = tuple(
+        replace(step, of=replace(step.of, first=step.of.first + _SHIFT))
+        if isinstance(step.of, plan.Threshold)
+        else step
+        for step in before
+    )
+    return shifted, (replace(layer, of=replace(of, thresholds=moved)), *after[1:])
 
 
 def _halves(whole: Plan) -> tuple[Plan, Plan]:
