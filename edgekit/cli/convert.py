@@ -93,9 +93,9 @@ _limit = click.FloatRange(min=0)
 )
 @click.option(
     "--backend",
-    help="The runtime to convert for: onnxruntime, litert; of a binary network native (our own kernels), overlay-sim (an "
-    "FPGA overlay in Verilator) or overlay (with --bit). If not given, the profile's fastest where they can be timed, "
-    "else its first; native for a binary network.",
+    help="The runtime to convert for: onnxruntime or litert; of a binary network native (our own kernels), overlay-sim "
+    "(an FPGA overlay in Verilator) or overlay (with --bit). If not given, the profile's fastest where they can be "
+    "timed, else its first; native for a binary network.",
 )
 @click.option(
     "--throughput",
