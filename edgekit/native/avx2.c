@@ -19,7 +19,7 @@ static inline uint32_t ek_reached(ek_vec d, ek_vec limit) {
     return ek_negative(_mm256_cmpgt_epi32(limit, _mm256_xor_si256(d, _mm256_set1_epi32(-1))));
 }
 #define EK_HAS_NEGATIVE_BLOCK
-/* Narrowing keeps the sign; it works on halves, so half h of vector v comes out as bytes 16 h + 4 v to 16 h + 4 v + 3. */
+/* Narrowing keeps the sign; it works on halves, so half h of vector v comes out as the four bytes from 16 h + 4 v on. */
 static inline uint64_t ek_negative_half_block(const ek_vec *d) {
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(d[0], d[1]), _mm256_packs_epi32(d[2], d[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

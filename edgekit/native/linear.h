@@ -18,7 +18,7 @@ enum { EK_MAX_PASSES = 9, EK_MAX_OUT_PLANES = 2, EK_BLOCK = 64 /* output channel
  *   bits     code = how many of `levels` limits Q keeps to (Q <= limit; Q falls where the sum rises). Level t of class
  *            k stands at limits[(k * levels + t) * padded]; limits fall with t. planes: levels 1: b0. levels 2
  *            (ternary): b0 = first, b1 = second. levels 3: the count in binary. Written as whole 64-bit words; bits
- *            beyond out_c are 0.
+ *            beyond out_c are 0. Limits of family xnor, whose Q is never negative, are -1 (never) or more.
  *   sums     sum = (constant2[k][c] - gain2 * Q) / 2, always even before the division; gain2 is 1, 2 or 4
  *   scaled   (float)sum * scale[c] + bias[c]: product and sum are rounded one by one, never fused, on every machine
  */
