@@ -103,6 +103,8 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
     for_plans = plan_backend(request.profile, asked, loaded.graph)
     if for_plans is not None:
         return pack_plans(request, loaded, for_plans, watch)
+    if request.images_s is not None or request.bitstream is not None:
+        raise BadInput("--throughput, --bit and --hwh are for binary networks on a board with an FPGA")
     backend = backend_for(request.profile, asked)
     seed, fraction = _split_of(request.recipe)
     data = read_datasets(loaded.graph, request.calib, request.val, request.evaluation, fraction, seed)

@@ -32,6 +32,7 @@ from edgekit.host.lower.native.drafts import Todo
 from edgekit.host.lower.native.geometry import coding_of
 from edgekit.host.lower.overlay import OverlayStage, for_overlay
 from edgekit.host.overlay.bitfile import check_design
+from edgekit.host.overlay.plan_design import PROVENANCE, describe
 from edgekit.host.pack import GOLDEN, NO_GOLDEN, Draft, draft, exits_of, finish, golden_cases
 from edgekit.host.passes import Context, run_steps, step
 from edgekit.host.recipe import MEMBER, Recipe
@@ -39,7 +40,7 @@ from edgekit.host.split import live_nodes, split
 from edgekit.host.watch import Watch
 from edgekit.native import plan
 from edgekit.runtime.measure import exit_table
-from edgekit.runtime.overlay.cycles import latency_cycles
+from edgekit.runtime.overlay.cycles import images_per_second, interval_cycles, latency_cycles
 from edgekit.runtime.overlay.design import Design
 
 NATIVE, OVERLAY, SIMULATED = "native", "overlay", "overlay-sim"
@@ -109,8 +110,9 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
         stages = native.plans(source)
     except BadInput as err:
         raise BadInput(why_refused(request.profile, str(err))) from err
-    designed, why_not = _designed(stages, request, backend)
     given = request.recipe
+    images_s = request.images_s if given is None else given.images_s
+    designed, why_not = _designed(stages, request.profile, backend, images_s)
     seed, fraction = (SEED, VALIDATION_FRACTION) if given is None else (given.seed, given.validation_fraction)
     data = read_datasets(source, request.calib, request.val, request.evaluation, fraction, seed)
     if backend.name == NATIVE or designed is None:
@@ -120,7 +122,10 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
         parts = (Parts(stages[0], (*front, (backend.name, designed.overlay), (NATIVE, designed.cpu))),)
     made = plan_draft(source, parts, request)
     recipe = given or Recipe(
-        request.profile.name, backend.name, BEFORE, (), seed, fraction, points=POINTS, golden=GOLDEN
+        *(request.profile.name, backend.name, BEFORE, (), seed, fraction),
+        points=POINTS,
+        golden=GOLDEN,
+        images_s=images_s,
     )
     with watch("validate", data.validation.count) as tick:
         validated = exit_table(made.open(), data.validation, tick)
@@ -150,23 +155,44 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
         bench=request.bench,
         layers=tuple(_layer_reports(source, stages)),
         modelled=_modelled(designed, backend),
+        notes=() if designed is None else tuple(_notes(designed.design, request, backend)),
     )
     report = judge(subject, watch)
     return Conversion(finished, report, finished.pack(report), None if designed is None else designed.design)
 
 
 def _designed(
-    stages: Sequence[native.StagePlan], request: Request, backend: Backend
+    stages: Sequence[native.StagePlan], profile: Profile, backend: Backend, images_s: float | None
 ) -> tuple[OverlayStage | None, tuple[Dropped, ...]]:
     """The network's overlay for a board with programmable logic; why there is none, where nobody asked for one."""
-    if request.profile.fpga is None:
+    if profile.fpga is None:
+        if images_s is not None:
+            raise BadInput(
+                f"--throughput folds an FPGA overlay: profile {profile.name} has no programmable logic"
+            )
         return None, ()
     try:
-        return for_overlay(stages, request.profile, request.images_s), ()
+        return for_overlay(stages, profile, images_s), ()
     except BadInput as err:
-        if backend.name != NATIVE or request.images_s is not None:
+        if backend.name != NATIVE or images_s is not None:
             raise
         return None, (Dropped("*", OVERLAY, str(err)),)
+
+
+def _notes(design: Design, request: Request, backend: Backend) -> Iterator[str]:
+    """What the report says of the overlay, and of a bundle that needs a bitstream and has none."""
+    *_, total = describe(design)
+    cycles, clock = interval_cycles(design), design.clock_mhz
+    yield (
+        f"overlay {design.design_id}: {cycles:,} cycles from image to image, {images_per_second(cycles, clock):,.0f} "
+        f"images/s at {clock:g} MHz, which is assumed; {total.luts:,} LUTs, {total.ffs:,} flip-flops, {total.bram36:g} "
+        f"block RAMs ({PROVENANCE})"
+    )
+    if backend.name == OVERLAY and request.bitstream is None:
+        yield (
+            "no bitstream is in the bundle: give --bit and --hwh once Vivado has built them, or name the .bit on the "
+            "board in $EDGEKIT_OVERLAY_BIT"
+        )
 
 
 def _modelled(designed: OverlayStage | None, backend: Backend) -> Modelled | None:
@@ -183,6 +209,8 @@ def _check(request: Request) -> None:
         raise BadInput("--exits: a binary network gets its exits when it is trained; leave --exits out")
     if request.base:
         raise BadInput("--prune and --recover work on float networks; leave them out for a binary one")
+    if request.recipe is not None and request.images_s is not None:
+        raise BadInput("--recipe says all that is done: --throughput cannot be given with it")
     if request.recipe is not None and request.recipe.steps != BEFORE:
         wanted = ", ".join(entry.name for entry in BEFORE)
         raise BadInput(f"--recipe for backend {request.recipe.backend} must have the steps {wanted}")

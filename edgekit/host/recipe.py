@@ -32,7 +32,8 @@ class Recipe:
     """What it took to make the bundle, besides the model and the data.
 
     steps: the passes in order with all their options. validation_fraction: what was set aside of the calibration data
-    where no validation data was given. points: size of the table of operating points at most.
+    where no validation data was given. points: size of the table of operating points at most. images_s: throughput that
+    an FPGA overlay was folded for; None: the fastest that fits, or no overlay.
     """
 
     profile: str
@@ -43,6 +44,7 @@ class Recipe:
     validation_fraction: float
     points: int
     golden: int
+    images_s: float | None = None
 
     def to_toml(self) -> str:
         """The file. The same recipe gives the same text."""
@@ -55,6 +57,7 @@ class Recipe:
             f"validation_fraction = {self.validation_fraction}",
             f"points = {self.points}",
             f"golden = {self.golden}",
+            *([] if self.images_s is None else [f"images_s = {self.images_s!r}"]),
         ]
         for taken in self.steps:
             lines += [
@@ -94,6 +97,9 @@ class Recipe:
             ),
             points=checks.integer(data.get("points"), f"{where}: points", 2, 1000),
             golden=checks.integer(data.get("golden"), f"{where}: golden", 1, 10_000),
+            images_s=checks.optional(
+                data.get("images_s"), f"{where}: images_s", lambda v, w: checks.number(v, w, 1e-9)
+            ),
         )
 
 

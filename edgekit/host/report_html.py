@@ -35,10 +35,7 @@ _RECIPE_NOTE = (
     "layer's name into keep_float to keep it in float32, take one out to quantize it, change a step's options, or "
     "remove a step."
 )
-_BINARY_RECIPE_NOTE = (
-    "Save as recipe.toml and give it to --recipe: the same bundle comes out. An overlay's --throughput is no part of "
-    "it: give that as well."
-)
+_BINARY_RECIPE_NOTE = "Save as recipe.toml and give it to --recipe: the same bundle comes out."
 _BITS = re.compile(r"w\da\d+")  # the formats of layers on bits: "w1a1"
 
 

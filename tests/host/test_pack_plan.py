@@ -335,3 +335,25 @@ def test_a_float_input_becomes_codes_on_the_cpu_before_the_overlay(name: str, tm
     for row in x[:20]:
         first, second = (session.run_all({entry.tensor.name: row[None]})[leaving] for session in sessions)
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_recipe_holds_the_throughput_an_overlay_was_folded_for(pixels: Path, tmp_path: Path) -> None:
+    model = MODELS / "fashion_mnist_lfc_w1a1.onnx"
+    request = Request(model, profile("pynq-z1"), pixels, effort=QUICK, backend="overlay-sim", images_s=1000.0)
+    first = convert(request)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_bytes(first.finished.files["recipe.toml"])
+    again = convert(replace(request, recipe=read_recipe(recipe), backend=None, images_s=None))
+    assert again.finished.content_id == first.finished.content_id
+    assert first.overlay is not None
+    assert f"overlay {first.overlay.design_id}" in first.report.notes[0]
+    with pytest.raises(BadInput, match="--throughput cannot be given"):
+        convert(replace(request, recipe=read_recipe(recipe), backend=None))
+    with pytest.raises(BadInput, match="no programmable logic"):
+        convert(replace(request, profile=profile("raspberrypi4b"), backend="native"))
+
+
+def test_an_overlay_without_its_bitstream_says_so(pixels: Path) -> None:
+    model = MODELS / "fashion_mnist_lfc_w1a1.onnx"
+    made = convert(Request(model, profile("pynq-z1"), pixels, effort=QUICK, backend="overlay"))
+    assert any("no bitstream is in the bundle" in note for note in made.report.notes)

@@ -131,9 +131,9 @@ of $board must be installed in Vivado.
 - Weights and thresholds are not in the bitstream: the driver loads them from the bundle. A network trained again with
   the same shapes and folding has the same design_id and needs no new bitstream.
 - `edgekit convert MODEL --profile $board --backend overlay --bit edgekit_overlay.bit --hwh edgekit_overlay.hwh ...`
-  packs them into a bundle; repeat the --throughput of this design, if it had one. It refuses a .bit whose UserID is
-  not design_id's first 32 bits (`bitstream.xdc` sets it). Without --bit the bundle holds no bitstream, and the board's
-  agent needs the file's path in EDGEKIT_OVERLAY_BIT.
+  packs them into a bundle; repeat the --throughput of this design, if it had one, or give --recipe. It refuses a .bit
+  whose UserID is not design_id's first 32 bits (`bitstream.xdc` sets it). Without --bit the bundle holds no bitstream,
+  and the board's agent needs the file's path in EDGEKIT_OVERLAY_BIT.
 - A board loads a bitstream only where its agent.toml says `accepts_code = true` under `[limits]`.
 - The driver compares the registers DESIGN_ID_0 to DESIGN_ID_3 with the bundle's design_id before it runs anything.
 """
