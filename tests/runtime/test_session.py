@@ -161,4 +161,4 @@ def test_a_buffer_is_zeroed_contiguous_and_begins_a_cache_line(shape: tuple[int,
     assert made.flags.c_contiguous
     assert made.flags.writeable
     assert not made.any()
-    assert made.ctypes.data % 64 == 0
+    assert made.size == 0 or made.ctypes.data % 64 == 0  # numpy does not move the pointer of an empty slice
