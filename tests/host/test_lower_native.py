@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from binary_networks import BLOCKS, binary_inputs, binary_network
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from networks import Builder
 from numpy.typing import NDArray
@@ -76,11 +76,13 @@ def test_random_binary_networks_give_what_onnxruntime_gives(
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(seed=st.integers(0, 1_000_000), scales=st.sampled_from(["one", "powers", "any"]))
-def test_a_thousand_random_binary_networks_give_what_onnxruntime_gives(
+def test_a_thousand_random_binary_networks_give_what_onnxruntime_gives_or_are_refused(
     seed: int, scales: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     proto = binary_network(seed, scales=scales)
-    compare(source_of(proto, tmp_path_factory.mktemp("net")), proto, None, 1e-4)
+    graph = source_of(proto, tmp_path_factory.mktemp("net"))
+    assume(not native.refusals(graph))  # few: averages that fit no 16 bits, say
+    compare(graph, proto, None, 1e-4)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -324,3 +326,15 @@ def test_a_tensor_that_is_always_one_value_can_be_padded_with_its_opposite(tmp_p
 
     proto = network({"shape": (1, 3, 4, 4), "nodes": nodes, "out": (1, 3)})
     compare(source_of(proto, tmp_path), proto, None, 0.0)
+
+
+def test_bits_that_are_negated_stand_for_their_opposites_in_sums_of_layers(tmp_path: Path) -> None:
+    def nodes(net: Net, x: str) -> str:
+        turned = net.node("Neg", [net.sign(x)])
+        wide = net.binary_conv(turned, 3, 6, 3, pads=[1, 1, 1, 1])
+        both = net.node("Add", [wide, net.binary_conv(turned, 3, 6, 1)])
+        pooled = net.node("MaxPool", [net.sign(net.norm(both, GAMMAS))], kernel_shape=[2, 2], strides=[2, 2])
+        return net.node("Flatten", [net.binary_conv(net.node("Neg", [pooled]), 6, 3, 2)])
+
+    proto = network({"shape": (1, 3, 4, 4), "nodes": nodes, "out": (1, 3)})
+    compare(source_of(proto, tmp_path), proto, None, 1e-6, count=12)

@@ -99,7 +99,7 @@ def _two(levels: Floats) -> Grid:
     """One level, or two, as bits of -1 and 1."""
     low, high = float(levels[0]), float(levels[-1])
     if low == high:
-        return Grid(plan.BITS, plan.BIPOLAR, -1, 1, low or 1.0, 0.0 if low else -1.0)  # always 1
+        return Grid(plan.BITS, plan.BIPOLAR, -1, 1, abs(low) or 1.0, 0.0 if low else -1.0)
     middle = (low + high) / 2
     offset = 0.0 if abs(middle) <= _rounding(levels) else middle
     return Grid(plan.BITS, plan.BIPOLAR, -1, 1, (high - low) / 2, offset)
