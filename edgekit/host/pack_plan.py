@@ -68,7 +68,7 @@ def plan_backend(profile: Profile, asked: str | None, graph: Graph) -> Backend |
         return None
     if not any(backend.name in LOWERINGS for backend in profile.backends):
         return next((backend for backend in offered if backend.name == NATIVE), offered[0])
-    return offered[0] if is_binary(graph) and not native.refusals(as_plan_source(graph)) else None
+    return offered[0] if is_binary(graph) and not native.read(as_plan_source(graph)).refused else None
 
 
 def why_refused(profile: Profile, why: str) -> str:
@@ -106,8 +106,9 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
     """
     _check(request)
     source = as_plan_source(loaded.graph)
+    reading = native.read(source)
     try:
-        stages = native.plans(source)
+        stages = native.plans(source, reading)
     except BadInput as err:
         raise BadInput(why_refused(request.profile, str(err))) from err
     given = request.recipe
@@ -153,7 +154,7 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
         rounds=request.effort.rounds,
         hurried=True,
         bench=request.bench,
-        layers=tuple(_layer_reports(source, stages)),
+        layers=tuple(_layer_reports(source, stages, reading.formats)),
         modelled=_modelled(designed, backend),
         notes=() if designed is None else tuple(_notes(designed.design, request, backend)),
     )
@@ -336,10 +337,11 @@ def _stored(held: native.Held) -> int:
     return held.count * (4 if held.type in (plan.I32, plan.F32) else 1)
 
 
-def _layer_reports(graph: Graph, stages: Sequence[native.StagePlan]) -> Iterator[LayerReport]:
+def _layer_reports(
+    graph: Graph, stages: Sequence[native.StagePlan], formats: Mapping[str, str]
+) -> Iterator[LayerReport]:
     """A row for each step that came of a node."""
     operators: Mapping[str, str] = {node.name or "": node.op_type for node in graph.model.graph}
-    formats = native.formats(graph)
     for index, stage in enumerate(stages):
         for todo in stage.steps:
             if not todo.layer:

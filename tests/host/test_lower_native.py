@@ -81,7 +81,7 @@ def test_a_thousand_random_binary_networks_give_what_onnxruntime_gives_or_are_re
 ) -> None:
     proto = binary_network(seed, scales=scales)
     graph = source_of(proto, tmp_path_factory.mktemp("net"))
-    assume(not native.refusals(graph))  # few: averages that fit no 16 bits, say
+    assume(not native.read(graph).refused)  # few: averages that fit no 16 bits, say
     compare(graph, proto, None, 1e-4)
 
 
@@ -100,7 +100,7 @@ def test_every_pair_of_formats_becomes_a_plan(weights: str, acts: str, tmp_path:
     )
     graph = source_of(proto, tmp_path)
     compare(graph, proto, None, 1e-5)
-    inner = [name for name, kind in native.formats(graph).items() if not kind.endswith("a8")]
+    inner = [name for name, kind in native.read(graph).formats.items() if not kind.endswith("a8")]
     assert weights == "w8" or inner
 
 

@@ -55,7 +55,7 @@ def answer(opened: door.OpenPlan, stage: native.StagePlan, pixels: Array) -> Arr
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_layer_runs_in_the_format_it_was_trained_in(name: str) -> None:
-    found = native.formats(as_plan_source(load(DATA / f"{name}.onnx").graph))
+    found = native.read(as_plan_source(load(DATA / f"{name}.onnx").graph)).formats
     assert set(found.values()) == FORMATS[name]
     layers = [operator for operator in stage_of(name).plan.operators if operator.kind == plan.LINEAR]
     assert len(found) == len(layers)

@@ -10,13 +10,16 @@ from edgekit.host.lower.native.build import Reading, read
 from edgekit.host.lower.native.cut import StagePlan, cut
 from edgekit.host.lower.native.drafts import Held
 
-__all__ = ["Held", "Reading", "StagePlan", "formats", "plans", "read", "refusals"]
+__all__ = ["Held", "Reading", "StagePlan", "plans", "read", "refusal"]
 _SHOWN = 4
 
 
-def plans(graph: Graph) -> tuple[StagePlan, ...]:
-    """One plan per exit. graph: its weights are constants (pass `constants`). Raises BadInput: what is in the way."""
-    reading = read(graph)
+def plans(graph: Graph, reading: Reading | None = None) -> tuple[StagePlan, ...]:
+    """One plan per exit. graph: its weights are constants (pass `constants`). Raises BadInput: what is in the way.
+
+    reading: what `read` made of this graph, where that is known already.
+    """
+    reading = read(graph) if reading is None else reading
     if reading.refused:
         raise BadInput(refusal(reading.refused))
     known = values(graph.model)
@@ -30,13 +33,3 @@ def refusal(refused: Mapping[str, str]) -> str:
     first = [f"{name}: {why}" for name, why in list(refused.items())[:_SHOWN]]
     more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     return f"the network cannot run on bits and small integers: {'; '.join(first)}{more}"
-
-
-def refusals(graph: Graph) -> Mapping[str, str]:
-    """Node -> why it cannot be in a plan; empty where all can."""
-    return read(graph).refused
-
-
-def formats(graph: Graph) -> Mapping[str, str]:
-    """Layer -> the format it would run in ("w1a1"), of those that can be in a plan."""
-    return read(graph).formats

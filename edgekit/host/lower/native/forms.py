@@ -145,7 +145,7 @@ class Forms:
             found = line
         if not (found.scale == found.scale[0]).all() or not (found.bias == found.bias[0]).all():
             return None
-        held, places = self._afterpools_of(form, value, source.held, np.zeros(source.held.c, np.bool_))
+        held, places = self._after_pools(form, value, source.held, np.zeros(source.held.c, np.bool_))
         scale, offset = float(found.scale[0]), float(found.bias[0])
         return Source(
             *(held, np.full(held.c, scale), np.full(held.c, offset), source.low, source.high),
@@ -243,12 +243,12 @@ class Forms:
         falling = found.falling if found.falling.any() else None
         of = plan.Threshold(thresholds, grid.low if grid.type != plan.BITS else 0, falling)
         self.draft.add(Todo(plan.THRESHOLD, (source.held,), held, of))
-        held, places = self._afterpools_of(form, value, held, found.falling)
+        held, places = self._after_pools(form, value, held, found.falling)
         return source_of(
             held, grid.scale, grid.offset, grid.low, grid.high, source.places if places is None else places
         )
 
-    def _afterpools_of(
+    def _after_pools(
         self, form: Pending, value: ir.Value, held: Held, falling: NDArray[np.bool_]
     ) -> tuple[Held, Whole | None]:
         """Emit the pools of a chain on the codes that came of it; None: there were none, nothing moved.

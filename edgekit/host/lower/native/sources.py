@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels as offset + scale * n, n from low to high, in a tensor of this type and coding."""
+    """Levels as offset + scale * n, n from low to high, in a tensor of this type and coding; scale > 0."""
 
     type: int
     coding: int
