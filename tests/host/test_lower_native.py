@@ -312,15 +312,18 @@ def test_bits_that_two_readers_threshold_alike_are_made_once_and_handed_on_as_bi
     compare(graph, proto, None, 1e-6)
 
 
-def test_a_tensor_that_is_always_one_value_can_be_padded_with_its_opposite(tmp_path: Path) -> None:
-    """All gammas 0: every bit is 1; the border's -1 never occurs inside."""
+@pytest.mark.parametrize("always", [0.25, -0.25])
+def test_a_tensor_that_is_always_one_value_can_be_padded_with_its_opposite(
+    always: float, tmp_path: Path
+) -> None:
+    """All gammas 0: a bit never changes; what the border holds never occurs inside."""
 
     def nodes(net: Net, x: str) -> str:
         sums = net.binary_conv(net.sign(x), 3, 6, 1)
         level = net.node("Clip", [net.node("Mul", [sums, net.const(np.array(0.0, np.float32))])])
-        bits = net.node("Mul", [net.sign(level), net.const(np.array(0.25, np.float32))])
+        bits = net.node("Mul", [net.sign(level), net.const(np.array(always, np.float32))])
         sizes = net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
-        padded = net.node("Pad", [bits, sizes, net.const(np.array(-0.25, np.float32))])
+        padded = net.node("Pad", [bits, sizes, net.const(np.array(-always, np.float32))])
         last = net.sign(net.binary_conv(padded, 6, 6, 3))
         return net.node("Flatten", [net.binary_conv(last, 6, 3, 4)])
 
