@@ -14,7 +14,7 @@ SMALL = {"L0": Folding(4, 3), "L1": Folding(4, 4), "L2": Folding(4, 12), "L3": F
 
 
 def published_cnv(channels: int) -> dict[str, Folding]:
-    """BNN-PYNQ's folding of CNV W1A1 (METHODS 29)."""
+    """BNN-PYNQ's folding of CNV W1A1."""
     pe, simd = (16, 32, 16, 16, 4, 1, 1, 1, 4), (channels, 32, 32, 32, 32, 32, 4, 8, 1)
     return {f"L{index}": Folding(*pair) for index, pair in enumerate(zip(pe, simd, strict=True))}
 

@@ -13,7 +13,7 @@ CNV = (*(("conv", 64), ("conv", 64), ("pool", 2)), *(("conv", 128), ("conv", 128
 CNV = (*CNV, ("conv", 256), ("conv", 256), ("dense", 512), ("dense", 512), ("dense", 10))
 LFC = (("dense", 1024), ("dense", 1024), ("dense", 1024), ("dense", 10))
 
-# (PE, SIMD) of BNN-PYNQ's W1A1 overlays (METHODS 29)
+# (PE, SIMD) of BNN-PYNQ's W1A1 overlays
 CNV_FOLDING = {
     f"L{index}": pair
     for index, pair in enumerate(

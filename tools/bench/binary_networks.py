@@ -38,7 +38,7 @@ class Layer:
         return self.out_side**2 * self.kernel**2 * self.in_c * self.out_c
 
 
-CNV = (  # METHODS 29: valid convolutions of a 3 x 32 x 32 image
+CNV = (  # BNN-PYNQ: valid convolutions of a 3 x 32 x 32 image
     Layer(32, 3, 64, pad=0),
     Layer(30, 64, 64, pad=0, pool=True),
     Layer(14, 64, 128, pad=0),

@@ -48,7 +48,7 @@ COEFFICIENTS = Path(coefficients.__file__)
 
 
 def cnv() -> list[Unit]:
-    """The units of BNN-PYNQ's CNV in the folding that was published (METHODS 29)."""
+    """The units of BNN-PYNQ's CNV in the folding that was published."""
     layers: list[Layer] = []
     side, channels, names = 32, 3, iter(f"L{index}" for index in range(9))
     for outputs in (64, 64, 0, 128, 128, 0, 256, 256, 512, 512, 10):

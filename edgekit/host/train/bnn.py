@@ -1,4 +1,4 @@
-"""Train a binary network: squared hinge loss at every exit, Adam, a rate that falls exponentially (METHODS of BNN).
+"""Train a binary network: squared hinge loss at every exit, Adam, a rate that falls exponentially (as BNN trains).
 
 Courbariaux et al. 2016 (arXiv 1602.02830) and BNN-PYNQ: the scores are the last batch norm's output, the targets -1 and
 +1; each quantizer sets its layer's rate and what becomes of the real weights after an update.

@@ -1,7 +1,7 @@
 """How many cycles an overlay takes for an image: the interval between two images, and the first one's latency.
 
 A matrix-vector unit takes OFM^2 * K^2 * C_in * C_out / (PE * SIMD) cycles an image, every other unit one cycle for each
-beat that enters or leaves it, and all work at once: the slowest sets the interval (METHODS 29; Umuroglu et al., FINN,
+beat that enters or leaves it, and all work at once: the slowest sets the interval (Umuroglu et al., FINN,
 2017). Cycles are counted, no clock is promised.
 """
 

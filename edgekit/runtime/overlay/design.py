@@ -96,7 +96,7 @@ class FoldedLayer:
 
     @property
     def cycles(self) -> int:
-        """Cycles an image takes its matrix-vector unit (METHODS: OFM^2 K^2 C_in C_out / (PE SIMD))."""
+        """Cycles an image takes its matrix-vector unit (OFM^2 K^2 C_in C_out / (PE SIMD))."""
         return self.layer.positions * self.depth
 
 

@@ -78,9 +78,7 @@ def lfc_published() -> Design:
 
 def test_cnv_in_its_published_folding_fits_the_board() -> None:
     taken = design_resources(PUBLISHED)
-    assert (
-        8_000 < taken.luts < 26_072
-    )  # BNN-PYNQ's whole bitstream, with its DMA and interconnect (METHODS 29)
+    assert 8_000 < taken.luts < 26_072  # BNN-PYNQ's whole bitstream, with its DMA and interconnect
     assert taken.bram36 < 124
 
 

@@ -14,7 +14,7 @@ from edgekit.runtime.overlay.simulation import missing, simulate
 from edgekit.runtime.overlay.topology import chain_of
 from edgekit.runtime.overlay.units import design_for
 
-W2A2_PE, W2A2_SIMD = (8, 16, 8, 8, 4, 1, 1, 2, 4), (3, 16, 16, 16, 8, 8, 2, 2, 1)  # METHODS 29
+W2A2_PE, W2A2_SIMD = (8, 16, 8, 8, 4, 1, 1, 2, 4), (3, 16, 16, 16, 8, 8, 2, 2, 1)  # BNN-PYNQ, CNV W2A2
 
 
 def folded(plan: Plan, folding: Mapping[str, tuple[int, int]]) -> Design:
