@@ -14,49 +14,39 @@ import argparse
 import hashlib
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgekit.core.errors import BadInput, EdgekitError
+from edgekit.core.errors import BadInput
 from edgekit.core.files import write_atomic
 from edgekit.core.manifest import Input, Preprocess, Tensor
 from edgekit.host.cache import cache_root
 from edgekit.host.graph import Graph, model_bytes
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
-from edgekit.host.passes.base import Context, NoOptions
-from edgekit.host.passes.fold import apply as fold
-from edgekit.host.split import split
 from edgekit.host.train import require_torch
-from edgekit.host.work import layers
-from edgekit.runtime.data import read_idx
 
 require_torch("tools/train_bnn.py")
 
-import torch  # noqa: E402
-
 from edgekit.host.train.binary import binary_layers  # noqa: E402
 from edgekit.host.train.bnn import BinaryTraining, train_bnn  # noqa: E402
-from edgekit.host.train.fit import Hook, Moment, reproducible  # noqa: E402
+from edgekit.host.train.fit import reproducible  # noqa: E402
 from edgekit.host.train.networks import BINARY_NETWORKS, build, cnv, lfc  # noqa: E402
 from edgekit.host.train.samples import Augment  # noqa: E402
-from edgekit.host.train.supervised import Labelled, evaluate  # noqa: E402
+from edgekit.host.train.supervised import Labelled  # noqa: E402
 from edgekit.host.train.to_qonnx import to_qonnx  # noqa: E402
 
-LABELS = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
-HELD_OUT = 12  # one in so many: 5,000 of the 60,000 images, the last ones of the training file
+if TYPE_CHECKING:  # a script finds what lies beside it, mypy what lies below the project
+    from tools import fashion_mnist
+else:
+    import fashion_mnist
+
 COMPARED = 1_000  # held-out images on which the file must give the module's answers
 PIXELS = Preprocess("L", "stretch", "bilinear", 1.0, (0.0,), (1.0,))  # bytes go in as they are
 
@@ -66,51 +56,7 @@ TRAININGS: Mapping[str, BinaryTraining] = {
 }
 
 
-@dataclass(frozen=True)
-class Images:
-    """`x`: uint8 [N, 28, 28]; `y`: uint8 [N]."""
-
-    x: NDArray[np.uint8]
-    y: NDArray[np.uint8]
-
-    def part(self, which: slice) -> Images:
-        return Images(self.x[which], self.y[which])
-
-    def labelled(self, image: Input, augment: Augment | None = None) -> Labelled:
-        return Labelled(self.x, self.y, image, augment)
-
-
-def find_data() -> Path:
-    """The folder that tools/fetch_data.py answers with."""
-    script = Path(__file__).with_name("fetch_data.py")
-    answer = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
-    if answer.returncode != 0:
-        sys.exit(answer.returncode)
-    return Path(answer.stdout.strip())
-
-
-def read_split(folder: Path, prefix: str) -> Images:
-    """`train` or `t10k` of the folder."""
-    x, y = folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
-    return Images(read_idx(x, 3), read_idx(y, 1))
-
-
-class Progress(Hook):
-    """A line for each epoch."""
-
-    def __init__(self, module: torch.nn.Module, held_out: Labelled, epochs: int) -> None:
-        self._module, self._held_out, self._epochs = module, held_out, epochs
-        self._start = time.monotonic()
-
-    def after_epoch(self, moment: Moment) -> bool:
-        accuracy = " ".join(f"{each:.2%}" for each in evaluate(self._module, self._held_out).accuracy)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in moment.losses.items())
-        spent = time.monotonic() - self._start
-        say(f"epoch {moment.epoch + 1}/{self._epochs}: {losses}; held out {accuracy}; {spent:.0f} s")
-        return False
-
-
-def judge(graph: Graph, names: Sequence[str], image: Input, images: Images) -> dict[str, float]:
+def judge(graph: Graph, names: Sequence[str], image: Input, images: fashion_mnist.Images) -> dict[str, float]:
     """Accuracy per exit of the exported file as convert reads it, one image at a time."""
     session = open_model(model_bytes(graph.model), optimize=False)  # no batch norm rounds otherwise
     right = dict.fromkeys(names, 0)
@@ -119,22 +65,6 @@ def judge(graph: Graph, names: Sequence[str], image: Input, images: Images) -> d
         for name, answer in zip(names, answers, strict=True):
             right[name] += int(answer.argmax()) == label
     return {name: count / len(images.x) for name, count in right.items()}
-
-
-def exit_figures(graph: Graph, judged: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One row an exit; MACs are cumulative."""
-    stages = split(fold(graph, NoOptions(), Context()))
-    macs = np.cumsum([sum(layer.macs for layer in layers(stage.model)) for stage in stages]).tolist()
-    return [
-        {
-            "name": stage.exit.name,
-            "macs": spent,
-            "cost_share": spent / macs[-1],
-            "accuracy_held_out": judged["held_out"][stage.exit.name],
-            "accuracy_test": judged["test"][stage.exit.name],
-        }
-        for stage, spent in zip(stages, macs, strict=True)
-    ]
 
 
 def default_file(wanted: argparse.Namespace) -> Path:
@@ -164,34 +94,29 @@ def config_of(wanted: argparse.Namespace) -> lfc.Config | cnv.Config:
 def run(wanted: argparse.Namespace) -> None:
     out = wanted.out or default_file(wanted)
     options, config = options_of(wanted), config_of(wanted)
-    folder = wanted.data or find_data()
-    everything, test = (read_split(folder, prefix) for prefix in ("train", "t10k"))
-    first = len(everything.x) - len(everything.x) // HELD_OUT
-    images, held_out = everything.part(slice(0, first)), everything.part(slice(first, None))
+    folder = wanted.data or fashion_mnist.find_data()
+    everything, test = (fashion_mnist.read_split(folder, prefix) for prefix in ("train", "t10k"))
+    images, held_out = fashion_mnist.parts_of(everything)
     images = images.part(slice(0, wanted.limit_train))
     image = Input(Tensor("image", "uint8", (1, 1, *images.x.shape[1:])), "NCHW", PIXELS)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_suffix(".checkpoint")
-    if not wanted.resume:
-        checkpoint.unlink(missing_ok=True)
-    resumed = checkpoint.exists()
+    checkpoint, resumed = fashion_mnist.checkpoint_of(out, resume=wanted.resume)
 
     with reproducible(wanted.seed, wanted.threads):
         module = build(wanted.network, config)
-    exam = held_out.labelled(image)
+    exam = Labelled(held_out.x, held_out.y, image)
     started = time.monotonic()
     train_bnn(
         module,
-        images.labelled(image, Augment(shift=options.shift, flip=options.flip)),
+        Labelled(images.x, images.y, image, Augment(shift=options.shift, flip=options.flip)),
         options,
         seed=wanted.seed,
         threads=wanted.threads,
-        hooks=[Progress(module, exam, options.epochs)],
+        hooks=[fashion_mnist.Progress(module, exam, options.epochs)],
         checkpoint=checkpoint,
     )
     seconds = time.monotonic() - started
 
-    content = to_qonnx(module, image, LABELS, samples=held_out.x[:COMPARED])
+    content = to_qonnx(module, image, fashion_mnist.LABELS, samples=held_out.x[:COMPARED])
     write_atomic(out, content)
     graph = load(out).graph
     names = [entry.name for entry in graph.exits]
@@ -201,7 +126,7 @@ def run(wanted: argparse.Namespace) -> None:
         "network": wanted.network,
         "config": asdict(config),
         "training": asdict(options),
-        "exits": exit_figures(graph, judged),
+        "exits": fashion_mnist.exit_figures(graph, judged),
         "images": {"train": len(images.x), "held_out": len(held_out.x), "test": len(test.x)},
         "binary_weights": sum(layer.weight.numel() for layer in binary_layers(module)),
         "parameters": sum(math.prod(each.shape) for each in module.parameters()),
@@ -219,29 +144,12 @@ def run(wanted: argparse.Namespace) -> None:
 
 
 def report(figures: Mapping[str, Any], out: Path) -> None:
-    print(f"{'exit':<8}{'test':>9}{'held out':>10}{'MACs':>13}{'of all':>8}")
-    for each in figures["exits"]:
-        print(
-            f"{each['name']:<8}{each['accuracy_test']:>8.2%} {each['accuracy_held_out']:>8.2%}"
-            f"{each['macs']:>14,}{each['cost_share']:>8.1%}"
-        )
+    fashion_mnist.print_exits(figures)
     spent = "resumed" if figures["seconds"] is None else f"{figures['seconds']:.0f} s"
     epochs = figures["training"]["epochs"]
     print(f"seed {figures['seed']}, {epochs} epochs, {spent}")
     print(f"{figures['binary_weights']:,} binary weights, {figures['size_bytes']:,} bytes")
-    print(f"sha256 {figures['sha256']}  {out}")
-    print("versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    fashion_mnist.print_origin(figures, out)
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -250,43 +158,15 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exits", type=int, default=0, help="early ones, of cnv: 0 (default), 1 or 2")
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels of cnv")
     parser.add_argument("--dropout", type=float, default=0.0, help="of the hidden layers of lfc, in training")
-    parser.add_argument("--epochs", type=positive, help="default: what the network wants")
-    parser.add_argument("--batch", type=positive, help="default: what the network wants")
+    parser.add_argument("--batch", type=fashion_mnist.positive, help="default: what the network wants")
     parser.add_argument("--lr", type=float, help="default: what the network wants")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: networks/NETWORK-SEED.onnx in edgekit's cache"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder with the four IDX files (default: ask tools/fetch_data.py)"
-    )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=1,
-        help="the result depends on it; more than one only on a quiet machine: they spin for one another",
-    )
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="train in mixed precision: faster on CPUs that have it"
-    )
-    parser.add_argument("--limit-train", type=positive, metavar="N", help="train on the first N images only")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where a run with the same options stopped"
-    )
+    fashion_mnist.add_common(parser)
     return parser.parse_args(given)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     wanted = arguments(given)
-    try:
-        run(wanted)
-    except EdgekitError as err:
-        say(f"train_bnn: {err}")
-        return err.exit_code
-    except OSError as err:
-        say(f"train_bnn: {err}")
-        return 3
-    return 0
+    return fashion_mnist.run_safely("train_bnn", partial(run, wanted))
 
 
 if __name__ == "__main__":

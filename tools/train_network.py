@@ -14,46 +14,37 @@ import argparse
 import hashlib
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgekit.core.errors import EdgekitError
 from edgekit.core.files import write_atomic
 from edgekit.core.manifest import Input, Preprocess, Tensor
 from edgekit.host.cache import cache_root
 from edgekit.host.load import load
 from edgekit.host.ort import open_model
-from edgekit.host.passes.base import Context, NoOptions
-from edgekit.host.passes.fold import apply as fold
-from edgekit.host.split import split
 from edgekit.host.train import require_torch
-from edgekit.host.work import layers
-from edgekit.runtime.data import read_idx
 
 require_torch("tools/train_network.py")
 
-import torch  # noqa: E402
-
-from edgekit.host.train.fit import Hook, Moment, reproducible  # noqa: E402
+from edgekit.host.train.fit import reproducible  # noqa: E402
 from edgekit.host.train.networks import NETWORKS, build  # noqa: E402
 from edgekit.host.train.samples import Augment  # noqa: E402
-from edgekit.host.train.supervised import Labelled, Training, evaluate, train_classifier  # noqa: E402
+from edgekit.host.train.supervised import Labelled, Training, train_classifier  # noqa: E402
 from edgekit.host.train.to_onnx import to_onnx  # noqa: E402
 
-LABELS = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
-HELD_OUT = 12  # one in so many: 5,000 of the 60,000 images, the last ones of the training file
+if TYPE_CHECKING:  # a script finds what lies beside it, mypy what lies below the project
+    from tools import fashion_mnist
+else:
+    import fashion_mnist
+
 SCALE = 1.0 / 255.0
 COMPARED = 100  # held-out images on which the file must give the module's answers
 
@@ -66,48 +57,9 @@ TRAININGS: Mapping[str, Training] = {  # where a network wants another
 }
 
 
-@dataclass(frozen=True)
-class Images:
-    """`x`: uint8 [N, 28, 28]; `y`: uint8 [N]."""
-
-    x: NDArray[np.uint8]
-    y: NDArray[np.uint8]
-
-    def part(self, which: slice) -> Images:
-        return Images(self.x[which], self.y[which])
-
-
-def find_data() -> Path:
-    """The folder that tools/fetch_data.py answers with."""
-    script = Path(__file__).with_name("fetch_data.py")
-    answer = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
-    if answer.returncode != 0:
-        sys.exit(answer.returncode)
-    return Path(answer.stdout.strip())
-
-
-def read_split(folder: Path, prefix: str) -> Images:
-    """`train` or `t10k` of the folder."""
-    x, y = folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz"
-    return Images(read_idx(x, 3), read_idx(y, 1))
-
-
-class Progress(Hook):
-    """A line for each epoch."""
-
-    def __init__(self, module: torch.nn.Module, held_out: Labelled, epochs: int) -> None:
-        self._module, self._held_out, self._epochs = module, held_out, epochs
-        self._start = time.monotonic()
-
-    def after_epoch(self, moment: Moment) -> bool:
-        accuracy = " ".join(f"{each:.2%}" for each in evaluate(self._module, self._held_out).accuracy)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in moment.losses.items())
-        spent = time.monotonic() - self._start
-        say(f"epoch {moment.epoch + 1}/{self._epochs}: {losses}; held out {accuracy}; {spent:.0f} s")
-        return False
-
-
-def judge(content: bytes, names: Sequence[str], image: Input, images: Images) -> dict[str, float]:
+def judge(
+    content: bytes, names: Sequence[str], image: Input, images: fashion_mnist.Images
+) -> dict[str, float]:
     """Accuracy per exit of the exported file, one image at a time."""
     session = open_model(content)
     batches = Labelled(images.x, images.y, image)
@@ -121,22 +73,6 @@ def judge(content: bytes, names: Sequence[str], image: Input, images: Images) ->
     return {name: count / batches.count for name, count in right.items()}
 
 
-def exit_figures(path: Path, judged: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One row an exit; MACs are cumulative."""
-    stages = split(fold(load(path).graph, NoOptions(), Context()))
-    macs = np.cumsum([sum(layer.macs for layer in layers(stage.model)) for stage in stages]).tolist()
-    return [
-        {
-            "name": stage.exit.name,
-            "macs": spent,
-            "cost_share": spent / macs[-1],
-            "accuracy_held_out": judged["held_out"][stage.exit.name],
-            "accuracy_test": judged["test"][stage.exit.name],
-        }
-        for stage, spent in zip(stages, macs, strict=True)
-    ]
-
-
 def default_file(network: str, seed: int) -> Path:
     return cache_root() / "networks" / f"{network}-{seed}.onnx"
 
@@ -147,10 +83,9 @@ def run(wanted: argparse.Namespace) -> None:
     options = replace(TRAININGS.get(name, DEFAULT), bfloat16=wanted.bfloat16)
     if wanted.epochs is not None:
         options = replace(options, epochs=wanted.epochs)
-    folder = wanted.data or find_data()
-    everything = read_split(folder, "train")
-    first = len(everything.x) - len(everything.x) // HELD_OUT
-    images, held_out = everything.part(slice(0, first)), everything.part(slice(first, None))
+    folder = wanted.data or fashion_mnist.find_data()
+    everything = fashion_mnist.read_split(folder, "train")
+    images, held_out = fashion_mnist.parts_of(everything)
     mean, std = (round(float(f(images.x)) * SCALE, 6) for f in (np.mean, np.std))
     images = images.part(slice(0, wanted.limit_train))
     image = Input(
@@ -158,11 +93,7 @@ def run(wanted: argparse.Namespace) -> None:
         "NCHW",
         Preprocess("L", "stretch", "bilinear", SCALE, (mean,), (std,)),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_suffix(".checkpoint")
-    if not wanted.resume:
-        checkpoint.unlink(missing_ok=True)
-    resumed = checkpoint.exists()
+    checkpoint, resumed = fashion_mnist.checkpoint_of(out, resume=wanted.resume)
 
     with reproducible(seed, wanted.threads):
         module = build(name)
@@ -175,22 +106,24 @@ def run(wanted: argparse.Namespace) -> None:
         options,
         seed=seed,
         threads=wanted.threads,
-        hooks=[Progress(module, exam, options.epochs)],
+        hooks=[fashion_mnist.Progress(module, exam, options.epochs)],
         checkpoint=checkpoint,
     )
     seconds = time.monotonic() - started
 
-    content = to_onnx(module, image, LABELS, samples=exam.plain(0, COMPARED)["x"].contiguous().numpy())
+    content = to_onnx(
+        module, image, fashion_mnist.LABELS, samples=exam.plain(0, COMPARED)["x"].contiguous().numpy()
+    )
     write_atomic(out, content)
     names = [entry.name for entry in load(out).graph.exits]
-    test = read_split(folder, "t10k")
+    test = fashion_mnist.read_split(folder, "t10k")
     judged = {part: judge(content, names, image, of) for part, of in (("held_out", held_out), ("test", test))}
     figures = {
         "v": 1,
         "network": name,
         "config": asdict(NETWORKS[name].config()),
         "training": asdict(options),
-        "exits": exit_figures(out, judged),
+        "exits": fashion_mnist.exit_figures(load(out).graph, judged),
         "images": {"train": len(images.x), "held_out": len(held_out.x), "test": len(test.x)},
         "parameters": sum(math.prod(each.shape) for each in module.parameters()),
         "size_bytes": len(content),
@@ -208,67 +141,22 @@ def run(wanted: argparse.Namespace) -> None:
 
 
 def report(figures: Mapping[str, Any], out: Path) -> None:
-    print(f"{'exit':<8}{'test':>9}{'held out':>10}{'MACs':>13}{'of all':>8}")
-    for each in figures["exits"]:
-        print(
-            f"{each['name']:<8}{each['accuracy_test']:>8.2%} {each['accuracy_held_out']:>8.2%}"
-            f"{each['macs']:>14,}{each['cost_share']:>8.1%}"
-        )
+    fashion_mnist.print_exits(figures)
     spent = "resumed" if figures["seconds"] is None else f"{figures['seconds']:.0f} s"
     print(f"{figures['parameters']:,} parameters, {figures['size_bytes']:,} bytes, {spent}")
-    print(f"sha256 {figures['sha256']}  {out}")
-    print("versions: " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    fashion_mnist.print_origin(figures, out)
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--network", choices=tuple(NETWORKS), required=True)
-    parser.add_argument("--epochs", type=positive, help="default: what the network wants")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: networks/NETWORK-SEED.onnx in edgekit's cache"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder with the four IDX files (default: ask tools/fetch_data.py)"
-    )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=1,
-        help="the result depends on it; more than one only on a quiet machine: they spin for one another",
-    )
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="train in mixed precision: faster on CPUs that have it"
-    )
-    parser.add_argument("--limit-train", type=positive, metavar="N", help="train on the first N images only")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where a run with the same options stopped"
-    )
+    fashion_mnist.add_common(parser)
     return parser.parse_args(given)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     wanted = arguments(given)
-    try:
-        run(wanted)
-    except EdgekitError as err:
-        say(f"train_network: {err}")
-        return err.exit_code
-    except OSError as err:
-        say(f"train_network: {err}")
-        return 3
-    return 0
+    return fashion_mnist.run_safely("train_network", partial(run, wanted))
 
 
 if __name__ == "__main__":

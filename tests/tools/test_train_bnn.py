@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.util
 import json
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from fashion_data import made_up, script
 
 from edgekit.host.load import load
 
@@ -27,37 +25,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def write_idx(path: Path, values: Any) -> None:
-    head = struct.pack(f">I{values.ndim}I", 0x800 + values.ndim, *values.shape)
-    path.write_bytes(gzip.compress(head + values.tobytes(), 1))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 training images and 40 test images of ten classes: one bright block each, at the class's own place."""
-    folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    for prefix, count in (("train", 600), ("t10k", 40)):
-        y = random.integers(0, 10, count).astype(np.uint8)
-        x = random.integers(0, 60, (count, 28, 28)).astype(np.uint8)
-        for image, label in zip(x, y, strict=True):
-            row, column = divmod(int(label), 5)
-            image[5 + 10 * row : 13 + 10 * row, 3 + 5 * column : 7 + 5 * column] = 250
-        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", x)
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", y)
-    return folder
+    return made_up(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    """The script as a module: a process of its own would load PyTorch again for every test."""
-    spec = importlib.util.spec_from_file_location("train_bnn", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("train_bnn")
 
 
 def test_a_run_leaves_a_small_model_and_its_figures(
@@ -187,7 +162,7 @@ def test_the_committed_file_is_the_small_one_its_readme_describes(name: str) -> 
 
 def accuracy(tool: Any, name: str, folder: Path, count: int) -> float:
     graph = load(COMMITTED[name]).graph
-    images = tool.read_split(folder, "t10k").part(slice(0, count))
+    images = tool.fashion_mnist.read_split(folder, "t10k").part(slice(0, count))
     return tool.judge(graph, ["final"], graph.inputs[0], images)["final"]  # type: ignore[no-any-return]
 
 

@@ -57,7 +57,7 @@ POINTS = 24  # as many operating points as convert keeps
 
 @dataclass(frozen=True)
 class SizeClass:
-    """A made-up network: three blocks of `depth` 3x3 convolutions, each with its exit. limit: the target for `stages`."""
+    """A made-up network: three blocks of `depth` 3x3 convolutions, each with its exit. limit: the target of stages."""
 
     name: str
     side: int
