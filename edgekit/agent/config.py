@@ -27,6 +27,7 @@ _MAX_PORT = 65535
 _MAX_SOCKET_PATH = 100  # the system's limit is 107, and a socket is bound under a longer name first
 _SECTIONS = (
     "device", "broker", "repository", "trust", "telemetry", "sensors", "policy", "limits", "source", "api",
+    "identity", "update", "trial", "log",
 )  # fmt: skip
 
 
@@ -46,10 +47,50 @@ class Broker:
 
 @dataclass(frozen=True)
 class Repository:
-    """Where bundles come from. url has no trailing slash; below it lie metadata/ and targets/."""
+    """Where bundles come from. url has no trailing slash; below it lie metadata and targets. ca None: the system's."""
 
     url: str
     token: str | None = field(repr=False)
+    ca: Path | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The board's own certificate and its private key, for broker and repository: PEM files, renewed by the agent."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Update:
+    """How updates come. jitter_s: a download begins after a random part of it. rate_kb_s: None: as fast as it goes.
+
+    refresh_h: how often the metadata is looked at without a job. sticks: patterns of folders that may hold a repository
+    and commands, such as a mounted USB stick's.
+    """
+
+    jitter_s: float = 30.0
+    rate_kb_s: float | None = None
+    refresh_h: float = 24.0
+    sticks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a bundle must stand before it is committed: so many requests or seconds, in a child and then live."""
+
+    requests: int = 100
+    seconds: float = 5.0
+    live_requests: int = 100
+    live_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Log:
+    """How the log is written."""
+
+    as_json: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,6 +231,10 @@ class Config:
     unknown: tuple[str, ...]
     secret_files: tuple[Path, ...]
     api: Api | None = None
+    identity: Identity | None = None
+    update: Update = field(default_factory=Update)
+    trial: Trial = field(default_factory=Trial)
+    log: Log = field(default_factory=Log)
 
     @property
     def address(self) -> str:
@@ -238,6 +283,10 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
             if key in table.data
         ),
         api=None if data.get("api") is None else _api(sections["api"], folder),
+        identity=None if data.get("identity") is None else _identity(sections["identity"], folder),
+        update=_update(sections["update"]),
+        trial=_trial(sections["trial"]),
+        log=Log(_get(sections["log"], "json", checks.flag, False)),
     )
     top.close()
     return replace(config, unknown=tuple(sorted(top.extra)))
@@ -330,7 +379,38 @@ def _url(value: object, where: str) -> str:
 
 
 def _repository(table: Table, folder: Path) -> Repository:
-    return Repository(_get(table, "url", _url), _secret(table, "token_file", folder))
+    ca = _maybe(table, "ca", checks.text)
+    if ca is not None:
+        _read(table, "ca", folder)
+    return Repository(
+        _get(table, "url", _url), _secret(table, "token_file", folder), None if ca is None else folder / ca
+    )
+
+
+def _identity(table: Table, folder: Path) -> Identity:
+    _read(table, "certificate", folder)
+    _read(table, "key", folder)
+    return Identity(
+        folder / _get(table, "certificate", checks.text), folder / _get(table, "key", checks.text)
+    )
+
+
+def _update(table: Table) -> Update:
+    return Update(
+        jitter_s=_get(table, "jitter_s", _number(0.0, 86_400), Update.jitter_s),
+        rate_kb_s=_maybe(table, "rate_kb_s", _number(1.0, 1e7)),
+        refresh_h=_get(table, "refresh_h", _number(0.001, 24 * 14), Update.refresh_h),
+        sticks=_get(table, "sticks", lambda v, w: checks.rows(v, w, checks.text), ()),
+    )
+
+
+def _trial(table: Table) -> Trial:
+    return Trial(
+        requests=_get(table, "requests", _whole(1, 10**6), Trial.requests),
+        seconds=_get(table, "seconds", _number(0.01, 86_400), Trial.seconds),
+        live_requests=_get(table, "live_requests", _whole(0, 10**6), Trial.live_requests),
+        live_seconds=_get(table, "live_seconds", _number(0.0, 86_400), Trial.live_seconds),
+    )
 
 
 def _telemetry(table: Table) -> Telemetry:

@@ -72,13 +72,19 @@ def judge_shot(shot: OneShot, address: str, state: State) -> Verdict:
 
 def job_of_shot(shot: OneShot) -> Job:
     """The job that a one-shot asks for, at its beginning."""
-    return Job(shot.job_id, shot.n, shot.target, None, None, shot.expires)
+    return Job(shot.job_id, shot.n, shot.target, None, None, shot.expires, action=shot.action)
 
 
 def job_of(desired: Desired) -> Job:
     """The job that a command asks for, at its beginning."""
     return Job(
-        desired.job_id, desired.rev, desired.target, desired.policy, desired.interval_s, desired.expires
+        desired.job_id,
+        desired.rev,
+        desired.target,
+        desired.policy,
+        desired.interval_s,
+        desired.expires,
+        config=desired.config,
     )
 
 

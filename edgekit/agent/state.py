@@ -25,7 +25,8 @@ class Job:
     """What was commanded, and how far it came: the one job that makes a bundle run, or a one-shot.
 
     rev: of the desired state; a one-shot's number. restarts: how often the agent ended over its bundle. reported: its
-    end stands in the outbox. reports: what was measured, until they are there.
+    end stands in the outbox. reports: what was measured, until they are there. config: settings commanded with it.
+    action: of a one-shot.
     """
 
     job_id: str
@@ -40,6 +41,8 @@ class Job:
     restarts: int = 0
     reported: bool = False
     reports: tuple[BenchReport, ...] = ()
+    config: Mapping[str, Any] | None = None
+    action: str = "measure"
 
     @property
     def ended(self) -> bool:
@@ -63,6 +66,8 @@ class Job:
             restarts=integer(data.get("restarts"), f"{where}.restarts"),
             reported=checks.flag(data.get("reported"), f"{where}.reported"),
             reports=parse_reports(data.get("reports", []), f"{where}.reports"),
+            config=optional(data.get("config"), f"{where}.config", table),
+            action=text(data.get("action", "measure"), f"{where}.action"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -79,13 +84,15 @@ class Job:
             "detail": self.detail,
             "restarts": self.restarts,
             "reported": self.reported,
+            "config": None if self.config is None else dict(self.config),
+            "action": self.action,
             **({"reports": reports_json(self.reports)} if self.reports else {}),
         }
 
 
 @dataclass(frozen=True)
 class State:
-    """rev, n: of the last command. policy, interval_s: what it commanded; None: as configured.
+    """rev, n: of the last command. policy, interval_s, config: what it commanded; None: as configured.
 
     job: the one at work or the last one. next: commanded meanwhile, waits until that one has ended.
     owed: earlier jobs whose end the outbox did not take. shots: one-shots, the oldest first, ended ones too; shot_n:
@@ -111,6 +118,7 @@ class State:
     lost: str | None = None
     shots: tuple[Job, ...] = ()
     shot_n: int = 0
+    config: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> State:
@@ -130,6 +138,7 @@ class State:
             failed_starts=integer(data.get("failed_starts"), f"{where}: failed_starts"),
             policy=optional(data.get("policy"), f"{where}: policy", PolicySpec.parse),
             interval_s=optional(data.get("interval_s"), f"{where}: interval_s", number),
+            config=optional(data.get("config"), f"{where}: config", table),
             metadata={
                 role: integer(version, f"{where}: metadata.{role}") for role, version in metadata.items()
             },
@@ -154,6 +163,7 @@ class State:
             "failed_starts": self.failed_starts,
             "policy": self.policy.to_json() if self.policy else None,
             "interval_s": self.interval_s,
+            "config": None if self.config is None else dict(self.config),
             "metadata": dict(self.metadata),
             "good_time": self.good_time,
             "owed": [job.to_json() for job in self.owed],

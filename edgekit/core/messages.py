@@ -20,11 +20,12 @@ TO_BOARD = ("desired", "job", "ack")
 FROM_BOARD = ("status", "info", "reported", "job/event", "telemetry", "event")
 INPUT, ANSWER = "input", "answer"  # opt-in: a board's source and sink; the server hears neither
 _KINDS = (*TO_BOARD, *FROM_BOARD, INPUT, ANSWER)
-ACTIONS = ("measure",)
+ACTIONS = ("measure", "update-agent")
 RETAINED = ("status", "info", "desired", "reported")
 COMPRESS_ABOVE = 1024
 MAX_PAYLOAD = 4 * 2**20  # bytes once unpacked
 _MAX_RECORDS = 10_000
+_MAX_SETTINGS = 100
 
 
 def topic(fleet: str, device: str, kind: str) -> str:
@@ -75,13 +76,30 @@ def signed_bytes(payload: Mapping[str, Any]) -> bytes:
     return canonical_json({key: value for key, value in payload.items() if key != "sig"} | {"v": 1})
 
 
+def _time(value: object, where: str) -> float:
+    return number(value, where, 0.0, 1e11)
+
+
+def _settings(value: object, where: str) -> Mapping[str, Any]:
+    """Settings by dotted key: plain values only. Raises BadInput."""
+    settings = table(value, where)
+    if len(settings) > _MAX_SETTINGS:
+        raise checks.wrong(where, f"at most {_MAX_SETTINGS} settings", len(settings))
+    for key, setting in settings.items():
+        text(key, where)
+        if not isinstance(setting, (bool, int, float, str)):
+            raise checks.wrong(f"{where}: {key}", "a number, a text, true or false", setting)
+    return settings
+
+
 @dataclass(frozen=True)
 class Desired:
     """What a board should run. Retained; alone says it all. `n` grows with every command the control key signs.
 
     target: `name/version`, or None to leave it as it is. policy, interval_s (`interval` on the wire): None to leave as
     configured.
-    expires: Unix seconds after which an unfinished job ends as expired.
+    expires: Unix seconds after which an unfinished job ends as expired. config: settings by dotted key, such as
+    "limits.threads": the board takes those it lets others change, within its local limits. None: as configured there.
     """
 
     to: str  # fleet/device, so that one board's command is no other's
@@ -92,6 +110,7 @@ class Desired:
     policy: PolicySpec | None
     interval_s: float | None
     expires: float
+    config: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], where: str = "desired") -> Desired:
@@ -110,6 +129,7 @@ class Desired:
                 payload.get("interval"), f"{where}.interval", lambda v, w: number(v, w, 0.1, 86400)
             ),
             expires=number(payload.get("expires"), f"{where}.expires", 0.0, 1e11),
+            config=optional(payload.get("config"), f"{where}.config", _settings),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +143,7 @@ class Desired:
             "policy": self.policy.to_json() if self.policy else None,
             "interval": self.interval_s,
             "expires": self.expires,
+            "config": None if self.config is None else dict(self.config),
         }
 
 
@@ -190,7 +211,9 @@ class Status:
 class Info:
     """What a board is and has. slots: labels of verified bundles. metadata: highest TUF versions seen, by role.
 
-    accepts_measure: candidates of a conversion may be timed there.
+    accepts_measure: candidates of a conversion may be timed there. metadata_expires, certificate_expires: Unix seconds
+    at which updates, and the connection, would stop; None: not known, or none. environment: label of the agent's own
+    environment where that was installed by an update.
     """
 
     profile: str
@@ -202,12 +225,16 @@ class Info:
     slots: tuple[str, ...] = ()
     metadata: Mapping[str, int] = field(default_factory=dict)
     accepts_measure: bool = False
+    metadata_expires: Mapping[str, float] = field(default_factory=dict)
+    certificate_expires: float | None = None
+    environment: str | None = None
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], where: str = "info") -> Info:
         """Read a decoded payload. Raises BadInput."""
         runtimes = table(payload.get("runtimes", {}), f"{where}.runtimes")
         metadata = table(payload.get("metadata", {}), f"{where}.metadata")
+        expires = table(payload.get("metadata_expires", {}), f"{where}.metadata_expires")
         return cls(
             profile=name(payload.get("profile"), f"{where}.profile"),
             agent=text(payload.get("agent"), f"{where}.agent"),
@@ -218,6 +245,13 @@ class Info:
             slots=rows(payload.get("slots", []), f"{where}.slots", text),
             metadata={text(k, where): integer(v, f"{where}.metadata.{k}") for k, v in metadata.items()},
             accepts_measure=flag(payload.get("accepts_measure", False), f"{where}.accepts_measure"),
+            metadata_expires={
+                text(k, where): _time(v, f"{where}.metadata_expires.{k}") for k, v in expires.items()
+            },
+            certificate_expires=optional(
+                payload.get("certificate_expires"), f"{where}.certificate_expires", _time
+            ),
+            environment=optional(payload.get("environment"), f"{where}.environment", text),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -232,7 +266,9 @@ class Info:
             "slots": list(self.slots),
             "metadata": dict(self.metadata),
             "accepts_measure": self.accepts_measure,
-            "certificate_expires": None,  # boards have no certificate of their own yet
+            "metadata_expires": dict(self.metadata_expires),
+            "certificate_expires": self.certificate_expires,
+            "environment": self.environment,
         }
 
 
@@ -248,6 +284,8 @@ class Reported:
     policy: PolicySpec | None  # in force now: a throttled board may run a tighter one than desired
     interval_s: float
     why: str | None
+    config: Mapping[str, Any] = field(default_factory=dict)  # settings from outside that are in force
+    config_refused: Mapping[str, str] = field(default_factory=dict)  # those that are not, and why
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], where: str = "reported") -> Reported:
@@ -263,6 +301,11 @@ class Reported:
             policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),
             interval_s=number(payload.get("interval_s"), f"{where}.interval_s", 0.0),
             why=optional(payload.get("why"), f"{where}.why", text),
+            config=_settings(payload.get("config", {}), f"{where}.config"),
+            config_refused={
+                text(k, where): text(v, f"{where}.config_refused.{k}")
+                for k, v in table(payload.get("config_refused", {}), f"{where}.config_refused").items()
+            },
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -276,6 +319,8 @@ class Reported:
             "policy": self.policy.to_json() if self.policy else None,
             "interval_s": self.interval_s,
             "why": self.why,
+            "config": dict(self.config),
+            "config_refused": dict(self.config_refused),
         }
 
 

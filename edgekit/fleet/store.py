@@ -33,7 +33,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 15_000
 
 metadata = MetaData()
@@ -68,6 +68,9 @@ devices = Table(
     Column("malformed_why", Text),
     Column("rev", BigInteger, nullable=False, default=0),  # of the last desired
     Column("n", BigInteger, nullable=False, default=0),  # of the last command
+    Column("certificate_serial", Text),  # of the one in force; None: it has none
+    Column("certificate_expires", Float),
+    Column("revoked_at", Float),  # its credentials count no more
 )
 
 boots = Table(
@@ -156,6 +159,7 @@ jobs = Table(
     Column("selector", Text, nullable=False),
     Column("policy", Text),  # JSON
     Column("interval_s", Float),
+    Column("config", Text),  # JSON
 )
 
 job_devices = Table(
@@ -199,6 +203,7 @@ desired = Table(
     Column("target", Text),
     Column("policy", Text),  # JSON
     Column("interval_s", Float),
+    Column("config", Text),  # JSON
     Column("expires", Float, nullable=False),
     Column("pending", Boolean, nullable=False),  # the broker has not confirmed it
     Index("desired_pending", "pending"),
@@ -241,15 +246,27 @@ def open_store(url: str) -> Store:
     with store.write() as connection:
         metadata.create_all(connection)
         version = get_fact(connection, "schema")
-        if version is None:
-            put_fact(connection, "schema", SCHEMA_VERSION)
-        elif version > SCHEMA_VERSION:
+        if version is not None and version > SCHEMA_VERSION:
             raise BadInput(
                 f"{url}: has schema {version}, newer than this edgekit reads ({SCHEMA_VERSION}): update"
             )
+        if version != SCHEMA_VERSION:
+            _add_missing_columns(connection)
+            put_fact(connection, "schema", SCHEMA_VERSION)
     if engine.url.database and engine.dialect.name == "sqlite":
         Path(engine.url.database).chmod(0o600)
     return store
+
+
+def _add_missing_columns(connection: sa.Connection) -> None:
+    """Bring older tables up to the schema: what came later is nullable."""
+    known = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        there = {column["name"] for column in known.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(f'ALTER TABLE {table.name} ADD COLUMN "{column.name}" {kind}')
 
 
 def insert_new(connection: sa.Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

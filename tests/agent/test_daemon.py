@@ -19,7 +19,7 @@ from PIL import Image
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Timestamp
 
-from edgekit.agent import update
+from edgekit.agent import metadata
 from edgekit.agent.config import load_config
 from edgekit.agent.daemon import Agent
 from edgekit.agent.outbox import Outbox
@@ -36,7 +36,7 @@ BUDGET = PolicySpec("budget", parse_budget("40%"))
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "_RETRY_S", 0.0)
+    monkeypatch.setattr(metadata, "_RETRY_S", 0.0)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from agents import Repository
 from securesystemslib.signer import CryptoSigner
 
-from edgekit.agent import clock, update
+from edgekit.agent import clock, download, metadata
 from edgekit.agent.config import Repository as Address
 from edgekit.agent.jobs import Superseded
 from edgekit.agent.remote import Found, NetworkFailed
@@ -64,7 +64,7 @@ class Board:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "_RETRY_S", 0.0)
+    monkeypatch.setattr(metadata, "_RETRY_S", 0.0)
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_server_that_publishes_while_the_board_reads_is_read_again(
     def publish(_: float) -> None:
         repository.files["metadata/targets.json"] = new
 
-    monkeypatch.setattr(update.time, "sleep", publish)
+    monkeypatch.setattr(metadata.time, "sleep", publish)
     assert board.find(2).target.version == 2
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_is_said_in_one_line(board: Board, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(update.os, "fsync", full)
+    monkeypatch.setattr(download.os, "fsync", full)
     with pytest.raises(WorldFailed, match="could not be written: No space left on device"):
         board.client.fetch(found, board.part, lambda: None)
 
