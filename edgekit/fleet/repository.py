@@ -8,12 +8,14 @@ from fastapi import APIRouter
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from edgekit.core.checks import NAME
-from edgekit.core.target import USES
+from edgekit.core.target import SUFFIXES
 from edgekit.fleet.config import FleetConfig
 from edgekit.repo.metadata import metadata_folder, target_file
 
 _METADATA = re.compile(r"(?:[1-9]\d{0,9}\.)?(?:root|targets|measure|snapshot|timestamp)\.json")
-_TARGET = re.compile(rf"(?:{'|'.join(USES)})/{NAME.pattern}/[1-9]\d{{0,9}}\.edge")
+_TARGET = re.compile(
+    "|".join(rf"{use}/{NAME.pattern}/[1-9]\d{{0,9}}\.{suffix}" for use, suffix in SUFFIXES.items())
+)
 
 
 def repository_router(config: FleetConfig) -> APIRouter:
