@@ -1,73 +1,143 @@
-"""HTTP to the repository: a pool with the board's credentials, GET from an offset, a body that may not crawl.
+"""HTTP to the repository: a pool with the board's credentials, a span of a file, a body that may not crawl.
 
-Knows neither metadata nor bundles.
+Knows neither metadata nor bundles. Follows no redirect: credentials and requests stay where the config sends them.
 """
 
 from __future__ import annotations
 
+import re
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 
 import urllib3
+from urllib3.connection import HTTPConnection
 
 from edgekit.agent.config import Repository
 from edgekit.agent.remote import NetworkFailed
 from edgekit.core.errors import one_line
 
 CHUNK = 1 << 16
-PARTIAL, NOT_SATISFIABLE = 206, 416
+OK, PARTIAL = 200, 206
+MAX_RETRY_AFTER_S = 600.0  # what a server may ask us to wait
 _CONNECT_S, _SILENT_S = 10.0, 30.0
-_PATIENCE_S, _SLOWEST = 60.0, 256  # after so many seconds, a mean of fewer bytes per second is no download
+_WINDOW_S, _SLOWEST = 60.0, 256  # fewer bytes a second over so many seconds are no download
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)")
+_SMALLEST_BUFFER = 1 << 14
 
 
-def open_pool(repository: Repository) -> urllib3.PoolManager:
-    """Connections to the repository, not yet opened."""
+def open_pool(repository: Repository, rate: float | None = None) -> urllib3.PoolManager:
+    """Connections to the repository, not yet opened.
+
+    rate: bytes a second that are read at most: the kernel is told not to take far more than that ahead of us.
+    """
     headers = {"Accept-Encoding": "identity", "User-Agent": "edgekit-agent"}
     if repository.token is not None:
         headers["Authorization"] = f"Bearer {repository.token}"
     timeout = urllib3.Timeout(connect=_CONNECT_S, read=_SILENT_S)
-    return urllib3.PoolManager(num_pools=2, headers=headers, retries=False, timeout=timeout)
+    options = list(HTTPConnection.default_socket_options)
+    if rate is not None:
+        options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, max(_SMALLEST_BUFFER, min(int(rate), CHUNK))))
+    return urllib3.PoolManager(
+        num_pools=2, headers=headers, retries=False, timeout=timeout, socket_options=options
+    )
 
 
-class Response:
-    """A response that is given back when left."""
+class HttpFiles:
+    """A repository's files, below one address."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
-        self.response = response
-        self.status = response.status
+    def __init__(
+        self, http: urllib3.PoolManager, url: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._http = http
+        self._url = url
+        self._clock = clock
 
-    def __enter__(self) -> Response:
+    def open(self, path: str, start: int = 0, end: int | None = None) -> HttpBody:
+        """As remote.Files says. A server may answer with the whole file: the body says where it begins."""
+        url = f"{self._url}/{path}"
+        ranged = start > 0 or end is not None
+        span = f"bytes={start}-{'' if end is None else end - 1}"
+        headers = {**self._http.headers, "Range": span} if ranged else None
+        try:
+            response = self._http.request("GET", url, headers=headers, preload_content=False, redirect=False)
+        except urllib3.exceptions.HTTPError as err:
+            raise NetworkFailed(f"{url}: {_plain(err)}") from err
+        body = HttpBody(response, url, start if response.status == PARTIAL else 0, self._clock)
+        if response.status not in (OK, PARTIAL):
+            body.close()
+            raise NetworkFailed(
+                f"{url}: the repository answered {response.status}",
+                response.status,
+                _retry_after(response.headers.get("Retry-After")),
+            )
+        if response.status == PARTIAL and not _begins_at(response.headers.get("Content-Range"), start):
+            body.close()
+            raise NetworkFailed(f"{url}: asked for {span}, got {response.headers['Content-Range'][:80]}")
+        return body
+
+
+class HttpBody:
+    """The body of one answer, which begins at byte `start` of the file. Left half-read, its connection is closed."""
+
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, url: str, start: int, clock: Callable[[], float]
+    ) -> None:
+        self.start = start
+        self._response = response
+        self._url = url
+        self._clock = clock
+
+    def __enter__(self) -> HttpBody:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.response.close()
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back, or close it where something is left on it."""
+        self._response.close()
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        """The body in pieces of at most `size` bytes. Raises NetworkFailed when it breaks off or crawls."""
+        begun, got = self._clock(), 0
+        try:
+            for chunk in self._response.stream(size, decode_content=False):
+                got += len(chunk)
+                spent = self._clock() - begun
+                if spent > _WINDOW_S:
+                    if got < _SLOWEST * spent:
+                        raise NetworkFailed(f"{self._url}: too slow, {got} bytes in {spent:.0f} s")
+                    begun, got = self._clock(), 0
+                yield chunk
+        except (urllib3.exceptions.HTTPError, OSError) as err:
+            if isinstance(err, NetworkFailed):
+                raise
+            raise NetworkFailed(f"{self._url}: {_plain(err)}") from err
 
 
-def get(http: urllib3.PoolManager, url: str, offset: int) -> Response:
-    """GET from `offset`. Raises NetworkFailed."""
-    headers = {**http.headers, "Range": f"bytes={offset}-"} if offset else None
-    try:
-        response = http.request("GET", url, headers=headers, preload_content=False, redirect=False)
-    except urllib3.exceptions.HTTPError as err:
-        raise NetworkFailed(f"{url}: {_plain(err)}") from err
-    if response.status not in (200, PARTIAL):
-        response.close()
-        raise NetworkFailed(f"{url}: the repository answered {response.status}", response.status)
-    return Response(response)
+def _begins_at(content_range: str | None, start: int) -> bool:
+    """Whether a partial answer holds what was asked for. One that does not say is found out by the file's hash."""
+    if content_range is None:
+        return True
+    found = _CONTENT_RANGE.fullmatch(content_range.strip())
+    return found is not None and int(found[1]) == start
 
 
-def chunks(answer: Response, url: str) -> Iterator[bytes]:
-    """The body in pieces. Raises NetworkFailed when it breaks off or crawls."""
-    begun, total = time.monotonic(), 0
-    try:
-        for chunk in answer.response.stream(CHUNK, decode_content=False):
-            total += len(chunk)
-            spent = time.monotonic() - begun
-            if spent > _PATIENCE_S and total < _SLOWEST * spent:
-                raise NetworkFailed(f"{url}: too slow, {total} bytes in {spent:.0f} s")
-            yield chunk
-    except urllib3.exceptions.HTTPError as err:
-        raise NetworkFailed(f"{url}: {_plain(err)}") from err
+def _retry_after(value: str | None) -> float | None:
+    """Seconds to wait, as RFC 9110 (10.2.3) writes them: a number or a date; None where it says nothing usable."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        seconds = float(value)
+    else:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
 def _plain(err: Exception) -> str:

@@ -6,16 +6,20 @@ own cache says.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 import urllib3
 from tuf.api import exceptions
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import Root, Signed, TargetFile
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
@@ -24,10 +28,11 @@ from edgekit.agent.http import chunks, get
 from edgekit.agent.remote import Found, NetworkFailed
 from edgekit.agent.state import StateFile
 from edgekit.core.errors import BadInput, WorldFailed, one_line
-from edgekit.core.target import Target, target_path
+from edgekit.core.target import Target, parse_label, target_path
 from edgekit.core.trust import refusal
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 # A server that publishes while we read looks, once, like one that cheats.
 _TRIES, _RETRY_S = 3, 0.5
 _MAYBE_PUBLISHING = (
@@ -57,27 +62,56 @@ class MetadataClient:
         Raises Refused with the reason (unsigned, expired, rollback, tampered, unknown-target), NetworkFailed, or
         WorldFailed when the disk does not take the metadata.
         """
+        path = target_path(name, version, use)
         with self._finding:
-            return self._find_again(target_path(name, version, use))
+            file = self._refreshed(lambda updater: updater.get_targetinfo(path))
+        if file is None:
+            raise refusal("unknown-target", path)
+        return _found(file, path)
 
-    def _find_again(self, path: str) -> Found:
-        for attempt in range(_TRIES):
+    def standing(self, labels: Sequence[str]) -> Mapping[str, str | None]:
+        """Refresh the metadata; the state of each bundle (`name/version`) in it, None where it names it no more.
+
+        Raises as `find` does.
+        """
+
+        def look_up(updater: Updater) -> dict[str, str | None]:
+            states: dict[str, str | None] = {}
+            for label in labels:
+                path = target_path(*parse_label(label, "slot"))
+                file = updater.get_targetinfo(path)
+                states[label] = None if file is None else _found(file, path).target.state
+            return states
+
+        with self._finding:
+            return self._refreshed(look_up)
+
+    def _refreshed(self, look_up: Callable[[Updater], T]) -> T:
+        """Refresh, then look something up in what is signed now."""
+        attempt, emptied = 1, False
+        while True:
             try:
-                return self._find(path)
+                updater = self._refresh()
+                return look_up(updater)
             except _MAYBE_PUBLISHING as err:
-                if attempt + 1 == _TRIES:
+                if attempt == _TRIES:
                     raise _refused(err) from err
+                attempt += 1
                 log.info("metadata does not fit together (%s), reading it again", one_line(err))
                 time.sleep(_RETRY_S)
             except (exceptions.RepositoryError, exceptions.DownloadError) as err:
                 raise _refused(err) from err
             except OSError as err:
-                raise WorldFailed(
-                    f"{self._folder}: metadata could not be kept: {err.strerror or err}"
-                ) from err
-        raise AssertionError("the last attempt returns or raises")
+                if emptied:
+                    raise WorldFailed(
+                        f"{self._folder}: metadata could not be kept: {err.strerror or err}"
+                    ) from err
+                # The cache may be no folder, or full of folders: nothing in it is needed, the state remembers.
+                log.warning("%s: cannot be used (%s), begun anew", self._folder, err.strerror or err)
+                emptied = True
+                _remove(self._folder)
 
-    def _find(self, path: str) -> Found:
+    def _refresh(self) -> Updater:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         updater = Updater(
             str(self._folder),
@@ -93,21 +127,41 @@ class MetadataClient:
             floor = max(clock.EARLIEST, self._state.current.good_time)
             trusted.reference_time = datetime.fromtimestamp(floor, timezone.utc)
         updater.refresh()
-        roles = (trusted.root, trusted.timestamp, trusted.snapshot, trusted.targets)
-        self._remember({role.type: role.version for role in roles}, now)
-        file = updater.get_targetinfo(path)
-        if file is None:
-            raise refusal("unknown-target", path)
-        return _found(file, path)
+        self._remember(trusted.root, (trusted.timestamp, trusted.snapshot, trusted.targets), now)
+        return updater
 
-    def _remember(self, versions: dict[str, int], now: float | None) -> None:
-        """Refuse metadata below the highest ever seen, whatever the cache says; otherwise note it."""
-        state = self._state.current
-        for role, version in versions.items():
-            seen = state.metadata.get(role, 0)
-            if version < seen:
-                raise refusal("rollback", f"{role} version {version}, this board has seen {seen}")
-        self._state.note(metadata=versions, good_time=max(now or 0.0, state.good_time))
+    def _remember(self, root: Root, roles: Sequence[Signed], now: float | None) -> None:
+        """Refuse metadata below the highest ever seen, whatever the cache says; otherwise note it.
+
+        Versions seen under keys that a newer root has replaced count no more: who had stolen the old ones may have
+        signed any number (TUF specification, 5.3.11).
+        """
+        state, signed = self._state.current, (root, *roles)
+        keys = {role.type: _fingerprint(root, role.type) for role in roles}
+        for role in signed:
+            replaced = role.type in keys and state.metadata_keys.get(role.type) not in (None, keys[role.type])
+            seen = 0 if replaced else state.metadata.get(role.type, 0)
+            if role.version < seen:
+                raise refusal("rollback", f"{role.type} version {role.version}, this board has seen {seen}")
+        self._state.note(
+            metadata={role.type: role.version for role in signed},
+            metadata_keys=keys,
+            metadata_expires={role.type: role.expires.timestamp() for role in signed},
+            good_time=max(now or 0.0, state.good_time),
+        )
+
+
+def _fingerprint(root: Root, role: str) -> str:
+    """Of the keys that sign for a role."""
+    return hashlib.sha256(" ".join(sorted(root.roles[role].keyids)).encode()).hexdigest()[:16]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _found(file: TargetFile, path: str) -> Found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,9 @@ class Repository(Protocol):
 
     def find(self, name: str, version: int, use: str = "run") -> Found:
         """Look a target up in fresh, verified metadata. Raises Refused, NetworkFailed, WorldFailed (disk)."""
+
+    def standing(self, labels: Sequence[str]) -> Mapping[str, str | None]:
+        """The state of each bundle in fresh metadata; None: not named there. Raises as `find` does."""
 
     def fetch(self, found: Found, part: Path, check: Callable[[], None]) -> None:
         """Bring its file to `part`, checked and on disk; go on with what is there.

@@ -98,8 +98,8 @@ class State:
     owed: earlier jobs whose end the outbox did not take. shots: one-shots, the oldest first, ended ones too; shot_n:
     the number of the last one. lost: why the last committed bundle serves no more.
     commits: how many bundles were ever committed. failed_starts: starts in a row that died before the active bundle was
-    open. metadata: highest TUF version seen, by role. good_time: the latest
-    Unix time at which fresh metadata was valid; the clock is never believed to be before it.
+    open. metadata: highest TUF version seen, by role; metadata_keys: under which keys; metadata_expires: Unix time.
+    good_time: the latest Unix time at which fresh metadata was valid; the clock is never believed to be before it.
     """
 
     rev: int = 0
@@ -119,6 +119,8 @@ class State:
     shots: tuple[Job, ...] = ()
     shot_n: int = 0
     config: Mapping[str, Any] | None = None
+    metadata_keys: Mapping[str, str] = field(default_factory=dict)
+    metadata_expires: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, value: object, where: str) -> State:
@@ -127,6 +129,8 @@ class State:
         if data.get("v") != 1:
             raise checks.wrong(f"{where}: v", "1", data.get("v"))
         metadata = table(data.get("metadata"), f"{where}: metadata")
+        keys = table(data.get("metadata_keys", {}), f"{where}: metadata_keys")
+        expires = table(data.get("metadata_expires", {}), f"{where}: metadata_expires")
         return cls(
             rev=integer(data.get("rev"), f"{where}: rev"),
             n=integer(data.get("n"), f"{where}: n"),
@@ -139,6 +143,10 @@ class State:
             policy=optional(data.get("policy"), f"{where}: policy", PolicySpec.parse),
             interval_s=optional(data.get("interval_s"), f"{where}: interval_s", number),
             config=optional(data.get("config"), f"{where}: config", table),
+            metadata_keys={role: text(key, f"{where}: metadata_keys.{role}") for role, key in keys.items()},
+            metadata_expires={
+                role: number(time, f"{where}: metadata_expires.{role}") for role, time in expires.items()
+            },
             metadata={
                 role: integer(version, f"{where}: metadata.{role}") for role, version in metadata.items()
             },
@@ -165,6 +173,8 @@ class State:
             "interval_s": self.interval_s,
             "config": None if self.config is None else dict(self.config),
             "metadata": dict(self.metadata),
+            "metadata_keys": dict(self.metadata_keys),
+            "metadata_expires": dict(self.metadata_expires),
             "good_time": self.good_time,
             "owed": [job.to_json() for job in self.owed],
             "lost": self.lost,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.agent.config import Repository
@@ -25,6 +25,10 @@ class RepositoryClient:
     def find(self, name: str, version: int, use: str = "run") -> Found:
         """As remote.Repository says."""
         return self._metadata.find(name, version, use)
+
+    def standing(self, labels: Sequence[str]) -> Mapping[str, str | None]:
+        """As remote.Repository says."""
+        return self._metadata.standing(labels)
 
     def fetch(self, found: Found, part: Path, check: Callable[[], None]) -> None:
         """As remote.Repository says."""
