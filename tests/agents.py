@@ -462,14 +462,17 @@ class Board:
         assert self.summary is not None
         return self.summary
 
-    def spawn(self, *before: str, command: str = "") -> subprocess.Popen[str]:
-        """The agent as a process. before: lines of Python run first."""
+    def spawn(
+        self, *before: str, command: str = "", env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """The agent as a process. before: lines of Python run first. env: variables added to this process's."""
         code = "\n".join([*before, "from edgekit.cli.main import main", "main()"])
         process = subprocess.Popen(
             [sys.executable, "-c", code, "agent", *command.split(), "--config", str(self.config), "--json"],
             stdout=subprocess.PIPE,
             stderr=(self.folder / "agent.log").open("a"),
             text=True,
+            env={**os.environ, **(env or {})},
         )
         self.processes.append(process)
         return process
