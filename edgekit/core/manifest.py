@@ -346,6 +346,39 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class BoardLimits:
+    """What a board must keep with the bundle, judged in its trial there. None: no such limit.
+
+    latency_ms: of a request run through all stages, its median: what `convert` judges, too. memory_mb: private memory
+    that the open bundle adds to the agent. energy_mj: mean of a request run through all stages.
+    """
+
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    energy_mj: float | None = None
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> BoardLimits:
+        """Read from JSON. Raises BadInput."""
+        data = table(value, where)
+        return cls(
+            *(
+                optional(data.get(key), f"{where}.{key}", lambda v, w: number(v, w, 0.0, 1e9))
+                for key in ("latency_ms", "memory_mb", "energy_mj")
+            )
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of parse; a limit only where there is one."""
+        known = {
+            "latency_ms": self.latency_ms,
+            "memory_mb": self.memory_mb,
+            "energy_mj": self.energy_mj,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Member:
     """A file of the bundle besides manifest and report."""
 
@@ -384,6 +417,7 @@ class Manifest:
     golden: Golden
     recipe: str
     files: tuple[Member, ...]
+    limits: BoardLimits = field(default_factory=BoardLimits)
 
     @classmethod
     def parse(cls, value: object, where: str = MANIFEST) -> Manifest:
@@ -423,10 +457,12 @@ class Manifest:
             golden=Golden.parse(data.get("golden"), f"{where}: golden"),
             recipe=member_name(data.get("recipe"), f"{where}: recipe"),
             files=rows(data.get("files"), f"{where}: files", Member.parse),
+            limits=BoardLimits.parse(data.get("limits", {}), f"{where}: limits"),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of parse, complete: every key is present."""
+        """The inverse of parse, complete: every key is present, but `limits` only where there are some."""
+        limits = self.limits.to_json()
         return {
             "format": FORMAT,
             "name": self.name,
@@ -441,6 +477,7 @@ class Manifest:
             "golden": self.golden.to_json(),
             "recipe": self.recipe,
             "files": [m.to_json() for m in self.files],
+            **({"limits": limits} if limits else {}),  # a content_id from before stays
         }
 
     @property

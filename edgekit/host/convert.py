@@ -137,6 +137,7 @@ def convert(request: Request, watch: Watch = unwatched) -> Conversion:
         points=POINTS,
         golden=GOLDEN,
     )
+    recipe = recipe.limited(request.limits.on_board)
     validated = chosen.validated
     if setting.samples.count < data.validation.count:
         with watch("validate", data.validation.count) as tick:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekit.core.figure import Figure
+from edgekit.core.manifest import BoardLimits
 from edgekit.core.report import Change
 
 DEFAULT_MAX_DROP = 0.5  # points of accuracy a step may cost before it is taken back
@@ -19,6 +20,11 @@ class Limits:
     max_latency_ms: float | None = None
     max_energy_mj: float | None = None
     max_size_kb: float | None = None
+
+    @property
+    def on_board(self) -> BoardLimits:
+        """Those that a board judges anew when it tries the bundle."""
+        return BoardLimits(latency_ms=self.max_latency_ms, energy_mj=self.max_energy_mj)
 
     def missed(
         self, accuracy: Change, latency_ms: float | None, energy_mj: Figure, size_bytes: float | None

@@ -351,7 +351,10 @@ class Finished:
 def finish(
     made: Draft, points: Sequence[OperatingPoint], metric: str, golden: GoldenCases, recipe: Recipe
 ) -> Finished:
-    """Put the parts together and check them as every reader will. Raises BadBundle."""
+    """Put the parts together and check them as every reader will. Raises BadBundle.
+
+    Boards get the recipe's limits to keep.
+    """
     files = {**made.files, **golden.files, MEMBER: recipe.to_toml().encode()}
     manifest = replace(
         made.manifest,
@@ -359,5 +362,6 @@ def finish(
         operating_points=tuple(points),
         golden=golden.golden,
         files=bundle.members_of(files),
+        limits=recipe.limits,
     )
     return Finished(Manifest.parse(manifest.to_json()), files)

@@ -128,6 +128,7 @@ def pack_plans(request: Request, loaded: Loaded, backend: Backend, watch: Watch)
         golden=GOLDEN,
         images_s=images_s,
     )
+    recipe = recipe.limited(request.limits.on_board)
     with watch("validate", data.validation.count) as tick:
         validated = exit_table(made.open(), data.validation, tick)
     shares = [leaving.cost_share for leaving in made.manifest.exits]

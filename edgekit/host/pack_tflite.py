@@ -75,6 +75,7 @@ def pack_tflite(request: Request, watch: Watch = unwatched) -> Conversion:
     recipe = given or Recipe(
         request.profile.name, backend.name, (), (), seed, fraction, points=POINTS, golden=GOLDEN
     )
+    recipe = recipe.limited(request.limits.on_board)
     made = _draft(model, described, request, backend)
     with watch("validate", data.validation.count) as tick:
         validated = exit_table(made.open(), data.validation, tick)

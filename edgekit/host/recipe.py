@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.core import checks
 from edgekit.core.errors import BadInput
+from edgekit.core.manifest import BoardLimits
 from edgekit.core.toml import read_toml
 from edgekit.host.options import write_options
 from edgekit.host.passes import Step, step
@@ -33,7 +34,8 @@ class Recipe:
 
     steps: the passes in order with all their options. validation_fraction: what was set aside of the calibration data
     where no validation data was given. points: size of the table of operating points at most. images_s: throughput that
-    an FPGA overlay was folded for; None: the fastest that fits, or no overlay.
+    an FPGA overlay was folded for; None: the fastest that fits, or no overlay. limits: what a board must keep, as the
+    user set it.
     """
 
     profile: str
@@ -45,6 +47,11 @@ class Recipe:
     points: int
     golden: int
     images_s: float | None = None
+    limits: BoardLimits = field(default_factory=BoardLimits)
+
+    def limited(self, limits: BoardLimits) -> Recipe:
+        """The recipe with those of `limits` that are set, before its own."""
+        return replace(self, limits=replace(self.limits, **limits.to_json()))
 
     def to_toml(self) -> str:
         """The file. The same recipe gives the same text."""
@@ -59,6 +66,9 @@ class Recipe:
             f"golden = {self.golden}",
             *([] if self.images_s is None else [f"images_s = {self.images_s!r}"]),
         ]
+        limits = self.limits.to_json()
+        if limits:
+            lines += ["", "[limits]", *(f"{key} = {value!r}" for key, value in limits.items())]
         for taken in self.steps:
             lines += [
                 "",
@@ -100,6 +110,7 @@ class Recipe:
             images_s=checks.optional(
                 data.get("images_s"), f"{where}: images_s", lambda v, w: checks.number(v, w, 1e-9)
             ),
+            limits=BoardLimits.parse(data.get("limits", {}), f"{where}: limits"),
         )
 
 

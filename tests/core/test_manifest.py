@@ -9,7 +9,7 @@ import pytest
 from bundles import null_files, null_manifest
 
 from edgekit.core.errors import BadBundle
-from edgekit.core.manifest import Manifest
+from edgekit.core.manifest import BoardLimits, Manifest
 
 
 def _good() -> dict[str, Any]:
@@ -59,6 +59,9 @@ BREAKS: dict[str, tuple[Break, str]] = {
         lambda m: m["golden"]["outputs"][0].update(tensor="ghost"),
         "made by no stage",
     ),
+    "limits that are no table": (lambda m: m.update(limits=[8]), "limits must be"),
+    "a limit that is text": (lambda m: m.update(limits={"latency_ms": "8"}), "limits.latency_ms must be"),
+    "a limit below zero": (lambda m: m.update(limits={"memory_mb": -1}), "limits.memory_mb must be"),
     "standard deviation zero": (lambda m: m["inputs"][0]["preprocess"].update(std=[0]), "std"),
     "three means for one channel": (lambda m: m["inputs"][0]["preprocess"].update(mean=[0, 0, 0]), "mean"),
 }
@@ -79,3 +82,11 @@ def test_the_unbroken_manifest_is_accepted() -> None:
     manifest = Manifest.parse(_good())
     assert manifest.macs == 400
     assert not manifest.executes_code
+
+
+def test_limits_are_there_only_where_they_are_set_so_that_older_bundles_keep_their_content() -> None:
+    plain = _good()
+    assert "limits" not in plain
+    limited = Manifest.parse(plain | {"limits": {"latency_ms": 8, "energy_mj": None}})
+    assert limited.limits == BoardLimits(latency_ms=8.0)
+    assert limited.to_json() == plain | {"limits": {"latency_ms": 8.0}}

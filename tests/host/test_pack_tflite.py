@@ -18,7 +18,7 @@ from edgekit.cli.inspect import command as inspect_command
 from edgekit.core.bench import BenchReport
 from edgekit.core.bundle import open_bundle
 from edgekit.core.errors import BadInput
-from edgekit.core.manifest import Preprocess, Tensor
+from edgekit.core.manifest import BoardLimits, Preprocess, Tensor
 from edgekit.core.policy import PolicySpec
 from edgekit.core.profile import Backend, profile
 from edgekit.core.report import Latency
@@ -134,7 +134,9 @@ def test_on_a_board_that_was_asked_for_the_file_is_timed_there(make: Callable, t
         return (said,) * len(candidates)
 
     limits = Limits(max_latency_ms=6.0, max_energy_mj=4.0)
-    report = packed(model, data, bench=bench, limits=limits).report
+    made = packed(model, data, bench=bench, limits=limits)
+    report = made.report
+    assert made.finished.manifest.limits == BoardLimits(latency_ms=6.0, energy_mj=4.0), "the board's trial"
     assert report.latency_after == said.latency
     assert (report.latency_provenance, report.latency_on) == ("simulated", "b1, a Pi")
     assert [line.partition(":")[0] for line in report.limits_missed] == ["max-latency-ms"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.core.errors import BadInput
+from edgekit.core.manifest import BoardLimits
 from edgekit.host.convert import BEFORE, check_recipe
 from edgekit.host.passes import step
 from edgekit.host.recipe import Recipe, TakenBack, read_recipe
@@ -34,6 +35,7 @@ INT8 = Recipe(
     [
         INT8,
         Recipe("host", "onnxruntime", (step("fold"),), (TakenBack("*", "quantize_static"),), 1, 0.2, 24, 16),
+        replace(INT8, limits=BoardLimits(latency_ms=8.5, energy_mj=0.1)),
     ],
 )
 def test_a_recipe_reads_what_it_writes(tmp_path: Path, recipe: Recipe) -> None:
@@ -63,6 +65,12 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, said
     path.write_text(INT8.to_toml().replace(old, new, 1))
     with pytest.raises(BadInput, match=said):
         read_recipe(path)
+
+
+def test_a_limit_that_is_set_goes_before_the_recipes_own_and_the_others_stay() -> None:
+    recipe = replace(INT8, limits=BoardLimits(latency_ms=8.5, energy_mj=0.1))
+    assert recipe.limited(BoardLimits()).limits == recipe.limits
+    assert recipe.limited(BoardLimits(latency_ms=4.0)).limits == BoardLimits(latency_ms=4.0, energy_mj=0.1)
 
 
 def test_a_recipe_for_another_board_is_refused() -> None:
