@@ -11,10 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import urllib3
-
-from edgekit.agent.http import CHUNK, NOT_SATISFIABLE, PARTIAL, chunks, get
-from edgekit.agent.remote import Found, NetworkFailed
+from edgekit.agent.remote import CHUNK, Files, Found, NetworkFailed
 from edgekit.core.errors import WorldFailed
 from edgekit.core.trust import refusal
 
@@ -25,9 +22,8 @@ _SYNC_EVERY = 8 << 20
 class Downloader:
     """Brings files from one repository."""
 
-    def __init__(self, url: str, http: urllib3.PoolManager) -> None:
-        self._url = url
-        self._http = http
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def fetch(self, found: Found, part: Path, check: Callable[[], None]) -> None:
         """Bring the file of `found` to `part`, whole, synced and with the signed hash; go on with what is there.
@@ -49,10 +45,6 @@ class Downloader:
                 raise refusal(
                     "tampered", f"{found.path}: sha256 {digest[:12]}…, signed is {found.sha256[:12]}…"
                 )
-        except NetworkFailed as err:
-            if err.status == NOT_SATISFIABLE:
-                part.unlink(missing_ok=True)
-            raise
         except OSError as err:
             raise WorldFailed(f"{part}: could not be written: {err.strerror or err}") from err
 
@@ -67,11 +59,10 @@ class Downloader:
             if have > found.length:
                 have, digest = _restart(file.fileno())
             if have < found.length:
-                url = f"{self._url}/targets/{found.path}"
-                with get(self._http, url, have) as response:
-                    if have and response.status != PARTIAL:
+                with self._files.open(f"targets/{found.path}", have) as body:
+                    if body.start != have:
                         have, digest = _restart(file.fileno())
-                    for chunk in chunks(response, url):
+                    for chunk in body.chunks():
                         check()
                         have += len(chunk)
                         if have > found.length:

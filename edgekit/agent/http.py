@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 import urllib3
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from edgekit.agent.config import Repository
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.remote import CHUNK, NetworkFailed
 from edgekit.core.errors import one_line
 
-CHUNK = 1 << 16
 OK, PARTIAL = 200, 206
 MAX_RETRY_AFTER_S = 600.0  # what a server may ask us to wait
 _CONNECT_S, _SILENT_S = 10.0, 30.0
-_WINDOW_S, _SLOWEST = 60.0, 256  # fewer bytes a second over so many seconds are no download
+_WINDOW_S, _SLOWEST = 60.0, 256  # fewer bytes a second over so many seconds, or a head so late, are no answer
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)")
 _SMALLEST_BUFFER = 1 << 14
 
@@ -40,9 +41,57 @@ def open_pool(repository: Repository, rate: float | None = None) -> urllib3.Pool
     options = list(HTTPConnection.default_socket_options)
     if rate is not None:
         options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, max(_SMALLEST_BUFFER, min(int(rate), CHUNK))))
-    return urllib3.PoolManager(
+    pool = urllib3.PoolManager(
         num_pools=2, headers=headers, retries=False, timeout=timeout, socket_options=options
     )
+    pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return pool
+
+
+@contextmanager
+def _within(seconds: float, connection: HTTPConnection) -> Iterator[None]:
+    """Cut a connection on which something takes longer. A timeout of the socket counts anew with every byte."""
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        if connection.sock is not None:
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if late.is_set():
+            raise TimeoutError(f"no answer within {seconds:g} s")
+
+
+class _Connection(HTTPConnection):
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
+        with _within(_WINDOW_S, self):
+            return super().getresponse()
+
+
+class _TlsConnection(HTTPSConnection):
+    def connect(self) -> None:
+        with _within(_WINDOW_S, self):
+            super().connect()
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
+        with _within(_WINDOW_S, self):
+            return super().getresponse()
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 class HttpFiles:
@@ -103,18 +152,20 @@ class HttpBody:
     def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
         """The body in pieces of at most `size` bytes. Raises NetworkFailed when it breaks off or crawls."""
         begun, got = self._clock(), 0
+        while chunk := self._read(size):
+            got += len(chunk)
+            spent = self._clock() - begun
+            if spent > _WINDOW_S:
+                if got < _SLOWEST * spent:
+                    raise NetworkFailed(f"{self._url}: too slow, {got} bytes in {spent:.0f} s")
+                begun, got = self._clock(), 0
+            yield chunk
+
+    def _read(self, size: int) -> bytes:
+        """What has come, not waiting until it is `size` bytes: so that a crawl is seen."""
         try:
-            for chunk in self._response.stream(size, decode_content=False):
-                got += len(chunk)
-                spent = self._clock() - begun
-                if spent > _WINDOW_S:
-                    if got < _SLOWEST * spent:
-                        raise NetworkFailed(f"{self._url}: too slow, {got} bytes in {spent:.0f} s")
-                    begun, got = self._clock(), 0
-                yield chunk
+            return self._response.read1(size, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as err:
-            if isinstance(err, NetworkFailed):
-                raise
             raise NetworkFailed(f"{self._url}: {_plain(err)}") from err
 
 

@@ -17,15 +17,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
-import urllib3
 from tuf.api import exceptions
 from tuf.api.metadata import Root, Signed, TargetFile
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgekit.agent import clock
-from edgekit.agent.http import chunks, get
-from edgekit.agent.remote import Found, NetworkFailed
+from edgekit.agent.remote import Files, Found, NetworkFailed
 from edgekit.agent.state import StateFile
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.target import Target, parse_label, target_path
@@ -45,26 +43,23 @@ _MAYBE_PUBLISHING = (
 class MetadataClient:
     """Refreshes and looks up in one repository's metadata."""
 
-    def __init__(
-        self, url: str, root: bytes, folder: Path, state: StateFile, http: urllib3.PoolManager
-    ) -> None:
-        """folder: python-tuf's own cache."""
-        self._url = url
+    def __init__(self, files: Files, root: bytes, folder: Path, state: StateFile) -> None:
+        """files: the repository's. folder: python-tuf's own cache."""
+        self._files = files
         self._root = root
         self._folder = folder
         self._state = state
-        self._http = http
         self._finding = threading.Lock()  # one at a time in the cache
 
-    def find(self, name: str, version: int, use: str = "run") -> Found:
-        """Refresh the metadata and look `name/version` up.
+    def find(self, name: str, version: int, use: str = "run", files: Files | None = None) -> Found:
+        """Refresh the metadata and look `name/version` up. files: of another copy of the repository.
 
         Raises Refused with the reason (unsigned, expired, rollback, tampered, unknown-target), NetworkFailed, or
         WorldFailed when the disk does not take the metadata.
         """
         path = target_path(name, version, use)
         with self._finding:
-            file = self._refreshed(lambda updater: updater.get_targetinfo(path))
+            file = self._refreshed(lambda updater: updater.get_targetinfo(path), files or self._files)
         if file is None:
             raise refusal("unknown-target", path)
         return _found(file, path)
@@ -84,14 +79,14 @@ class MetadataClient:
             return states
 
         with self._finding:
-            return self._refreshed(look_up)
+            return self._refreshed(look_up, self._files)
 
-    def _refreshed(self, look_up: Callable[[Updater], T]) -> T:
+    def _refreshed(self, look_up: Callable[[Updater], T], files: Files) -> T:
         """Refresh, then look something up in what is signed now."""
         attempt, emptied = 1, False
         while True:
             try:
-                updater = self._refresh()
+                updater = self._refresh(files)
                 return look_up(updater)
             except _MAYBE_PUBLISHING as err:
                 if attempt == _TRIES:
@@ -111,12 +106,12 @@ class MetadataClient:
                 emptied = True
                 _remove(self._folder)
 
-    def _refresh(self) -> Updater:
+    def _refresh(self, files: Files) -> Updater:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         updater = Updater(
             str(self._folder),
-            f"{self._url}/metadata/",
-            fetcher=_Fetcher(self._http),
+            "metadata/",
+            fetcher=_Fetcher(files),
             config=UpdaterConfig(prefix_targets_with_hash=False),
             bootstrap=self._root,
         )
@@ -182,7 +177,8 @@ def _refused(err: Exception) -> Exception:
     if isinstance(err, exceptions.DownloadLengthMismatchError):
         return refusal("tampered", f"metadata: {one_line(err)}")
     if isinstance(err, exceptions.DownloadError):
-        return NetworkFailed(f"repository: {one_line(err)}")
+        why = err.__cause__ if isinstance(err.__cause__, NetworkFailed) else None
+        return why or NetworkFailed(f"repository: {one_line(err)}")
     reasons: dict[type[Exception], str] = {
         exceptions.ExpiredMetadataError: "expired",
         exceptions.UnsignedMetadataError: "unsigned",
@@ -193,15 +189,15 @@ def _refused(err: Exception) -> Exception:
 
 
 class _Fetcher(FetcherInterface):
-    """python-tuf's door to the network: ours, so that no foreign error and no temporary file comes through it."""
+    """python-tuf's door to the files: ours, so that no foreign error and no temporary file comes through it."""
 
-    def __init__(self, http: urllib3.PoolManager) -> None:
-        self._http = http
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:
-            with get(self._http, url, 0) as response:
-                yield from chunks(response, url)
+            with self._files.open(url) as body:
+                yield from body.chunks()
         except NetworkFailed as err:
             if err.status is not None:
                 raise exceptions.DownloadHTTPError(one_line(err), err.status) from err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,13 +10,42 @@ from typing import Protocol
 from edgekit.core.errors import WorldFailed
 from edgekit.core.target import Target
 
+CHUNK = 1 << 16
+
 
 class NetworkFailed(WorldFailed):
-    """The repository did not answer, or broke off: worth another try. status: of HTTP, where there was one."""
+    """The repository did not answer, or broke off: worth another try.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    status: of HTTP, where there was one. retry_after_s: how long the server asks us to wait.
+    """
+
+    def __init__(self, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Body(Protocol):
+    """Bytes of a file on their way, from byte `start` of it on."""
+
+    start: int
+
+    def __enter__(self) -> Body: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        """Pieces of at most `size` bytes. Raises NetworkFailed when they break off or crawl."""
+
+
+class Files(Protocol):
+    """One copy of a repository: over HTTP (http.py), or in a folder (sticks.py)."""
+
+    def open(self, path: str, start: int = 0, end: int | None = None) -> Body:
+        """The bytes from `start` to `end` (not included; None: to the end) of `metadata/...` or `targets/...`.
+
+        What comes may begin before `start`, and go on behind `end`. Raises NetworkFailed.
+        """
 
 
 @dataclass(frozen=True)

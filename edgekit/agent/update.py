@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgekit.agent.config import Repository
 from edgekit.agent.download import Downloader
-from edgekit.agent.http import get, open_pool
+from edgekit.agent.http import HttpFiles, open_pool
 from edgekit.agent.metadata import MetadataClient
 from edgekit.agent.remote import Found
 from edgekit.agent.state import StateFile
@@ -19,8 +19,9 @@ class RepositoryClient:
     def __init__(self, repository: Repository, root: bytes, folder: Path, state: StateFile) -> None:
         """folder: the metadata client's cache; what must not be forgotten stands in `state`."""
         self._http = open_pool(repository)
-        self._metadata = MetadataClient(repository.url, root, folder, state, self._http)
-        self._downloader = Downloader(repository.url, self._http)
+        files = HttpFiles(self._http, repository.url)
+        self._metadata = MetadataClient(files, root, folder, state)
+        self._downloader = Downloader(files)
 
     def find(self, name: str, version: int, use: str = "run") -> Found:
         """As remote.Repository says."""
@@ -41,4 +42,5 @@ class RepositoryClient:
 
 def reachable(repository: Repository) -> None:
     """Ask for the newest metadata and believe none of it. Raises NetworkFailed."""
-    get(open_pool(repository), f"{repository.url}/metadata/timestamp.json", 0).response.close()
+    with HttpFiles(open_pool(repository), repository.url).open("metadata/timestamp.json"):
+        pass

@@ -188,7 +188,7 @@ def test_a_server_that_drips_for_ever_is_a_network_that_failed(
     board: Board, head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte now and then, in the body or in the head: no single read ever takes long."""
-    monkeypatch.setattr(http, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(http, "_WINDOW_S", 0.3)
     ended = threading.Event()
 
     def serve() -> None:
