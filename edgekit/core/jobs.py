@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgekit.core.errors import EdgekitError
 
 # state -> event -> next state. `restart` is the agent coming back after a kill or power cut.
@@ -57,3 +60,11 @@ def advance(state: str, event: str) -> str:
         return TRANSITIONS[state][event]
     except KeyError:
         raise IllegalTransition(f"job event {event!r} is not possible in state {state!r}") from None
+
+
+def title(job: Mapping[str, Any]) -> str:
+    """What a job of the server's API is about, in a few words: a bundle to run, or what else boards should do."""
+    if job["action"] == "run":
+        return str(job["target"])
+    settings = ", ".join(f"{key}={value}" for key, value in (job.get("config") or {}).items())
+    return " ".join(part for part in (job["action"], job["target"], settings) if part)
