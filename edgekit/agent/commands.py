@@ -34,7 +34,7 @@ class Taker(Protocol):
 
 
 class ShotTaker(Protocol):
-    """What is needed of measurer.Measurer."""
+    """What is needed of shots.Shots."""
 
     def take(self, job: Job) -> None:
         """Remember an accepted one-shot and work on it."""
@@ -49,9 +49,9 @@ class Commands:
         self._key = load_control_key(config.trust.control_key, f"{config.path}: trust.control_key")
         self._refused: set[bytes] = set()
 
-    def attach(self, state: StateFile, worker: Taker, measurer: ShotTaker, refuse: Refusal) -> None:
+    def attach(self, state: StateFile, worker: Taker, shots: ShotTaker, refuse: Refusal) -> None:
         """Where accepted and refused commands go."""
-        self._state, self._worker, self._measurer, self._refuse = state, worker, measurer, refuse
+        self._state, self._worker, self._shots, self._refuse = state, worker, shots, refuse
 
     def receive(self, kind: str, payload: Mapping[str, Any]) -> None:
         """One decoded message."""
@@ -81,7 +81,7 @@ class Commands:
 
     def _obey_shot(self, shot: OneShot, verdict: Verdict) -> None:
         if verdict.take:
-            self._measurer.take(job_of_shot(shot))
+            self._shots.take(job_of_shot(shot))
         elif verdict.seen:
             self._state.note(shot_n=shot.n)
 

@@ -25,9 +25,12 @@ from edgekit.agent.lock import hold
 from edgekit.agent.measurer import Machine, Measurer
 from edgekit.agent.monitor import Monitor
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
+from edgekit.agent.refresh import Refresher
 from edgekit.agent.remote import Repository
 from edgekit.agent.runner import Interval, Runner
 from edgekit.agent.serving import Server
+from edgekit.agent.settings import Settings
+from edgekit.agent.shots import Shots
 from edgekit.agent.sinks import Sinks
 from edgekit.agent.slots import Slots
 from edgekit.agent.sources import open_source
@@ -110,6 +113,8 @@ class Agent:
         )
         self._slots = Slots(config.state_dir / "slots", config.limits.max_bundle_bytes)
         self._state = StateFile(config.state_dir / "state.json", self._state_from_slots)
+        self._settings = Settings(config, self._state.current.config)
+        config = self._settings.config
         self._runner = Runner(on_closed=self._wake.set)
         providers = _providers(config.profile)
         limits, policy = config.limits, self._state.current.policy or config.policy
@@ -141,9 +146,22 @@ class Agent:
             report=self._report_job,
             tell=self._tell,
             changed=self._changed,
+            judge=self._settings.judge,
         )
-        self._measurer = self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s))
-        self._commands.attach(self._state, self._worker, self._measurer, self._report_refusal)
+        self._refresher = Refresher(
+            state=self._state,
+            repository=self._open_repository,
+            every_s=lambda: self._settings.config.update.refresh_h * 3600,
+            withdraw=self._worker.withdraw,
+            tell=self._tell,
+            changed=self._changed,
+        )
+        self._shots = Shots(
+            state=self._state,
+            actions={"measure": self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s))},
+            report=self._report_job,
+        )
+        self._commands.attach(self._state, self._worker, self._shots, self._report_refusal)
         self._api = _named(config, "api", lambda: open_api(config.api, self._runner, version))
         self._meter = EnergyMeter(sensor, time.monotonic)
         health = partial(read_health, sysroot, self._run_command)
@@ -165,7 +183,6 @@ class Agent:
         sensors, limits = config.sensors, config.limits
         return Measurer(
             folder=config.state_dir / "measure",
-            state=self._state,
             repository=self._open_repository,
             time_candidates=lambda folder, check: time_candidates(
                 folder, child, sensors.power, sensors.sysroot, check
@@ -179,7 +196,6 @@ class Agent:
                 lambda: self._server.in_force.label is not None,
             ),
             max_bytes=limits.max_bundle_bytes,
-            report=self._report_job,
         )
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -196,10 +212,11 @@ class Agent:
             self._api.start()
         self._tell_what_was_repaired()
         self._worker.restore()
-        self._measurer.restore()
+        self._shots.restore()
         self._uplink.start()
         self._worker.start()
-        self._measurer.start()
+        self._refresher.start()
+        self._shots.start()
         self._monitor.start()
         self._sinks.start()
         self._feed.start()
@@ -222,7 +239,7 @@ class Agent:
             self._record(self._runner.collect())
             self._outbox.report_drops(self._time())
             self._worker.report_again()
-            self._measurer.report_again()
+            self._shots.report_again()
             due = max(due + self.interval_s, now)
 
     def _end(self) -> Summary:
@@ -230,7 +247,8 @@ class Agent:
         self._feed.stop()
         if self._api is not None:
             self._api.begin_stop()
-        self._measurer.stop(_STOP_S)
+        self._shots.stop(_STOP_S)
+        self._refresher.stop(0.0)
         self._worker.stop(_STOP_S)
         self._monitor.stop()
         if self._api is not None:
@@ -276,8 +294,18 @@ class Agent:
         self._uplink.wake()
 
     def _changed(self) -> None:
+        if self._settings.take(self._state.current.config):
+            self._obey(self._settings.config)
         self._uplink.announce("info", "reported")
         self._wake.set()
+
+    def _obey(self, config: Config) -> None:
+        """Let settings hold that are read only now and then; others are read where they are used."""
+        limits = config.limits
+        self._worker.obey(limits, Board(config.profile.name, accepts_code=limits.accepts_code))
+        self._server.obey(limits.throttled_factor, limits.threads, accepts_code=limits.accepts_code)
+        self._monitor.sample_s = config.sensors.sample_s
+        logging.getLogger("edgekit").setLevel(logging.DEBUG if config.log.verbose else logging.INFO)
 
     def _time(self) -> float | None:
         return clock.trusted_now(self._state.current.good_time)
@@ -351,7 +379,8 @@ class Agent:
             simulated=self._config.sensors.simulated,
             slots=tuple(slot.label for slot in (state.active, state.previous) if slot is not None),
             metadata=state.metadata,
-            accepts_measure=self._config.limits.accepts_measure,
+            metadata_expires=state.metadata_expires,
+            accepts_measure=self._settings.config.limits.accepts_measure,
         )
 
     def _reported(self) -> Reported:
@@ -372,6 +401,8 @@ class Agent:
             policy=now.policy,
             interval_s=self.interval_s,
             why=_short(why),
+            config=self._settings.effective.taken,
+            config_refused={key: why[:_MAX_TEXT] for key, why in self._settings.effective.refused.items()},
         )
 
     def _record(self, intervals: Sequence[Interval]) -> None:

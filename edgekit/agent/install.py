@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgekit.agent.clock import trusted
 from edgekit.agent.config import Limits
@@ -31,12 +31,13 @@ from edgekit.agent.remote import Found, Repository
 from edgekit.agent.serving import Loaded, Server
 from edgekit.agent.slots import Slot, Slots
 from edgekit.agent.state import Job, StateFile
+from edgekit.agent.threads import Loop
 from edgekit.agent.trial import TrialResult
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, one_line
 from edgekit.core.policy import PolicySpec
 from edgekit.core.target import parse_label
-from edgekit.core.trust import Board, Running, decide, refusal
+from edgekit.core.trust import REASONS, Board, Running, decide, refusal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,7 +50,7 @@ Tell = Callable[[str, Mapping[str, object]], None]
 """Puts an Event (kind, detail) into the outbox."""
 
 
-class Worker(threading.Thread):
+class Worker(Loop):
     """Takes one job after the other to its end. A newer one makes the one at work end as superseded."""
 
     def __init__(
@@ -66,13 +67,15 @@ class Worker(threading.Thread):
         report: Callable[[Job], bool],
         tell: Tell,
         changed: Callable[[], None],
+        judge: Callable[[Mapping[str, Any] | None], Mapping[str, str]] = lambda _: {},
         now: Callable[[], float] = time.time,
     ) -> None:
         """policy: the configured one. report: puts a JobEvent into the outbox; False: it did not take it.
 
-        changed: called when what is in force, or the job, has changed.
+        changed: called when what is in force, or the job, has changed. judge: which settings of a command the board
+        refuses, and why.
         """
-        super().__init__(name="worker", daemon=True)
+        super().__init__("worker")
         self._state = state
         self._slots = slots
         self._repository = repository
@@ -84,12 +87,12 @@ class Worker(threading.Thread):
         self._report = report
         self._tell = tell
         self._changed = changed
+        self._judge = judge
         self._now = now
-        self._wake = threading.Condition()
         self._saving = threading.Lock()  # a transition and its report are one
-        self._stopping = False
         self._found: Found | None = None
         self._bundle: Bundle | None = None
+        self._revoked: set[str] = set()
         self.waiting_for: str | None = None  # why the job at work does not get on
         self.unserved: str | None = None  # why the active bundle does not serve, although it is kept
         self._steps: Mapping[str, Step] = {
@@ -116,13 +119,11 @@ class Worker(threading.Thread):
             self._wake.notify_all()
         self._changed()
 
-    def stop(self, timeout_s: float) -> None:
-        """Leave the job where it is and end."""
+    def withdraw(self, labels: Collection[str]) -> None:
+        """These bundles were revoked: what serves of them stops soon."""
         with self._wake:
-            self._stopping = True
+            self._revoked |= set(labels)
             self._wake.notify_all()
-        if self.is_alive():
-            self.join(timeout_s)
 
     def report_again(self) -> None:
         """Report the ends of jobs that have not reached the outbox yet, in their order."""
@@ -192,17 +193,37 @@ class Worker(threading.Thread):
         """The thread: the job at work, then the one that waits."""
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._unfinished())
+                self._wait_for(lambda: self._revoked or self._unfinished())
                 if self._stopping:
                     return
             try:
+                self._let_go_revoked()
                 self._work()
             except Stopping:
                 return
             except Exception:
                 log.exception("worker met a defect and goes on")
-                with self._wake:
-                    self._wake.wait(MAX_RETRY_S)
+                self._pause(MAX_RETRY_S)
+
+    def _let_go_revoked(self) -> None:
+        """Serve a revoked bundle no more; the one before it takes over, if that is not revoked too."""
+        with self._wake:
+            revoked, self._revoked = self._revoked, set()
+        state = self._state.current
+        kept = [slot for slot in (state.active, state.previous) if slot is not None]
+        left = [slot for slot in kept if slot.label not in revoked]
+        if len(left) == len(kept):
+            return
+        lost = state.lost
+        if state.active not in left:
+            gone = kept[0]
+            lost = self._cannot_serve(gone, REASONS["revoked"], "revoked")
+        self._keep(left, lost, 0)
+        if state.active not in left:
+            self._server.serve(None, state.policy or self._policy)
+            self._serve_committed()
+        self._clean_up()
+        self._changed()
 
     def _unfinished(self) -> bool:
         state = self._state.current
@@ -250,6 +271,7 @@ class Worker(threading.Thread):
 
     def _check(self) -> None:
         """Raise where the job at work must not go on."""
+        self.pulse.beat()
         if self._stopping:
             raise Stopping
         waiting = self._state.current.next
@@ -276,8 +298,7 @@ class Worker(threading.Thread):
                 self._changed()
 
         def pause(seconds: float) -> None:
-            with self._wake:
-                self._wake.wait(seconds)
+            self._pause(seconds, lambda: self._state.current.next is not None)
 
         return patiently(action, check, waits, pause)
 
@@ -292,10 +313,21 @@ class Worker(threading.Thread):
         except Refused as err:
             return moved(job, Outcome("refuse", err.reason, one_line(err)))
         for event in _POLICY_ONLY:
-            job = moved(job, Outcome(event))
-        self._state.note(policy=job.policy, interval_s=job.interval_s)
+            job = moved(job, self._passed(job) if event == "pass" else Outcome(event))
+        self._state.note(policy=job.policy, interval_s=job.interval_s, config=job.config)
         self._server.want(job.policy or self._policy)
         return job
+
+    def _passed(self, job: Job) -> Outcome:
+        """The end of a job that did what it should, but for settings that this board does not take."""
+        refused = self._judge(job.config)
+        if not refused:
+            return Outcome("pass")
+        return Outcome("pass", "settings-refused", "; ".join(refused.values()))
+
+    def obey(self, limits: Limits, board: Board) -> None:
+        """Other limits, and what the board accepts, from now on."""
+        self._limits, self._board = limits, board
 
     def _within_limits(self, job: Job) -> None:
         lowest = self._limits.min_interval_s
@@ -361,16 +393,17 @@ class Worker(threading.Thread):
                 return Outcome("fail", result.reason, result.detail)
             loaded = self._server.open(bundle)
         self._commit(job, bundle, loaded)
-        return Outcome("pass")
+        return self._passed(job)
 
     def _commit(self, job: Job, bundle: Bundle, loaded: Loaded | None) -> None:
         """On disk first, in one write; then let it serve. Raises WorldFailed, and then all is as it was."""
         state = self._state.current
         active, policy = Slot(bundle.content_id, bundle.label), job.policy or self._policy
         changes: dict[str, object] = {
-            "job": moved(job, Outcome("pass")),
+            "job": moved(job, self._passed(job)),
             "policy": job.policy,
             "interval_s": job.interval_s,
+            "config": job.config,
         }
         try:
             if loaded is not None or active != state.active:

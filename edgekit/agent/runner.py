@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from edgekit.agent.live import Watch
+from edgekit.agent.threads import Loop
 from edgekit.core.errors import BadInput, EdgekitError, one_line
 from edgekit.core.histogram import Histogram, bucket_of
 from edgekit.core.manifest import Manifest
@@ -69,6 +71,7 @@ class Serving:
     """What answers requests: an open session, its label, the controller, and the controller's name in records.
 
     costs: of its stages on this board, None where nobody measured them. limit: what becomes of a request's own policy.
+    watch: told what came of every request.
     """
 
     session: Session
@@ -77,6 +80,7 @@ class Serving:
     policy_name: str
     costs: StageCosts | None = None
     limit: Callable[[PolicySpec], PolicySpec] = unlimited
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Interval:
             self.correct += answer.label == label
 
 
-class Runner(threading.Thread):
+class Runner(Loop):
     """Answers each kind of requests in order. With nothing installed a source's wait, and a caller's are refused."""
 
     def __init__(
@@ -128,16 +132,14 @@ class Runner(threading.Thread):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """on_closed: called when a switch or another policy has closed an interval. capacity: of each queue."""
-        super().__init__(name="runner", daemon=True)
+        super().__init__("runner")
         self._on_closed = on_closed
         self.capacity = capacity
         self.clock = clock
-        self._wake = threading.Condition()
         self._requests: deque[Request] = deque()  # of sources
         self._calls: deque[Request] = deque()
         self._call_next = True
         self._orders: deque[Callable[[], None]] = deque()
-        self._stopping = False
         self._serving: Serving | None = None
         self._own: dict[PolicySpec, tuple[Policy, str]] = {}
         self._mean_s = 0.0
@@ -190,9 +192,12 @@ class Runner(threading.Thread):
         """About how long a call that came now would wait: those before it, at the recent mean time of a request."""
         return len(self._calls) * self._mean_s
 
-    def swap(self, serving: Serving | None) -> None:
-        """Let the next request be answered by `serving` (None: by nothing, see Runner). Returns when that is so."""
-        self._order(lambda: self._exchange(serving))
+    def swap(self, serving: Serving | None, *, keep: bool = False) -> None:
+        """Let the next request be answered by `serving` (None: by nothing, see Runner). Returns when that is so.
+
+        keep: the session that served before stays open, and is the caller's from then on.
+        """
+        self._order(lambda: self._exchange(serving, keep=keep))
 
     def set_policy(self, policy: Policy, name: str, costs: StageCosts | None = None) -> None:
         """Let the next request run under another controller. costs: of the stages, where they are newly known."""
@@ -223,7 +228,7 @@ class Runner(threading.Thread):
             self._wake.notify_all()
         done.wait()
 
-    def _exchange(self, serving: Serving | None) -> None:
+    def _exchange(self, serving: Serving | None, *, keep: bool = False) -> None:
         with self._wake:
             before, self._serving = self._serving, serving
             calls = [self._calls.popleft() for _ in range(len(self._calls))] if serving is None else []
@@ -233,7 +238,8 @@ class Runner(threading.Thread):
             self._close_interval()
         if before is not None and (serving is None or before.session is not serving.session):
             self._own.clear()
-            before.session.close()
+            if not keep:
+                before.session.close()
         self._on_closed()
 
     def _close_interval(self) -> None:
@@ -269,19 +275,11 @@ class Runner(threading.Thread):
                 lambda: not (self._requests or self._calls) or self._serving is None, timeout_s
             )
 
-    def stop(self, timeout_s: float) -> None:
-        """End after the request that is running; what is queued is not answered."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
-        if self.is_alive():
-            self.join(timeout_s)
-
     def run(self) -> None:
-        """The thread: orders first, then the next request."""
+        """The thread: orders first, then the next request. Told to stop, it leaves unanswered what is queued."""
         while True:
             with self._wake:
-                self._wake.wait_for(self._has_work)
+                self._wait_for(self._has_work)
                 if self._stopping:
                     break
                 order = self._orders.popleft() if self._orders else None
@@ -308,7 +306,7 @@ class Runner(threading.Thread):
 
     def _has_work(self) -> bool:
         waits = bool(self._requests or self._calls)
-        return self._stopping or bool(self._orders) or (waits and self._serving is not None)
+        return bool(self._orders) or (waits and self._serving is not None)
 
     def _answer(self, request: Request, serving: Serving) -> None:
         if request.cancelled is not None and request.cancelled():
@@ -331,12 +329,16 @@ class Runner(threading.Thread):
             with self._counting:
                 self._interval.count(result, label)
                 self._interval.busy_s += took_s
+            whole = result.exit_index + 1 == len(serving.session.exits)
+            serving.watch.answer(inputs, result, took_s * 1e3, whole=whole)
             self._mean_s += (took_s - self._mean_s) * (_RECENT if self._mean_s else 1.0)
         except EdgekitError as err:
             result = err
+            serving.watch.error_of(err)
             self._count_error(err)
         except Exception as err:
             log.exception("a request met a defect")
+            serving.watch.error_of(err)
             result = RequestDefect(f"request failed: {one_line(err)}")
             self._count_error(result)
         _tell(request, result)
