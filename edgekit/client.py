@@ -28,7 +28,7 @@ class Conflict(BadInput):
 
 @dataclass(frozen=True)
 class Client:
-    """A server and the token to it.
+    """A server and the token to it. ca: PEM file to check its certificate against; None: the system's.
 
     Every method raises WorldFailed where the server cannot be reached or fails, and BadInput, with the server's own
     line, where it refuses what was asked.
@@ -37,6 +37,11 @@ class Client:
     url: str
     token: str = field(repr=False)
     timeout_s: float = TIMEOUT_S
+    ca: Path | None = None
+
+    def fleet(self) -> dict[str, Any]:
+        """What a board's request for a certificate must know: `fleet`, and whether `certificates` are wanted."""
+        return self._json("GET", "/fleet")
 
     def status(self, window_s: float | None = None) -> dict[str, Any]:
         """The whole fleet in one object."""
@@ -53,11 +58,24 @@ class Client:
         )
 
     def enroll(
-        self, name: str, profile: str | None = None, tags: Sequence[str] = (), *, again: bool = False
+        self,
+        name: str,
+        profile: str | None = None,
+        tags: Sequence[str] = (),
+        *,
+        again: bool = False,
+        csr: str | None = None,
     ) -> dict[str, Any]:
-        """Enroll a board: the answer holds what it needs, its secrets among them. Raises Conflict: it is known."""
-        body = {"name": name, "profile": profile, "tags": list(tags), "again": again}
+        """Enroll a board: the answer holds what it needs, its secrets among them. Raises Conflict: it is known.
+
+        csr: its request for a certificate (PEM), where the fleet wants one.
+        """
+        body = {"name": name, "profile": profile, "tags": list(tags), "again": again, "csr": csr}
         return self._json("POST", "/devices", body)
+
+    def revoke(self, name: str) -> dict[str, Any]:
+        """Let a board's certificate, password and token count no more; its history stays."""
+        return self._json("POST", f"/devices/{quote(name, '')}/revoke", {})
 
     def jobs(self) -> list[dict[str, Any]]:
         """The newest jobs first."""
@@ -82,6 +100,21 @@ class Client:
         if expires_s is not None:
             body["expires_s"] = expires_s
         return _table(self._json("POST", "/jobs", body), "job")
+
+    def configure(
+        self,
+        to: str,
+        config: Mapping[str, Any],
+        *,
+        policy: PolicySpec | None = None,
+        interval_s: float | None = None,
+        reset: bool = False,
+    ) -> dict[str, Any]:
+        """Change settings of the boards that `to` selects; the job. None as a value takes a setting back."""
+        body: dict[str, Any] = {"to": to, "config": dict(config), "interval_s": interval_s, "reset": reset}
+        if policy is not None:
+            body["policy"] = policy.to_json()
+        return _table(self._json("POST", "/settings", body), "job")
 
     def measure(self, target: str, expires_s: float | None = None) -> dict[str, Any]:
         """Ask the board that a published round is called after to time it; the job. Raises Conflict: it is busy."""
@@ -156,7 +189,8 @@ class Client:
             answer = connection.getresponse()
             data = answer.read(_MAX_ANSWER)
         except (OSError, http.client.HTTPException) as err:
-            raise WorldFailed(f"{self.url}: no answer from the fleet server: {one_line(err)}") from err
+            why = f"{one_line(err)}{self._hint(err)}"
+            raise WorldFailed(f"{self.url}: no answer from the fleet server: {why}") from err
         finally:
             connection.close()
         if answer.status >= 400:
@@ -175,9 +209,25 @@ class Client:
             raise BadInput(f"--server must be an address such as http://127.0.0.1:8080, got {self.url!r}")
         base = parts.path.rstrip("/")
         if parts.scheme == "https":
-            context = ssl.create_default_context()
+            context = self._context()
             return http.client.HTTPSConnection(host, port, timeout=self.timeout_s, context=context), base
         return http.client.HTTPConnection(host, port, timeout=self.timeout_s), base
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+        except (OSError, ValueError) as err:  # ssl's errors are some
+            raise BadInput(f"{self.ca}: must be the server's ca.pem, a file of certificates") from err
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    def _hint(self, err: Exception) -> str:
+        """What to do about the two mistakes that an encrypted server invites."""
+        if isinstance(err, ssl.SSLCertVerificationError):
+            return "; --ca must name the server's data_dir/ca.pem, and --server one of its names"
+        cut = isinstance(err, (http.client.RemoteDisconnected, http.client.BadStatusLine, ConnectionError))
+        answered = cut and not isinstance(err, ConnectionRefusedError)
+        return "; does it want https://?" if answered and self.url.startswith("http://") else ""
 
     def _error(self, status: int, data: bytes) -> EdgekitError:
         """The server's line as the error it stands for."""

@@ -41,12 +41,12 @@ class Broker(Mosquitto):
         folder.mkdir(exist_ok=True)
         for name in ("passwd", "acl"):
             (folder / name).touch()
-        write_conf(folder, "127.0.0.1", self.port, folder / "pid", as_root=os.geteuid() == 0)
+        write_conf(folder, "127.0.0.1", self.port, folder / "pid", as_root=os.geteuid() == 0, tls=False)
         self._config = folder / "mosquitto.conf"
         self.start()
 
 
-def write_config(folder: Path, broker_port: int, **more: Any) -> FleetConfig:
+def write_config(folder: Path, broker_port: int, *, tls: bool = False, **more: Any) -> FleetConfig:
     """A repository and a fleet.toml beside it, read back. more: keys of its top table."""
     from datetime import datetime, timezone
 
@@ -57,8 +57,10 @@ def write_config(folder: Path, broker_port: int, **more: Any) -> FleetConfig:
     lines += [
         "[web]",
         "port = 0",
+        f"tls = {json.dumps(tls)}",
         "[broker]",
         f"port = {broker_port}",
+        f"tls = {json.dumps(tls)}",
         'files_dir = "broker"',
         'pid_file = "broker/pid"',
     ]

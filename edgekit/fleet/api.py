@@ -8,12 +8,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
-import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,10 +27,20 @@ from edgekit.core.files import sync_folder
 from edgekit.core.policy import PolicySpec
 from edgekit.fleet import rollout, views
 from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.enroll import Taken, board_files, enroll, token_hash, write_broker_files
+from edgekit.fleet.board import board_router
+from edgekit.fleet.configure import Wanted, create_settings_job
+from edgekit.fleet.enroll import (
+    Taken,
+    board_files,
+    board_of,
+    enroll,
+    new_certificate,
+    revoke,
+    write_broker_files,
+)
 from edgekit.fleet.guard import Guard
 from edgekit.fleet.repository import repository_router
-from edgekit.fleet.store import Store, devices
+from edgekit.fleet.store import Store
 from edgekit.repo.add import Conflict
 from edgekit.repo.metadata import (
     Current,
@@ -58,7 +67,7 @@ class Context:
 
     config: FleetConfig
     store: Store
-    token: str
+    token: str = field(repr=False)
     address: Callable[[], str]
     clock: Callable[[], float] = time.time
 
@@ -72,13 +81,17 @@ class _Body(BaseModel):
 
 
 class NewDevice(_Body):
-    """A board to enroll. again: it is known, and gets new credentials in place of the old."""
+    """A board to enroll. again: it is known, and gets new credentials in place of the old.
+
+    csr: its request for a certificate (PEM, common name `fleet/device`), where the broker speaks TLS.
+    """
 
     name: str
     profile: str | None = None
     tags: list[str] = Field(default_factory=list, max_length=_MAX_TAGS)
     again: bool = False
 
+    csr: str | None = None
 
 class NewJob(_Body):
     """A published target for the boards a selector means. policy: as core.policy writes it."""
@@ -119,6 +132,7 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     """All routes of version 1."""
     router = APIRouter(prefix=PREFIX)
     config, store = context.config, context.store
+    app.include_router(board_router(context.config, context.store, context.clock))
     enrolling = threading.Lock()
 
     @router.get("/openapi.json", include_in_schema=False)
@@ -146,6 +160,11 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         """A board with its figures over time, events and jobs."""
         with store.read() as connection:
             return {
+    @router.get("/fleet")
+    def fleet() -> dict[str, Any]:
+        """What a board's request for a certificate must know: the fleet's name, and whether one is wanted."""
+        return {"v": 1, "fleet": config.fleet, "certificates": config.broker.tls}
+
                 "v": 1,
                 "window_s": window_s,
                 "device": views.device_detail(connection, name, context.clock(), window_s),
@@ -160,7 +179,10 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         files = board_files(config, context.address())
         with enrolling:
             with store.write() as connection:
-                credentials = enroll(connection, name, profile, tags, context.clock(), again=new.again)
+                now = context.clock()
+                credentials = enroll(
+                    connection, name, profile, tags, now, again=new.again, certificate=certificate
+                )
             reloaded = write_broker_files(config, store)
         return {
             "v": 1,
@@ -170,6 +192,9 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
             **files,
             "mqtt_password": credentials.mqtt_password,
             "repo_token": credentials.repo_token,
+        certificate = None
+        if config.broker.tls:
+            certificate = new_certificate(config, name, checks.text(new.csr, "csr"))
             "broker_reloaded": reloaded,
         }
 
@@ -182,8 +207,18 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     @router.get("/jobs/{job_id}")
     def one_job(job_id: str) -> dict[str, Any]:
         """A job and its state on each board."""
+            "certificate": certificate and certificate.pem,
         with store.read() as connection:
             return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+    @router.post("/devices/{name}/revoke")
+    def revoke_device(name: str) -> dict[str, Any]:
+        """Let a board's certificate, password and token count no more, at once."""
+        with enrolling:
+            with store.write() as connection:
+                since = revoke(connection, name, context.clock())
+            reloaded = write_broker_files(config, store)
+        return {"v": 1, "name": name, "revoked_at": since, "broker_reloaded": reloaded}
 
     @router.post("/jobs", status_code=201)
     def new_job(new: NewJob) -> dict[str, Any]:
@@ -304,8 +339,7 @@ def _forget_stale_uploads(folder: Path, now: float) -> None:
 
 def _is_board(store: Store, token: str) -> bool:
     with store.read() as connection:
-        found = connection.scalar(sa.select(devices.c.id).where(devices.c.token_sha256 == token_hash(token)))
-    return found is not None
+        return board_of(connection, token) is not None
 
 
 # --- errors: one line of JSON each ---

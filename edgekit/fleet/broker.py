@@ -15,6 +15,7 @@ from edgekit.core.messages import ANSWER, FROM_BOARD, INPUT, ROOT, TO_BOARD
 _ITERATIONS = 101  # mosquitto_passwd's own; the passwords are 256 random bits, so stretching adds nothing
 _SALT_BYTES = 12
 _MAX_INFLIGHT = 1000  # what ingest takes at once; Mosquitto's default of 20 slows it
+CA, SERVER, REVOKED = "ca.pem", "server.pem", "revoked.pem"  # what TLS needs, beside `passwd` and `acl`
 _BOARD_WRITES = (*FROM_BOARD, ANSWER)
 _BOARD_READS = (*TO_BOARD, INPUT)
 
@@ -47,15 +48,30 @@ def write_acl(folder: Path, fleet: str, server: str) -> None:
     write_atomic(folder / "acl", ("\n".join(lines) + "\n").encode(), 0o640)
 
 
-def write_conf(folder: Path, host: str, port: int, pid_file: Path | None, *, as_root: bool) -> None:
+def write_conf(
+    folder: Path, host: str, port: int, pid_file: Path | None, *, as_root: bool, tls: bool = True
+) -> None:
     """Replace `mosquitto.conf`, with which Mosquitto works when the server's own user starts it. Raises WorldFailed.
 
     as_root: the server is root, and Mosquitto stays it: as another user it could read neither our files nor a folder
     above them that is closed. A client's id is its user name, else one board could take another's session.
+
+    tls: a client must show a certificate of the fleet's authority that is not revoked, and then, as without TLS, its
+    user name and password. The name is not taken from the certificate: Mosquitto checks certificates when a connection
+    begins, passwords again at each SIGHUP, and so hangs up at once on a board whose line in `passwd` is gone.
     """
+    encrypted = [
+        f"cafile {folder / CA}",
+        f"certfile {folder / SERVER}",
+        f"keyfile {folder / SERVER}",
+        f"crlfile {folder / REVOKED}",
+        "require_certificate true",
+        "tls_version tlsv1.2",  # at least
+    ]
     lines = [
         "# Written by `edgekit fleet serve` at each start: changes do not last. Run it as the server's user.",
         f"listener {port} {host}",
+        *(encrypted if tls else []),
         "allow_anonymous false",
         f"password_file {folder / 'passwd'}",
         f"acl_file {folder / 'acl'}",

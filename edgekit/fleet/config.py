@@ -21,12 +21,14 @@ class Web:
 
     host: str
     port: int
+    tls: bool = True
 
 
 @dataclass(frozen=True)
 class Broker:
     """The MQTT broker, as this server reaches it and as boards are told to.
 
+    tls: by certificates of the fleet's own authority, of both sides.
     password_file: the server's own password; drawn where there is none. files_dir: where `passwd` and `acl` for
     Mosquitto are written. pid_file: Mosquitto's; it gets a SIGHUP after each enrolment. None: somebody else reloads it.
     """
@@ -39,6 +41,12 @@ class Broker:
     pid_file: Path | None
     public_host: str
     public_port: int
+    tls: bool = True
+
+    @property
+    def reached_at(self) -> str:
+        """What the server itself connects to: an address of this machine where the broker listens on all."""
+        return on_this_machine(self.host)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,16 @@ class FleetConfig:
     def control_public_file(self) -> Path:
         """Its public half, which boards are enrolled with."""
         return self.data_dir / "control.pub"
+
+    @property
+    def tls_dir(self) -> Path:
+        """The authority's keys and the server's own certificates: nobody else's to read."""
+        return self.data_dir / "tls"
+
+    @property
+    def ca_file(self) -> Path:
+        """The authority's certificate: what boards, commands and browsers check this server's against. Public."""
+        return self.data_dir / "ca.pem"
 
     @property
     def address_file(self) -> Path:
@@ -112,20 +130,34 @@ def read_config(path: Path) -> FleetConfig:
 
 def _web(table: Table) -> Web:
     host = table.optional_text("host") or "127.0.0.1"
-    allowed = table.take("allow_remote")
-    if allowed is not None and not isinstance(allowed, bool):
-        raise table.wrong("allow_remote", "true or false", allowed)
-    if not allowed and not _is_loopback(host):
+    tls = _encrypted(table, "web", host, "the page and the API")
+    return Web(host, _port(table, "port", 8080, 0), tls)
+
+
+def _encrypted(table: Table, section: str, host: str, what: str) -> bool:
+    """Whether TLS is spoken; without it only this machine may come in, unless somebody said otherwise."""
+    tls, allowed = _flag(table, "tls", default=True), _flag(table, "allow_remote", default=False)
+    if not tls and not allowed and not _is_loopback(host):
         raise BadInput(
-            f'{table.where}: web.host = "{host}" is not loopback: other machines would reach the page and the API '
-            "without encryption; put a TLS proxy in front, or set web.allow_remote = true"
+            f'{table.where}: {section}.host = "{host}" is not loopback: other machines would reach {what} without '
+            f"encryption; take out {section}.tls = false, or set {section}.allow_remote = true"
         )
-    return Web(host, _port(table, "port", 8080, 0))
+    return tls
+
+
+def _flag(table: Table, key: str, *, default: bool) -> bool:
+    value = table.take(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise table.wrong(key, "true or false", value)
+    return value
 
 
 def _broker(table: Table, base: Path, data_dir: Path) -> Broker:
     host = table.optional_text("host") or "127.0.0.1"
-    port = _port(table, "port", 1883, 1)
+    tls = _encrypted(table, "broker", host, "the broker")
+    port = _port(table, "port", 8883 if tls else 1883, 1)
     username = table.optional_text("username") or "edgekit-server"
     if not NAME.fullmatch(username):  # a board's has a slash in it: none can be called like the server
         raise table.wrong("username", "a name (letters, digits, '_' and '-', at most 64)", username)
@@ -142,6 +174,7 @@ def _broker(table: Table, base: Path, data_dir: Path) -> Broker:
         pid_file=base / pid_file if pid_file else files / "mosquitto.pid",
         public_host=table.optional_text("public_host") or host,
         public_port=_port(table, "public_port", port, 1),
+        tls=tls,
     )
 
 
@@ -171,6 +204,17 @@ def _url(table: Table, key: str) -> str | None:
     if not good:
         raise table.wrong(key, "an address such as https://fleet.example", value)
     return value.rstrip("/")
+
+
+def on_this_machine(host: str) -> str:
+    """An address to connect to: loopback for one that means every address of this machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"
 
 
 def _is_loopback(host: str) -> bool:

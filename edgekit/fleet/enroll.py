@@ -1,4 +1,4 @@
-"""Make what a server needs before it runs, and give boards their identity. Speaks no HTTP."""
+"""Make what a server needs before it runs; give boards their identity, renew it, take it back. Speaks no HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,15 @@ import sqlalchemy as sa
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 from edgekit.fleet import broker
-from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.store import Store, devices, open_store
+from edgekit.fleet.certificates import Issued, check_signature, issue, serial_if_ours
+from edgekit.fleet.config import FleetConfig, on_this_machine
+from edgekit.fleet.store import Store, certificates, devices, open_store
+from edgekit.fleet.tls import authorities_of, keep_certificates, now_utc, write_revoked
+from edgekit.fleet.views import Unknown
 from edgekit.repo.keys import public_pem, read_or_make_key
 from edgekit.repo.metadata import root_file
+
+_REMEMBERED_S = 5 * 365 * 86_400.0  # a board may come back with a certificate that ended in the meantime
 
 
 class Taken(BadInput):
@@ -30,12 +35,12 @@ class Taken(BadInput):
 class Credentials:
     """What only the board gets to know; the server keeps hashes."""
 
-    mqtt_password: str
-    repo_token: str
+    mqtt_password: str = field(repr=False)
+    repo_token: str = field(repr=False)
 
 
 def prepare(config: FleetConfig) -> None:
-    """Make the data folder, the API token, the control key, the server's broker password and Mosquitto's files.
+    """Make the data folder, the API token, the control key, the certificates, the server's password, Mosquitto's files.
 
     What is there stays. Raises BadInput (no repository), WorldFailed.
     """
@@ -52,9 +57,11 @@ def prepare(config: FleetConfig) -> None:
     control_key = read_or_make_key(config.control_key_file)
     write_atomic(config.control_public_file, public_pem(control_key).encode())
     here = config.broker
-    broker.write_conf(here.files_dir, here.host, here.port, here.pid_file, as_root=os.geteuid() == 0)
+    as_root = os.geteuid() == 0
+    broker.write_conf(here.files_dir, here.host, here.port, here.pid_file, as_root=as_root, tls=here.tls)
     store = open_store(config.database_url)
     try:
+        keep_certificates(config, store, now_utc())
         write_broker_files(config, store)
     finally:
         store.close()
@@ -74,12 +81,14 @@ def read_secret(path: Path) -> str:
 
 
 def write_broker_files(config: FleetConfig, store: Store) -> bool:
-    """Write Mosquitto's `passwd` and `acl` from the store and reload it; whether it could be told.
+    """Write Mosquitto's `passwd`, `acl` and list of revoked certificates from the store; whether it could be told.
 
-    Raises BadInput (no broker password), WorldFailed.
+    It hangs up on whoever is no longer in `passwd`. Raises BadInput (no broker password), WorldFailed.
     """
+    admitted = sa.select(devices.c.name, devices.c.broker_hash).where(devices.c.revoked_at.is_(None))
     with store.read() as connection:
-        rows = connection.execute(sa.select(devices.c.name, devices.c.broker_hash)).all()
+        rows = connection.execute(admitted).all()
+    write_revoked(config, store, now_utc())
     hashes = {f"{config.fleet}/{row.name}": row.broker_hash for row in rows}
     hashes[config.broker.username] = broker.password_hash(read_secret(config.broker.password_file))
     broker.write_passwd(config.broker.files_dir, hashes)
@@ -95,8 +104,9 @@ def enroll(
     now: float,
     *,
     again: bool = False,
+    certificate: Issued | None = None,
 ) -> Credentials:
-    """Add a board, or with `again` give a known one new credentials in place of the old. Raises Taken."""
+    """Add a board, or with `again` give a known one, revoked or not, new credentials for the old. Raises Taken."""
     credentials = Credentials(secrets.token_urlsafe(32), secrets.token_urlsafe(32))
     values = {
         "profile": profile,
@@ -104,15 +114,102 @@ def enroll(
         "enrolled_at": now,
         "token_sha256": token_hash(credentials.repo_token),
         "broker_hash": broker.password_hash(credentials.mqtt_password),
+        "certificate_serial": None,
+        "certificate_expires": None,
+        "revoked_at": None,
     }
     known = connection.scalar(sa.select(devices.c.id).where(devices.c.name == name))
     if known is None:
-        connection.execute(sa.insert(devices).values(name=name, **values))
+        added = connection.execute(sa.insert(devices).values(name=name, **values))
+        known = int(added.inserted_primary_key[0])
     elif not again:
         raise Taken(f"a board called {name!r} is enrolled already; --again gives it new credentials")
     else:
         connection.execute(sa.update(devices).where(devices.c.id == known).values(**values))
+        _revoke_certificates(connection, known, now)
+    if certificate is not None:
+        _add_certificate(connection, known, certificate, now)
     return credentials
+
+
+def revoke(connection: sa.Connection, name: str, now: float) -> float:
+    """Let a board's certificates, password and token count no more; since when (Unix seconds). Raises Unknown.
+
+    Its history stays. The broker learns of it by `write_broker_files`.
+    """
+    row = connection.execute(
+        sa.select(devices.c.id, devices.c.revoked_at).where(devices.c.name == name)
+    ).one_or_none()
+    if row is None:
+        raise Unknown(f"there is no board called {name!r}")
+    if row.revoked_at is not None:
+        return float(row.revoked_at)
+    connection.execute(sa.update(devices).where(devices.c.id == row.id).values(revoked_at=now, online=False))
+    _revoke_certificates(connection, row.id, now)
+    return now
+
+
+def board_of(connection: sa.Connection, token: str) -> sa.Row[Any] | None:
+    """The board (id, name) whose repository token that is; None where there is none, or it is revoked."""
+    found = sa.select(devices.c.id, devices.c.name).where(
+        devices.c.token_sha256 == token_hash(token), devices.c.revoked_at.is_(None)
+    )
+    return connection.execute(found).one_or_none()
+
+
+def new_certificate(config: FleetConfig, name: str, request: str) -> Issued | None:
+    """Sign a board's first certificate, where the broker wants them. Raises BadInput, WorldFailed."""
+    if not config.broker.tls:
+        return None
+    now = now_utc()
+    return issue(authorities_of(config, now), request, f"{config.fleet}/{name}", now)
+
+
+def renew_certificate(
+    config: FleetConfig,
+    connection: sa.Connection,
+    board: sa.Row[Any],
+    request: str,
+    old: str,
+    signature: bytes,
+) -> Issued:
+    """Sign a known board's next certificate; the old one stays good until its end. Raises BadInput, WorldFailed.
+
+    old: a certificate of its, which may have ended (a board that was in a drawer must come back by itself) but is not
+    revoked. signature: of the request, by the old one's key: who has stolen the token alone gets no certificate.
+    """
+    now = now_utc()
+    authorities, address = authorities_of(config, now), f"{config.fleet}/{board.name}"
+    serial, key = serial_if_ours(authorities, old, address)
+    check_signature(key, signature, request.encode())
+    found = connection.execute(
+        sa.select(certificates.c.revoked_at).where(
+            certificates.c.serial == serial, certificates.c.device == board.id
+        )
+    ).one_or_none()
+    if found is None or found.revoked_at is not None:
+        raise BadInput("certificate must be one that counts: this one was revoked, or is not known here")
+    issued = issue(authorities, request, address, now)
+    _add_certificate(connection, board.id, issued, now.timestamp())
+    return issued
+
+
+def _add_certificate(connection: sa.Connection, device: int, certificate: Issued, now: float) -> None:
+    """Note a new one, and forget those that ended long ago."""
+    serial, expires = certificate.serial, certificate.expires
+    forgotten = (certificates.c.device == device) & (certificates.c.expires < now - _REMEMBERED_S)
+    connection.execute(sa.delete(certificates).where(forgotten))
+    connection.execute(sa.insert(certificates).values(serial=serial, device=device, expires=expires))
+    connection.execute(
+        sa.update(devices)
+        .where(devices.c.id == device)
+        .values(certificate_serial=serial, certificate_expires=expires)
+    )
+
+
+def _revoke_certificates(connection: sa.Connection, device: int, now: float) -> None:
+    counting = (certificates.c.device == device) & certificates.c.revoked_at.is_(None)
+    connection.execute(sa.update(certificates).where(counting).values(revoked_at=now))
 
 
 def token_hash(token: str) -> str:
@@ -126,12 +223,19 @@ def board_files(config: FleetConfig, url: str) -> dict[str, Any]:
     try:
         root = path.read_text(encoding="utf-8")
         control_key = config.control_public_file.read_text(encoding="ascii")
+        ca = config.ca_file.read_text(encoding="ascii")
     except OSError as err:
         raise WorldFailed(f"{err.filename}: could not be read: {err.strerror or err}") from err
+    here = config.broker
+    told = {"broker.public_host": here.public_host, "public_url": config.public_url or config.web.host}
+    for key, host in told.items():
+        if on_this_machine(host) != host:
+            raise BadInput(f"{config.path}: boards cannot be told to connect to {host}: set {key}")
     return {
         "fleet": config.fleet,
-        "broker": {"host": config.broker.public_host, "port": config.broker.public_port},
-        "repository": {"url": f"{config.public_url or url}/repo"},
+        "broker": {"host": here.public_host, "port": here.public_port, "tls": here.tls},
+        "repository": {"url": f"{config.public_url or url}/repo", "tls": config.web.tls},
         "root": root,
         "control_key": control_key,
+        "ca": ca if here.tls or config.web.tls else None,
     }

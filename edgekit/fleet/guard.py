@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.core.errors import WorldFailed, one_line
 
-API, REPOSITORY, LOGIN, LOGOUT = "/api/", "/repo/", "/login", "/logout"
+API, REPOSITORY, CERTIFICATE, LOGIN, LOGOUT = "/api/", "/repo/", "/certificate", "/login", "/logout"
 FAVICON = "/favicon.ico"  # browsers ask for it before anybody logged in
 COOKIE = "edgekit_session"
 SESSION_S = 30 * 86_400
@@ -71,7 +71,7 @@ class Guard:
             if not self._is_token(bearer(request.headers)):
                 return unauthorized("the API wants the token from the server's data_dir/api.token")
             return _too_large(request)
-        if path.startswith(REPOSITORY):
+        if path.startswith(REPOSITORY) or path == CERTIFICATE:
             token = bearer(request.headers)
             try:
                 known = token is not None and await run_in_threadpool(self.is_board, token)
@@ -79,7 +79,7 @@ class Guard:
                 return JSONResponse({"error": one_line(err)}, 503)
             if not known:
                 return unauthorized("the repository wants the token of an enrolled board")
-            return None
+            return _too_large(request)
         if path == FAVICON:
             return None
         if path == LOGIN:
@@ -90,7 +90,7 @@ class Guard:
             return response
         given = request.query_params.get("token")
         if given is not None and request.method == "GET":
-            return self._enter(given, _without_token(request))
+            return self._enter(request, given, _without_token(request))
         if self._has_session(request.headers):
             return None
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -106,15 +106,16 @@ class Guard:
             if len(body) > _LOGIN_BYTES:
                 return HTMLResponse(login_page("That is no token."), 413)
         given = parse_qs(body.decode("ascii", "replace")).get("token", [""])[0]
-        return self._enter(given.strip(), "/")
+        return self._enter(request, given.strip(), "/")
 
-    def _enter(self, given: str, where: str) -> Response:
+    def _enter(self, request: Request, given: str, where: str) -> Response:
         if not self._is_token(given):
             return HTMLResponse(login_page("That is not this server's token."), 401)
         response = RedirectResponse(where, 303)
         expires = str(int(self.clock()) + SESSION_S)
         value = f"{expires}.{self._sign(expires)}"
-        response.set_cookie(COOKIE, value, max_age=SESSION_S, httponly=True, samesite="lax")
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, value, max_age=SESSION_S, httponly=True, samesite="lax", secure=secure)
         return response
 
     def _is_token(self, given: str | None) -> bool:

@@ -37,6 +37,7 @@ from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import read_secret
 from edgekit.fleet.intake import Malformed, Received, Unreadable, entries_of, read_message
 from edgekit.fleet.store import Store, open_store
+from edgekit.fleet.tls import broker_context
 from edgekit.repo.keys import read_key
 
 log = logging.getLogger("edgekit.fleet.ingest")
@@ -155,7 +156,11 @@ class Ingest:
         self.client = client
         try:
             client.username_pw_set(broker.username, read_secret(broker.password_file))
-            client.connect(broker.host, broker.port, KEEPALIVE_S, clean_start=True, properties=properties)
+            if broker.tls:
+                client.tls_set_context(broker_context(self.config))
+            client.connect(
+                broker.reached_at, broker.port, KEEPALIVE_S, clean_start=True, properties=properties
+            )
         except (OSError, ValueError, EdgekitError) as err:
             self._failed(one_line(err))
             return

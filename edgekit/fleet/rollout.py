@@ -59,10 +59,11 @@ def matches(device: Device, selector: Mapping[str, frozenset[str]]) -> bool:
 
 
 def known_devices(connection: sa.Connection) -> list[Device]:
-    """Every enrolled board, by name."""
+    """Every enrolled board, by name; none that is revoked: it would hear nothing."""
     table = db.devices
     columns = (table.c.id, table.c.name, table.c.profile, table.c.tags, table.c.info, table.c.reported)
-    return [_device(row) for row in connection.execute(sa.select(*columns).order_by(table.c.name))]
+    query = sa.select(*columns).where(table.c.revoked_at.is_(None)).order_by(table.c.name)
+    return [_device(row) for row in connection.execute(query)]
 
 
 def selected(devices: Iterable[Device], text: str) -> list[Device]:

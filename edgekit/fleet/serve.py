@@ -21,8 +21,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
-from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.broker import reload_broker
+from edgekit.fleet.config import FleetConfig, on_this_machine
 from edgekit.fleet.enroll import prepare
+from edgekit.fleet.store import open_store
+from edgekit.fleet.tls import keep_certificates, now_utc
 from edgekit.repo.publish import renew
 
 log = logging.getLogger("edgekit.fleet.serve")
@@ -77,7 +80,9 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
     with _alone(config), _listening(config) as listener, _lifeline() as lifeline:
         config.address_file.unlink(missing_ok=True)
         host, port = listener.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        host = on_this_machine(host)
+        scheme = "https" if config.web.tls else "http"
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         children = [
             Child(
                 "web",
@@ -94,6 +99,7 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
                 if time.monotonic() >= next_renewal:
                     next_renewal = time.monotonic() + RENEW_EVERY_S
                     _renew(config)
+                    renew_certificates(config)
                 if not said and config.address_file.exists():
                     said = True
                     say(url)
@@ -110,6 +116,21 @@ def _renew(config: FleetConfig) -> None:
             log.info("repository: timestamp signed anew")
     except (BadInput, WorldFailed) as err:
         log.warning("repository: could not be renewed: %s", one_line(err))
+
+
+def renew_certificates(config: FleetConfig) -> None:
+    """Keep the server's own certificates from ending. A failure is said and tried again."""
+    try:
+        store = open_store(config.database_url)
+        try:
+            renewed = keep_certificates(config, store, now_utc())
+        finally:
+            store.close()
+        if renewed:
+            told = reload_broker(config.broker.pid_file)
+            log.info("the server's certificates were renewed%s", "" if told else "; the broker was not told")
+    except (BadInput, WorldFailed) as err:
+        log.warning("the server's certificates could not be renewed: %s", one_line(err))
 
 
 @contextlib.contextmanager

@@ -73,6 +73,16 @@ devices = Table(
     Column("revoked_at", Float),  # its credentials count no more
 )
 
+certificates = Table(  # of boards; forgotten when they have ended
+    "certificates",
+    metadata,
+    Column("serial", String(64), primary_key=True),  # hexadecimal
+    Column("device", ForeignKey("devices.id"), nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("revoked_at", Float),
+    Index("certificates_by_device", "device"),
+)
+
 boots = Table(
     "boots",
     metadata,

@@ -249,6 +249,8 @@ def _device_row(
         "tags": json.loads(device.tags),
         "online": _is_online(device, _interval_s(device, last), now),
         "last_seen": device.last_seen,
+        "revoked_at": device.revoked_at,
+        "certificate_expires": device.certificate_expires,
         "bundle": bundle,
         "policy": _policy_text(reported.get("policy")) or (last.policy if last else None),
         "why": reported.get("why"),
@@ -278,7 +280,7 @@ def _interval_s(device: sa.Row[Any], last: Any) -> float | None:
 
 def _is_online(device: sa.Row[Any], interval_s: float | None, now: float) -> bool:
     """Its status says so, and it has not been silent for several of its intervals."""
-    if not device.online or device.last_seen is None:
+    if not device.online or device.last_seen is None or device.revoked_at is not None:
         return False
     if interval_s is None:
         return True

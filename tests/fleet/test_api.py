@@ -170,8 +170,9 @@ def test_enrolment_gives_a_board_all_it_needs_and_the_broker_its_password(
 ) -> None:
     answer = enroll(web)
     assert answer["fleet"] == "demo"
-    assert answer["repository"] == {"url": "http://127.0.0.1:8080/repo"}
-    assert answer["broker"] == {"host": "127.0.0.1", "port": 1}
+    assert answer["repository"] == {"url": "http://127.0.0.1:8080/repo", "tls": False}
+    assert answer["broker"] == {"host": "127.0.0.1", "port": 1, "tls": False}
+    assert (answer["ca"], answer["certificate"]) == (None, None)
     assert "BEGIN PUBLIC KEY" in answer["control_key"]
     assert json.loads(answer["root"])["signed"]["_type"] == "root"
     assert answer["broker_reloaded"] is False

@@ -25,9 +25,10 @@ def test_three_lines_are_enough_and_serve_loopback_only(tmp_path: Path) -> None:
     assert (config.web.host, config.web.port) == ("127.0.0.1", 8080)
     assert (config.broker.host, config.broker.port, config.broker.username) == (
         "127.0.0.1",
-        1883,
+        8883,
         "edgekit-server",
     )
+    assert (config.web.tls, config.broker.tls) == (True, True)
     assert config.broker.password_file == tmp_path / "data" / "broker.password"
     assert config.repository == tmp_path / "repo"
 
@@ -35,8 +36,10 @@ def test_three_lines_are_enough_and_serve_loopback_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ('[web]\nhost = "0.0.0.0"\n', 'web.host = "0.0.0.0" is not loopback'),
-        ('[web]\nhost = "fleet.example"\n', "is not loopback"),
+        ('[web]\nhost = "0.0.0.0"\ntls = false\n', 'web.host = "0.0.0.0" is not loopback'),
+        ('[web]\nhost = "fleet.example"\ntls = false\n', "is not loopback"),
+        ('[broker]\nhost = "0.0.0.0"\ntls = false\n', 'broker.host = "0.0.0.0" is not loopback'),
+        ('[broker]\ntls = "no"\n', 'broker.tls must be true or false, got "no"'),
         ("[web]\nport = 70000\n", "web.port must be a port from 0 to 65535, got 70000"),
         ("[web]\nprot = 80\n", "does not know the key web.prot"),
         ('[broker]\nusername = "demo/pi5"\n', "broker.username must be a name"),
@@ -52,9 +55,17 @@ def test_what_is_wrong_is_one_line_with_file_and_key(more: str, says: str, tmp_p
     assert "fleet.toml" in str(raised.value)
 
 
-def test_other_machines_are_let_in_only_where_the_file_says_so(tmp_path: Path) -> None:
-    (tmp_path / "fleet.toml").write_text(SMALLEST + '[web]\nhost = "0.0.0.0"\nallow_remote = true\n')
-    assert read_config(tmp_path / "fleet.toml").web.host == "0.0.0.0"
+@pytest.mark.parametrize("section", ["web", "broker"])
+def test_other_machines_are_let_in_encrypted_or_where_the_file_says_so(section: str, tmp_path: Path) -> None:
+    for line in ("", "tls = false\nallow_remote = true\n"):
+        config = read(tmp_path, SMALLEST + f'[{section}]\nhost = "0.0.0.0"\n' + line)
+        assert getattr(config, section).host == "0.0.0.0"
+        assert getattr(config, section).tls == (line == "")
+    assert config.broker.reached_at == "127.0.0.1"
+
+
+def test_without_tls_the_broker_has_its_plain_port(tmp_path: Path) -> None:
+    assert read(tmp_path, SMALLEST + "[broker]\ntls = false\n").broker.port == 1883
 
 
 @pytest.mark.parametrize("fleet", ['"de mo"', '"+"', '"a/b"', "7"])

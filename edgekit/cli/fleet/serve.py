@@ -22,25 +22,30 @@ repository = "repository"    # made by: edgekit repo init
 # max_bundle_mb = 512
 # public_url = "https://fleet.example"          # what boards are told; else the served address
 [web]
-# host = "127.0.0.1"         # others only with: allow_remote = true
+# host = "127.0.0.1"         # "0.0.0.0": other machines as well
 # port = 8080                # 0: any free one
+# tls = true                 # false: this machine only, unless allow_remote = true
+# allow_remote = false
 [broker]
-# host = "127.0.0.1"
-# port = 1883
+# host = "127.0.0.1"         # "0.0.0.0": other machines as well
+# port = 8883
+# tls = true                 # false: port 1883, this machine only, unless allow_remote = true
+# allow_remote = false
 # username = "edgekit-server"
 # password_file = "server/broker.password"      # drawn if there is none
-# files_dir = "server/broker"                   # Mosquitto's conf, passwd and acl
+# files_dir = "server/broker"                   # Mosquitto's conf, passwd, acl and certificates
 # pid_file = "server/broker/mosquitto.pid"      # Mosquitto's; gets a SIGHUP after each enrolment
 # public_host = "127.0.0.1"                     # what boards are told
-# public_port = 1883
+# public_port = 8883
 """
 _HELP = (
     """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
 
 The broker is Mosquitto, started by you as this server's user: mosquitto -c files_dir/mosquitto.conf. That file and
-the passwd and acl it names are written here at each start.
+what it names (passwd, acl, certificates) are written here at each start.
 
-The served address is also written to data_dir/address, the API's token to data_dir/api.token. A fleet.toml:
+The served address is also written to data_dir/address, the API's token to data_dir/api.token. The server is its own
+certificate authority; data_dir/ca.pem is what commands (--ca) and browsers check it against. A fleet.toml:
 
 \b
 """
