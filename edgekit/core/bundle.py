@@ -14,10 +14,9 @@ from typing import IO, Any
 
 from edgekit.core.checks import canonical_json, parse_json
 from edgekit.core.errors import BadBundle, BadInput, WorldFailed
+from edgekit.core.layout import directory, entry, header
 from edgekit.core.manifest import MANIFEST, REPORT, Manifest, Member, member_name
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_FILE_MODE = 0o100644 << 16
 _MAX_MEMBERS = 10_000
 _MAX_JSON_BYTES = 16 * 2**20
 _CHUNK = 1 << 20
@@ -87,16 +86,8 @@ def stored_zip(contents: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in contents.items():
-            archive.writestr(_entry(name), data)
+            archive.writestr(entry(name), data)
     return buffer.getvalue()
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, _EPOCH)
-    info.compress_type = zipfile.ZIP_STORED
-    info.create_system = 3
-    info.external_attr = _FILE_MODE
-    return info
 
 
 def open_bundle(path: Path, max_bytes: int = 2**31) -> Bundle:
@@ -158,36 +149,17 @@ def check_form(path: Path, file: IO[bytes], infos: list[zipfile.ZipInfo], size: 
             raise BadBundle(str(err)) from err
     if len(set(names)) != len(names):
         raise BadBundle(f"{path}: two members have the same name")
-    at, directory = 0, b""
+    at = 0
     for info in infos:
-        wanted = _entry(info.filename)
-        wanted.CRC, wanted.file_size, wanted.compress_size = info.CRC, info.file_size, info.file_size
-        header = wanted.FileHeader(zip64=False)
+        wanted = header(info.filename, info.CRC, info.file_size)
         file.seek(at)
-        if file.read(len(header)) != header:
+        if file.read(len(wanted)) != wanted:
             raise BadBundle(f"{path}: member {info.filename!r} is not stored in the canonical form")
-        directory += _directory_entry(info, at)
-        at += len(header) + info.file_size
-    count, length = len(infos), len(directory)
-    end = directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, length, at, 0)
+        at += len(wanted) + info.file_size
+    end = directory((info.filename, info.CRC, info.file_size) for info in infos)
     file.seek(at)
     if at + len(end) != size or file.read(len(end)) != end:
         raise BadBundle(f"{path}: is not in the canonical form, or holds bytes that belong to no member")
-
-
-def _directory_entry(info: zipfile.ZipInfo, at: int) -> bytes:
-    """The central directory's entry for a member at offset `at`, as `pack` writes it (APPNOTE 6.3, 4.3.12)."""
-    version, date = 20, 1 << 5 | 1  # 1980-01-01
-    fixed = struct.pack(
-        "<4s4B4H3L5H2L",
-        b"PK\1\2",
-        *(version, 3, version, 0),
-        *(0, zipfile.ZIP_STORED, 0, date),
-        *(info.CRC, info.file_size, info.file_size),
-        *(len(info.filename), 0, 0, 0, 0),
-        *(_FILE_MODE, at),
-    )
-    return fixed + info.filename.encode("ascii")
 
 
 def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
