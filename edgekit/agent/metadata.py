@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Signed, TargetFile
+from tuf.api.metadata import Root, Signed, Snapshot, TargetFile
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
@@ -122,24 +122,28 @@ class MetadataClient:
             floor = max(clock.EARLIEST, self._state.current.good_time)
             trusted.reference_time = datetime.fromtimestamp(floor, timezone.utc)
         updater.refresh()
-        self._remember(trusted.root, (trusted.timestamp, trusted.snapshot, trusted.targets), now)
+        self._remember(trusted.root, (trusted.timestamp, trusted.targets), trusted.snapshot, now)
         return updater
 
-    def _remember(self, root: Root, roles: Sequence[Signed], now: float | None) -> None:
+    def _remember(self, root: Root, others: Sequence[Signed], snapshot: Snapshot, now: float | None) -> None:
         """Refuse metadata below the highest ever seen, whatever the cache says; otherwise note it.
 
         Versions seen under keys that a newer root has replaced count no more: who had stolen the old ones may have
         signed any number (TUF specification, 5.3.11).
         """
-        state, signed = self._state.current, (root, *roles)
-        keys = {role.type: _fingerprint(root, role.type) for role in roles}
+        state, signed = self._state.current, (root, snapshot, *others)
+        keys = {role.type: _fingerprint(root, role.type) for role in signed if role is not root}
         for role in signed:
             replaced = role.type in keys and state.metadata_keys.get(role.type) not in (None, keys[role.type])
             seen = 0 if replaced else state.metadata.get(role.type, 0)
             if role.version < seen:
                 raise refusal("rollback", f"{role.type} version {role.version}, this board has seen {seen}")
+        delegated = snapshot.meta.get(
+            "measure.json"
+        )  # the client's own check holds for it; the server wants to know
+        measure = {} if delegated is None else {"measure": delegated.version}
         self._state.note(
-            metadata={role.type: role.version for role in signed},
+            metadata={role.type: role.version for role in signed} | measure,
             metadata_keys=keys,
             metadata_expires={role.type: role.expires.timestamp() for role in signed},
             good_time=max(now or 0.0, state.good_time),

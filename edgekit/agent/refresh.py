@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from edgekit.agent.clock import trusted
+from edgekit.agent.jobs import Outcome
 from edgekit.agent.remote import NetworkFailed, Repository
-from edgekit.agent.state import StateFile
+from edgekit.agent.shots import Step, Turn, begun_again
+from edgekit.agent.state import Job, StateFile
 from edgekit.agent.threads import Loop
 from edgekit.core.errors import Refused, WorldFailed, one_line
 from edgekit.core.trust import LIVES_S, near_expiry
@@ -67,12 +69,22 @@ class Refresher(Loop):
                 log.exception("refresher met a defect and goes on")
                 wait = _RETRY_S
 
-    def look(self) -> float:
-        """Refresh once; the seconds to the next time."""
+    def refresh(self) -> None:
+        """Look at the metadata now. Raises Refused, NetworkFailed, WorldFailed."""
         state = self._state.current
         labels = [slot.label for slot in (state.active, state.previous) if slot is not None]
+        standing = self._repository().standing(labels)
+        self._refused = None
+        revoked = [label for label, state in standing.items() if state == "revoked"]
+        if revoked:
+            self._withdraw(revoked)
+        self._warn()
+        self._changed()
+
+    def look(self) -> float:
+        """Refresh once, whatever comes of it; the seconds to the next time."""
         try:
-            standing = self._repository().standing(labels)
+            self.refresh()
         except NetworkFailed as err:
             log.info("metadata not refreshed: %s", one_line(err))
             self._warn()
@@ -87,12 +99,6 @@ class Refresher(Loop):
         except WorldFailed as err:
             log.warning("metadata not refreshed: %s", one_line(err))
             return _RETRY_S
-        self._refused = None
-        revoked = [label for label, state in standing.items() if state == "revoked"]
-        if revoked:
-            self._withdraw(revoked)
-        self._warn()
-        self._changed()
         return self._every_s() * (1 - _SPREAD + 2 * _SPREAD * self._draw())
 
     def _warn(self) -> None:
@@ -111,3 +117,24 @@ class Refresher(Loop):
             self._tell(
                 EXPIRING, {"role": role, "expires": at, "days_left": round((expires - now) / 86_400, 1)}
             )
+
+
+class Refresh:
+    """A shots.Action: the server asks for a look now, since something was revoked."""
+
+    def __init__(self, refresher: Refresher) -> None:
+        self._refresher = refresher
+
+    @property
+    def steps(self) -> Mapping[str, Step]:
+        return {"received": self._received}
+
+    def resumed(self, job: Job) -> Job:
+        return begun_again(job)
+
+    def clean_up(self) -> None:
+        """Nothing is left behind."""
+
+    def _received(self, job: Job, turn: Turn) -> Outcome:
+        turn.patiently(job, self._refresher.refresh)
+        return Outcome("looked")

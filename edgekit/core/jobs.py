@@ -12,6 +12,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
     "received": {
         "accept": "downloading",
         "present": "verifying",
+        "looked": "done",
         "refuse": "refused",
         "fail": "failed",
         "restart": "received",
@@ -46,7 +47,7 @@ STATES = tuple(TRANSITIONS)
 EVENTS = tuple(sorted({event for row in TRANSITIONS.values() for event in row}))
 FINAL = frozenset(state for state, row in TRANSITIONS.items() if not row)
 DONE = "active"  # of a job that makes a bundle run
-MEASURED = "done"  # of one that only measures
+MEASURED = "done"  # of one that only measures, or looks at the metadata
 GOOD = frozenset({DONE, MEASURED})
 
 
