@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import pytest
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, TargetFile, Updater, UpdaterConfig
+
+from edgekit.core import files
+from edgekit.repo import keyring, pending, write
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=timezone.utc)
 
@@ -58,3 +63,31 @@ class BoardClient:
         info = updater.get_targetinfo(path)
         assert info is not None
         return Path(updater.download_target(info)).read_bytes()
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: no handler of ours sees it."""
+
+
+def kill_at_rename(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> Callable[[], int]:
+    """Die before or after the number-th rename or folder sync; returns how many have happened."""
+    seen = 0
+
+    def counting(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            nonlocal seen
+            seen = own = seen + 1
+            if own == number and not after:
+                raise Killed
+            result = real(*args)
+            if own == number:
+                raise Killed
+            return result
+
+        return call
+
+    monkeypatch.setattr("os.replace", counting(os.replace))
+    real = files.sync_folder
+    for module in (files, write, keyring, pending):
+        monkeypatch.setattr(module, "sync_folder", counting(real))
+    return lambda: seen

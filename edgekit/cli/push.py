@@ -109,13 +109,12 @@ def publish_bundle(client: Client, bundle: Bundle, key_path: Path) -> bool:
     """
     from edgekit.repo.add import measure, published, sign_targets, with_bundle
     from edgekit.repo.keys import read_key
-    from edgekit.repo.metadata import is_signed_by, parse_targets
+    from edgekit.repo.metadata import parse_targets, signed_by_or_refused
 
     key = read_key(key_path)
     for _ in range(_ATTEMPTS):
         current = parse_targets(client.targets_metadata(), "the server's targets metadata")
-        if not is_signed_by(current, key):
-            raise BadInput(f"{key_path}: is not the key that signs this server's targets")
+        signed_by_or_refused(current, key, str(key_path))
         known = published(current.signed, bundle)
         if known is not None and known.target.state == "revoked":
             raise BadInput(f"{bundle.label} was revoked: no board runs it")

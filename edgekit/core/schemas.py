@@ -67,6 +67,14 @@ TARGET = table(
 MEASURE_OR_NULL: Schema = {  # null: nobody may sign what boards only measure
     "anyOf": [{"type": "null"}, table(version=COUNT, expires=TEXT, targets=rows(TEXT))]
 }
+SIGNED_ROOT: dict[
+    str, Schema
+] = {  # enforced: versions that came into force; waiting: why the next one has not
+    "root_version": COUNT,
+    "enforced": rows(COUNT),
+    "signed": rows(TEXT),
+    "waiting": rows(TEXT),
+}
 JOB_STATE: Schema = {"enum": ["pending", *STATES]}  # pending: the board has not said anything about it yet
 JOB_DEVICES: Schema = {
     "type": "object",
@@ -298,11 +306,33 @@ OUTPUTS: Mapping[str, Schema] = {
         kernels=rows(table(family=TEXT, name=TEXT, built=FLAG, supported=FLAG, chosen=FLAG)),
     ),
     "repo init": output(
-        folder=TEXT, keys={"type": "object"}, roles=ROLES, targets=rows(TARGET), measure=MEASURE_OR_NULL
+        folder=TEXT,
+        keys={"type": "object"},
+        root_threshold=COUNT,
+        roles=ROLES,
+        targets=rows(TARGET),
+        measure=MEASURE_OR_NULL,
     ),
+    "repo revoke": output(target=TEXT, revoked=FLAG, targets_version=COUNT),
+    "repo rotate": output(role=TEXT, **SIGNED_ROOT),
+    "repo sign": {
+        "anyOf": [
+            output(**SIGNED_ROOT),
+            output(files=rows(table(file=TEXT, version=COUNT, signed=rows(TEXT)))),
+            output(cancelled=rows(COUNT)),
+        ]
+    },
+    "repo refresh": output(renewed=COUNTS, versions=COUNTS, waiting=rows(TEXT)),
     "repo measure": output(key=TEXT, targets_version=COUNT),
     "repo add": output(target=TEXT, content_id=TEXT, added=FLAG, targets_version=COUNT),
-    "repo status": output(roles=ROLES, targets=rows(TARGET), measure=MEASURE_OR_NULL, problems=rows(TEXT)),
+    "repo status": output(
+        roles=ROLES,
+        targets=rows(TARGET),
+        measure=MEASURE_OR_NULL,
+        keys=rows(table(id=TEXT, name=TEXT_OR_NULL, roles=rows(TEXT), file=TEXT_OR_NULL)),
+        pending=rows(table(version=COUNT, file=TEXT, wants=rows({"type": "object"}))),
+        problems=rows(TEXT),
+    ),
     "push": output(job_id=TEXT, target=TEXT, devices=JOB_DEVICES, published=FLAG),
     "agent": output(
         boot_id=TEXT,

@@ -73,7 +73,7 @@ def with_bundle(metadata: Metadata[Targets], bundle: Bundle, now: datetime) -> M
         raise Conflict(f"{bundle.label}: version {newest} is published; a new version must be above it")
     for other in known:
         if other.state == "current":
-            new.targets[other.path] = _with_state(new.targets[other.path], "allowed")
+            new.targets[other.path] = with_state(new.targets[other.path], "allowed")
     length, sha256 = measure(bundle.path)
     new.targets[target.path] = TargetFile(
         length, {"sha256": sha256}, target.path, {"custom": target.to_custom()}
@@ -142,6 +142,7 @@ def _fixed(entry: Entry) -> tuple[object, ...]:
     return entry.length, entry.sha256, target.content_id, target.profiles, target.executes_code
 
 
-def _with_state(info: TargetFile, state: str) -> TargetFile:
+def with_state(info: TargetFile, state: str) -> TargetFile:
+    """The target's entry in another state."""
     custom = {**(info.custom or {}), "state": state}
     return TargetFile(info.length, info.hashes, info.path, {**info.unrecognized_fields, "custom": custom})

@@ -19,7 +19,7 @@ from edgekit.core.candidates import target_of_candidates
 from edgekit.core.errors import BadInput
 from edgekit.core.target import Target
 from edgekit.repo.add import Conflict, measure
-from edgekit.repo.keys import signer
+from edgekit.repo.keyring import public
 from edgekit.repo.metadata import MEASURE, Entry, entries
 
 PATHS = (f"{MEASURE}/*/*.edge",)
@@ -29,9 +29,9 @@ MEASURE_LONGEST = timedelta(days=2)  # what a publisher lets through, as its clo
 
 def delegation(key: Ed25519PrivateKey) -> Delegations:
     """What the targets metadata says about measuring: who signs it, and where it ends."""
-    public = signer(key).public_key
-    role = DelegatedRole(MEASURE, [public.keyid], 1, terminating=True, paths=list(PATHS))
-    return Delegations({public.keyid: public}, {MEASURE: role})
+    half = public(key, MEASURE)
+    role = DelegatedRole(MEASURE, [half.keyid], 1, terminating=True, paths=list(PATHS))
+    return Delegations({half.keyid: half}, {MEASURE: role})
 
 
 def no_candidates(version: int, now: datetime) -> Metadata[Targets]:

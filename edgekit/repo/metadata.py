@@ -2,8 +2,8 @@
 
     DIR/metadata/N.root.json N.targets.json N.measure.json N.snapshot.json timestamp.json
     DIR/targets/run/NAME/VERSION.edge       DIR/targets/measure/BOARD/VERSION.edge
-    DIR/keys/{root,targets,measure,online}.pem
-                                            never served; all but online belong elsewhere once boards are enrolled
+    DIR/pending/N.root.json                 roots that wait for signatures; never served
+    DIR/keys/                               never served; all but online belong elsewhere (repo/keyring.py)
 
 Snapshots are consistent (metadata files carry their version), so timestamp.json alone says what is in force: until it
 is replaced, nothing else that was written counts. Target files carry no hash in their name: a published version never
@@ -31,7 +31,7 @@ from edgekit.repo.keys import signer
 T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 TargetsMetadata = Metadata[Targets]  # for those who handle metadata without the library
 MEASURE = "measure"  # the delegated role, and the use and first folder of what it signs
-_ROOT_FILE = re.compile(r"([1-9]\d{0,9})\.root\.json")
+ROOT_FILE = re.compile(r"([1-9]\d{0,9})\.root\.json")
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,24 @@ def is_signed_by(targets: Metadata[Targets], key: Ed25519PrivateKey) -> bool:
     return True
 
 
+def signed_by_or_refused(targets: Metadata[Targets], key: Ed25519PrivateKey, where: str) -> None:
+    """Raises BadInput unless this very key signed the metadata that a server handed out."""
+    if not is_signed_by(targets, key):
+        raise BadInput(f"{where}: is not the key that signs this server's targets")
+
+
 def verify(root: Root, metadata: Metadata[T], where: str) -> None:
     """Check that enough of the keys that `root` names for the role signed it. Raises BadInput."""
     try:
         root.verify_delegate(metadata.signed.type, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, ValueError) as err:
         raise BadInput(f"{where}: {one_line(err)}") from err
+
+
+def is_verified(root: Root, metadata: Metadata[T]) -> bool:
+    """Whether enough of the keys that `root` names for the role signed it."""
+    result = root.get_verification_result(metadata.signed.type, metadata.signed_bytes, metadata.signatures)
+    return bool(result.verified)
 
 
 def verify_measure(targets: Targets, metadata: Metadata[Targets], where: str) -> None:
@@ -137,17 +149,28 @@ def delegates(targets: Targets) -> bool:
 
 def root_file(folder: Path) -> Path:
     """The newest root metadata file. Raises BadInput where the folder is no repository."""
+    found = root_files(folder)
+    if not found:
+        raise BadInput(f"{folder}: is no repository; make one with: edgekit repo init {folder}")
+    return found[max(found)]
+
+
+def root_files(folder: Path) -> Mapping[int, Path]:
+    """Every version of the root metadata. Raises WorldFailed."""
     try:
         found = {
-            int(m[1]): p for p in metadata_folder(folder).iterdir() if (m := _ROOT_FILE.fullmatch(p.name))
+            int(m[1]): p for p in metadata_folder(folder).iterdir() if (m := ROOT_FILE.fullmatch(p.name))
         }
     except FileNotFoundError:
         found = {}
     except OSError as err:
         raise WorldFailed(f"{folder}: could not be read: {err.strerror or err}") from err
-    if not found:
-        raise BadInput(f"{folder}: is no repository; make one with: edgekit repo init {folder}")
-    return found[max(found)]
+    return found
+
+
+def read_root(path: Path) -> Metadata[Root]:
+    """A root metadata file; no signature is checked here. Raises BadInput, WorldFailed."""
+    return _read(path, Root)
 
 
 def read_current(folder: Path) -> Current:

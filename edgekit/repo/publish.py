@@ -7,53 +7,47 @@ that clients still refresh from: the old state until timestamp.json is replaced,
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Targets
 
 from edgekit.core.bundle import open_bundle
 from edgekit.core.candidates import target_of_candidates, unpack_candidates
 from edgekit.core.errors import BadBundle, BadInput, WorldFailed
-from edgekit.core.files import sync_folder, write_atomic
 from edgekit.core.target import Target
 from edgekit.repo.add import TARGETS_LIFE, Conflict, check_successor, measure, sign_targets, target_of
 from edgekit.repo.delegate import check_measure, delegation, no_candidates
-from edgekit.repo.keys import read_key, signer
+from edgekit.repo.keyring import online_keys
 from edgekit.repo.metadata import (
     MEASURE,
     Current,
     Entry,
-    key_file,
     measure_of,
-    metadata_folder,
     parse,
     read_current,
     target_file,
     verify,
     verify_measure,
 )
+from edgekit.repo.write import (
+    SNAPSHOT_LIFE,
+    TIMESTAMP_LIFE,
+    copy_atomic,
+    locked,
+    make_folders,
+    write_online_roles,
+    write_role,
+)
 
-T = TypeVar("T", Snapshot, Timestamp)
-SNAPSHOT_LIFE = timedelta(days=30)
-TIMESTAMP_LIFE = timedelta(days=14)
 RENEW_TIMESTAMP_AFTER = timedelta(days=1)
 RENEW_SNAPSHOT_AFTER = timedelta(days=10)
 MAX_TARGETS_BYTES = 5_000_000  # what python-tuf's client reads; about 11,000 targets
-_KEPT_VERSIONS = 10  # a client that read the timestamp before the last ones still finds its files
-_VERSIONED = re.compile(r"([1-9]\d{0,9})\.(snapshot|targets|measure)\.json")
-_CHUNK = 1 << 20
 
 
 def publish(folder: Path, data: bytes, bundles: Mapping[str, Path], now: datetime) -> Current:
@@ -69,8 +63,8 @@ def publish(folder: Path, data: bytes, bundles: Mapping[str, Path], now: datetim
         raise BadInput(f"targets metadata must be at most {MAX_TARGETS_BYTES} bytes, got {len(data)}")
     new = parse(data, Targets, "targets metadata")
     with locked(folder):
-        online = read_key(key_file(folder, "online"))
         current = read_current(folder)
+        online = keys_of(folder, current)
         verify(current.root.signed, new, "targets metadata")
         if new.signed.is_expired(now):
             raise BadInput(f"targets metadata has expired on {new.signed.expires:%Y-%m-%d}")
@@ -80,8 +74,8 @@ def publish(folder: Path, data: bytes, bundles: Mapping[str, Path], now: datetim
                 f"targets metadata must delegate as before; to change it: edgekit repo measure {folder}"
             )
         _place_all(folder, added, bundles)
-        named = {"targets.json": _write(folder, "targets", new.signed.version, data)}
-        return replace(_write_online_roles(folder, current, named, now, online), targets=new)
+        named = {"targets.json": write_role(folder, "targets", new.signed.version, data)}
+        return replace(write_online_roles(folder, current, named, now, online), targets=new)
 
 
 def publish_measure(folder: Path, data: bytes, files: Mapping[str, Path], now: datetime) -> Current:
@@ -94,14 +88,14 @@ def publish_measure(folder: Path, data: bytes, files: Mapping[str, Path], now: d
         raise BadInput(f"measure metadata must be at most {MAX_TARGETS_BYTES} bytes, got {len(data)}")
     new = parse(data, Targets, "measure metadata")
     with locked(folder):
-        online = read_key(key_file(folder, "online"))
         current = read_current(folder)
+        online = keys_of(folder, current)
         old = measure_of(current, folder)
         verify_measure(current.targets.signed, new, "measure metadata")
         added, dropped = check_measure(old.signed, new.signed, now)
         _place_all(folder, added, files)
-        named = {f"{MEASURE}.json": _write(folder, MEASURE, new.signed.version, data)}
-        current = replace(_write_online_roles(folder, current, named, now, online), measure=new)
+        named = {f"{MEASURE}.json": write_role(folder, MEASURE, new.signed.version, data)}
+        current = replace(write_online_roles(folder, current, named, now, online), measure=new)
         for path in dropped:
             with contextlib.suppress(OSError):  # a leftover that nobody is told of
                 target_file(folder, path).unlink(missing_ok=True)
@@ -114,8 +108,8 @@ def delegate(folder: Path, targets_key: Ed25519PrivateKey, key: Ed25519PrivateKe
     Raises BadInput where the targets key is not the one of the root, WorldFailed.
     """
     with locked(folder):
-        online = read_key(key_file(folder, "online"))
         current = read_current(folder)
+        online = keys_of(folder, current)
         targets = deepcopy(current.targets.signed)
         targets.delegations = delegation(key)
         targets.version += 1
@@ -126,10 +120,10 @@ def delegate(folder: Path, targets_key: Ed25519PrivateKey, key: Ed25519PrivateKe
         last = current.snapshot.signed.meta.get(f"{MEASURE}.json")
         empty = no_candidates(1 if last is None else last.version + 1, now)
         named = {
-            f"{MEASURE}.json": _write(folder, MEASURE, empty.signed.version, sign_targets(empty, key)),
-            "targets.json": _write(folder, "targets", targets.version, data),
+            f"{MEASURE}.json": write_role(folder, MEASURE, empty.signed.version, sign_targets(empty, key)),
+            "targets.json": write_role(folder, "targets", targets.version, data),
         }
-        return replace(_write_online_roles(folder, current, named, now, online), targets=new, measure=empty)
+        return replace(write_online_roles(folder, current, named, now, online), targets=new, measure=empty)
 
 
 def renew(folder: Path, now: datetime) -> bool:
@@ -138,85 +132,23 @@ def renew(folder: Path, now: datetime) -> bool:
     Returns whether anything was due. Raises BadInput, WorldFailed.
     """
     with locked(folder):
-        current = read_current(folder)
-        snapshot, timestamp = current.snapshot.signed, current.timestamp.signed
-        snapshot_due = snapshot.expires - now < SNAPSHOT_LIFE - RENEW_SNAPSHOT_AFTER
-        if not snapshot_due and timestamp.expires - now > TIMESTAMP_LIFE - RENEW_TIMESTAMP_AFTER:
-            return False
-        online = read_key(key_file(folder, "online"))
-        _write_online_roles(folder, current, {} if snapshot_due else None, now, online)
-        return True
+        return renew_online(folder, read_current(folder), now) is not None
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One publisher at a time; the lock ends with its process, however that ends. Raises WorldFailed."""
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError as err:
-        raise BadInput(f"{folder}: is no repository; make one with: edgekit repo init {folder}") from err
-    except OSError as err:
-        raise WorldFailed(f"{folder}: could not be locked: {err.strerror or err}") from err
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def renew_online(folder: Path, current: Current, now: datetime) -> Current | None:
+    """The same for who holds the lock; None where nothing was due."""
+    snapshot, timestamp = current.snapshot.signed, current.timestamp.signed
+    snapshot_due = snapshot.expires - now < SNAPSHOT_LIFE - RENEW_SNAPSHOT_AFTER
+    if not snapshot_due and timestamp.expires - now > TIMESTAMP_LIFE - RENEW_TIMESTAMP_AFTER:
+        return None
+    online = keys_of(folder, current)
+    return write_online_roles(folder, current, {} if snapshot_due else None, now, online)
 
 
-def make_folders(base: Path, below: str) -> Path:
-    """`base/below` with its parents, each entry synced. Raises WorldFailed."""
-    folder = base
-    try:
-        for part in Path(below).parts:
-            folder = folder / part
-            if not folder.is_dir():
-                folder.mkdir(exist_ok=True)
-                sync_folder(folder.parent)
-    except OSError as err:
-        raise WorldFailed(f"{folder}: could not be made: {err.strerror or err}") from err
-    return folder
-
-
-def write_online(folder: Path, name: str, metadata: Metadata[T], online: Ed25519PrivateKey) -> MetaFile:
-    """Sign with the online key and write atomically; how the file above names this one. Raises WorldFailed."""
-    metadata.sign(signer(online))
-    data = metadata.to_bytes()
-    write_atomic(metadata_folder(folder) / name, data)
-    return meta_file(metadata.signed.version, data)
-
-
-def meta_file(version: int, data: bytes) -> MetaFile:
-    """How snapshot and timestamp name a file: version, length and hash."""
-    return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
-
-
-def _write(folder: Path, role: str, version: int, data: bytes) -> MetaFile:
-    """Write a role's next file; how the snapshot names it. Raises WorldFailed."""
-    write_atomic(metadata_folder(folder) / f"{version}.{role}.json", data)
-    return meta_file(version, data)
-
-
-def _write_online_roles(
-    folder: Path,
-    current: Current,
-    changed: Mapping[str, MetaFile] | None,
-    now: datetime,
-    online: Ed25519PrivateKey,
-) -> Current:
-    """Sign a snapshot with what has `changed` (None: the old one stays) and, last of all, the timestamp."""
-    snapshot, timestamp = deepcopy(current.snapshot), deepcopy(current.timestamp)
-    if changed is not None:
-        snapshot.signed.version += 1
-        snapshot.signed.expires = (now + SNAPSHOT_LIFE).replace(microsecond=0)
-        snapshot.signed.meta.update(changed)
-        name = f"{snapshot.signed.version}.snapshot.json"
-        timestamp.signed.snapshot_meta = write_online(folder, name, snapshot, online)
-    timestamp.signed.version += 1
-    timestamp.signed.expires = (now + TIMESTAMP_LIFE).replace(microsecond=0)
-    write_online(folder, "timestamp.json", timestamp, online)
-    _prune(folder, snapshot.signed)
-    return replace(current, timestamp=timestamp, snapshot=snapshot)
+def keys_of(folder: Path, current: Current) -> tuple[Ed25519PrivateKey, ...]:
+    """The online keys, as the root in force names them. Raises BadInput, WorldFailed."""
+    role = current.root.signed.roles["timestamp"]
+    return online_keys(folder, set(role.keyids), role.threshold)
 
 
 def _place_all(folder: Path, added: Mapping[str, Entry], files: Mapping[str, Path]) -> None:
@@ -249,22 +181,6 @@ def _described(source: Path, target: Target) -> Target:
         return target_of_candidates(target.name, target.version, unpack_candidates(source, Path(unpacked)))
 
 
-def copy_atomic(source: Path, destination: Path) -> None:
-    """Copy a file of any size: temporary name, fsync of file and folder, rename. Raises WorldFailed."""
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    try:
-        with source.open("rb") as reader, temporary.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, _CHUNK)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(destination)
-        sync_folder(destination.parent)
-    except OSError as err:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise WorldFailed(f"{destination}: could not be written: {err.strerror or err}") from err
-
-
 def _is(path: Path, entry: Entry) -> bool:
     """Whether the file has the signed length and hash."""
     try:
@@ -273,14 +189,3 @@ def _is(path: Path, entry: Entry) -> bool:
         return False
     except OSError as err:
         raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
-
-
-def _prune(folder: Path, snapshot: Snapshot) -> None:
-    """Remove versions that no client can still be on its way to."""
-    newest = {name.removesuffix(".json"): file.version for name, file in snapshot.meta.items()}
-    newest["snapshot"] = snapshot.version
-    for path in metadata_folder(folder).iterdir():
-        match = _VERSIONED.fullmatch(path.name)
-        if match and int(match[1]) <= newest.get(match[2], 0) - _KEPT_VERSIONS:
-            with contextlib.suppress(OSError):  # next time
-                path.unlink()

@@ -37,6 +37,7 @@ def test_every_verb_has_a_file_and_every_file_is_a_verb() -> None:
         "output",
         "overlay",
         "remote_bench",
+        "repo_keys",
         "server",
         "session",
     }

@@ -31,7 +31,9 @@ def test_lives_are_a_year_a_month_and_two_weeks(repository: Path) -> None:
 
 def test_private_keys_are_for_their_owner_alone(repository: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in (repository / "keys").iterdir()}
-    assert modes == dict.fromkeys(("root.pem", "targets.pem", "measure.pem", "online.pem"), 0o600)
+    assert modes == dict.fromkeys(
+        ("root-1.pem", "root-2.pem", "root-3.pem", "targets.pem", "measure.pem", "online.pem"), 0o600
+    )
     assert (repository / "keys").stat().st_mode & 0o777 == 0o700
 
 

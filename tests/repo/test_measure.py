@@ -19,7 +19,7 @@ from edgekit.core.bundle import Bundle
 from edgekit.core.candidates import pack_candidates, unpack_candidates
 from edgekit.core.errors import BadBundle, BadInput
 from edgekit.core.target import Target
-from edgekit.repo import publish
+from edgekit.repo import publish, write
 from edgekit.repo.add import Conflict, measure, sign_targets, with_bundle
 from edgekit.repo.delegate import delegation, with_candidates, without_candidates
 from edgekit.repo.keys import make_key, read_key
@@ -121,9 +121,9 @@ def test_the_key_for_measuring_cannot_sign_what_a_board_would_run(
 def publisher_is_compromised(repository: Path, new: Metadata[Targets]) -> None:
     """Put measure metadata in force without any of the publisher's checks."""
     data = sign_targets(new, key_of(repository))
-    named = {"measure.json": publish._write(repository, "measure", new.signed.version, data)}
+    named = {"measure.json": write.write_role(repository, "measure", new.signed.version, data)}
     online = key_of(repository, "online")
-    publish._write_online_roles(repository, read_current(repository), named, NOW, online)
+    write.write_online_roles(repository, read_current(repository), named, NOW, (online,))
 
 
 def test_the_key_for_measuring_cannot_sign_the_targets_metadata_either(
@@ -207,9 +207,9 @@ def without_delegation(repository: Path) -> None:
     targets = deepcopy(read_current(repository).targets)
     targets.signed.delegations = None
     data = sign_targets(targets, key_of(repository, "targets"))
-    named = {"targets.json": publish._write(repository, "targets", 1, data)}
+    named = {"targets.json": write.write_role(repository, "targets", 1, data)}
     current = read_current(repository)
-    publish._write_online_roles(repository, current, named, NOW, key_of(repository, "online"))
+    write.write_online_roles(repository, current, named, NOW, (key_of(repository, "online"),))
     (metadata_folder(repository) / "1.measure.json").unlink()
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from repositories import NOW, BoardClient
+from repositories import NOW, BoardClient, Killed, kill_at_rename
 
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadBundle, BadInput, WorldFailed
@@ -170,33 +169,6 @@ def test_another_roles_metadata_is_refused(repository: Path) -> None:
     data = (repository / "metadata/1.snapshot.json").read_bytes()
     with pytest.raises(BadInput, match="must be targets metadata, got snapshot"):
         publish.publish(repository, data, {}, NOW)
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: no handler of ours sees it."""
-
-
-def kill_at_rename(monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> Callable[[], int]:
-    """Die before or after the number-th rename or folder sync; returns how many have happened."""
-    seen = 0
-
-    def counting(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object) -> object:
-            nonlocal seen
-            seen = own = seen + 1
-            if own == number and not after:
-                raise Killed
-            result = real(*args)
-            if own == number:
-                raise Killed
-            return result
-
-        return call
-
-    monkeypatch.setattr("os.replace", counting(os.replace))
-    monkeypatch.setattr("edgekit.core.files.sync_folder", counting(publish.sync_folder))
-    monkeypatch.setattr(publish, "sync_folder", counting(publish.sync_folder))
-    return lambda: seen
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
