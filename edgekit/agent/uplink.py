@@ -197,6 +197,7 @@ class Uplink(threading.Thread):
             except Exception:
                 log.exception("uplink met a defect and connects anew")
             self.connected.clear()
+            self._outbox.expect_acks(False)
             if link is not None:
                 self._take_back(link)
             if self._finish_by is not None and (link is None or link.goodbye is not None):
@@ -211,7 +212,8 @@ class Uplink(threading.Thread):
     def _pause(self, seconds: float) -> None:
         until = self._clock() + seconds
         while self._finish_by is None and (left := until - self._clock()) > 0:
-            select.select([self._wake_r], [], [], left)
+            due = self._outbox.step()
+            select.select([self._wake_r], [], [], left if due is None else min(left, due))
             self._swallow_pokes()
 
     def _swallow_pokes(self) -> None:
@@ -268,6 +270,7 @@ class Uplink(threading.Thread):
         with self._lock:
             self._stale.update(self._current)
             self._fresh_items = True
+        self._outbox.expect_acks(True)
         self.connected.set()
 
     def _serve(self, link: _Link) -> bool:
@@ -291,6 +294,7 @@ class Uplink(threading.Thread):
             if sock in writable:
                 client.loop_write()
             client.loop_misc()
+            self._outbox.step()
             if link.up and client.socket() is not None:
                 self._send_what_changed(link)
         if link.up and link.goodbye is None:

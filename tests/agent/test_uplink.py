@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import threading
@@ -11,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from agents import FLEET, Mosquitto, Server, make_certificate, until
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from edgekit.agent import uplink
+from edgekit.agent import outbox, uplink
 from edgekit.agent.config import Broker
-from edgekit.agent.outbox import RECORD, Outbox
+from edgekit.agent.outbox import MIN_CAP_BYTES, RECORD, Outbox
 from edgekit.agent.uplink import Uplink
 from edgekit.core import messages
 from edgekit.core.messages import Event
@@ -54,6 +57,14 @@ class Line:
             on_message=lambda kind, payload: self.commands.append(payload),
             jitter=lambda: 0.0,
         )
+        self.links: list[Any] = []  # of which the broker has acknowledged something
+        published = self.uplink._published
+
+        def confirm(link: Any, mid: int, code: Any) -> None:
+            published(link, mid, code)
+            self.links.append(link)
+
+        self.uplink._published = confirm  # type: ignore[method-assign]
 
     def _wake(self) -> None:
         self.uplink.wake()
@@ -66,6 +77,12 @@ class Line:
     def fill(self, count: int, first: int = 0) -> None:
         for number in range(first, first + count):
             self.outbox.put(record(number))
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether everything was sent, and the broker has acknowledged all of it."""
+        last = self.outbox.after("boot1", 0, 10**4)[-1].seq
+        return any(not link.waiting and link.boots["boot1"].sent == last for link in self.links)
 
     @property
     def held(self) -> int:
@@ -159,6 +176,59 @@ def test_a_broker_that_was_away_costs_nothing(
     assert [p["online"] for k, p in server.heard if k == "status"][-1] is True
 
 
+def test_a_session_taken_over_by_another_client_of_that_name_is_taken_back(
+    broker: Mosquitto, server: Server, line: Callable[..., Line]
+) -> None:
+    made = line().start()
+    until(lambda: server.last("status"), "the birth")
+    thief = mqtt.Client(CallbackAPIVersion.VERSION2, f"{FLEET}/{NAME}", protocol=MQTTProtocolVersion.MQTTv5)
+    thief.connect("127.0.0.1", broker.port)
+    thief.loop_start()
+    until(lambda: not made.uplink.connected.is_set(), "the loss of the connection")
+    made.fill(3)
+    thief.loop_stop()  # it says nothing more, and does not come back
+    until(lambda: numbers(server) == [0, 1, 2], "all records")
+    until(lambda: made.held == 0, "the release: the topics are subscribed to again")
+    assert server.last("status") == {"boot_id": "boot1", "online": True, "v": 1}
+
+
+def test_a_broker_that_acknowledges_and_forgets_costs_nothing(
+    broker: Mosquitto, line: Callable[..., Line]
+) -> None:
+    """Nobody hears what the broker takes; then it dies with everything it had, the board's session and birth too."""
+    made = line(resend_s=60.0).start()
+    made.fill(3)
+    made.outbox.put(Event("?", 1, "throttle", None))
+    until(lambda: made.confirmed, "the broker's word for all of it")
+    broker.stop()
+    until(lambda: not made.uplink.connected.is_set(), "the loss of the connection")
+    broker.start()
+    server = Server(broker.port)
+    until(lambda: numbers(server) == [0, 1, 2] and server.events("throttle"), "the items")
+    until(lambda: made.outbox.boots() == (), "the release")
+    server.close()
+
+
+def test_records_are_written_when_no_answer_comes_and_when_the_line_breaks(
+    tmp_path: Path, broker: Mosquitto, line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "LINGER_S", 0.3)
+    made = line(resend_s=60.0).start()
+
+    def written() -> int:
+        data = b"".join(file.read_bytes() for file in tmp_path.glob("outbox.db*"))
+        return len(set(re.findall(rb'"requests":\d', data)))
+
+    made.fill(1)
+    assert written() == 0
+    until(lambda: written() == 1, "the Record on disk")
+    monkeypatch.setattr(outbox, "LINGER_S", 3600.0)
+    made.fill(1, first=1)
+    assert written() == 1
+    broker.stop()
+    until(lambda: written() == 2, "the other one on disk")
+
+
 def test_items_of_earlier_boots_go_first_under_their_own_numbers(
     tmp_path: Path, server: Server, line: Callable[..., Line]
 ) -> None:
@@ -181,15 +251,15 @@ def test_items_of_earlier_boots_go_first_under_their_own_numbers(
 def test_numbers_that_the_cap_dropped_do_not_hold_up_those_behind_them(
     server: Server, line: Callable[..., Line]
 ) -> None:
-    made = line(cap=3000)
+    made = line(cap=MIN_CAP_BYTES)
     made.outbox.put(Event("?", 1, "throttle", None))
-    made.fill(30)
+    made.fill(700)
     made.outbox.put(Event("?", 1, "throttle", None))
     kept = made.held
-    assert kept < 10
+    assert 0 < kept < 600
     made.start()
     until(lambda: made.outbox.boots() == (), "the release of all that is held")
-    assert numbers(server) == list(range(30 - kept, 30))
+    assert numbers(server) == list(range(700 - kept, 700))
     assert len(server.events("throttle")) == 2
 
 
