@@ -88,9 +88,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Log:
-    """How the log is written."""
+    """How the log is written. verbose: more than warnings and changes."""
 
     as_json: bool = False
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,10 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
         identity=None if data.get("identity") is None else _identity(sections["identity"], folder),
         update=_update(sections["update"]),
         trial=_trial(sections["trial"]),
-        log=Log(_get(sections["log"], "json", checks.flag, False)),
+        log=Log(
+            _get(sections["log"], "json", checks.flag, False),
+            _get(sections["log"], "verbose", checks.flag, False),
+        ),
     )
     top.close()
     return replace(config, unknown=tuple(sorted(top.extra)))
@@ -418,7 +422,7 @@ def _telemetry(table: Table) -> Telemetry:
         interval_s=_get(table, "interval_s", _number(0.1, 86_400), 60.0),
         ack=_get(table, "ack", _word(*ACKS), "server"),
         resend_s=_get(table, "resend_s", _number(0.1, 3600), 20.0),
-        outbox_bytes=round(_get(table, "outbox_mb", _number(0.01, 100_000), 64.0) * 2**20),
+        outbox_bytes=round(_get(table, "outbox_mb", _number(0.5, 100_000), 64.0) * 2**20),
     )
 
 
