@@ -36,7 +36,9 @@ def effective(config: Config, wanted: Mapping[str, Any] | None) -> Effective:
         section, _, name = key.partition(".")
         try:
             if key not in SETTINGS:
-                raise BadInput(f"only the file on the board sets it; from outside: {', '.join(SETTINGS)}")
+                raise BadInput(
+                    f"{key}: only the file on the board sets it; from outside: {', '.join(SETTINGS)}"
+                )
             parsed = SETTINGS[key](config, value, key)
         except BadInput as err:
             refused[key] = one_line(err)
@@ -54,14 +56,14 @@ def _number(low: float, high: float) -> Check:
     return lambda config, value, where: number(value, where, low, high)
 
 
-def _at_most(key: str, low: float) -> Check:
+def _at_most(key: str, parse: Callable[[object, str], float]) -> Check:
     """A number that may not exceed the file's own."""
 
     def check(config: Config, value: object, where: str) -> float:
-        most = getattr(config.limits, key)
-        if number(value, where, low) > most:
+        most, asked = getattr(config.limits, key), parse(value, where)
+        if asked > most:
             raise checks.wrong(where, f"at most {most:g}, this board's own limit", value)
-        return type(most)(value)  # type: ignore[no-any-return]
+        return asked
 
     return check
 
@@ -70,10 +72,10 @@ def _at_least(key: str, high: float) -> Check:
     """A number that may not fall below the file's own."""
 
     def check(config: Config, value: object, where: str) -> float:
-        least = getattr(config.limits, key)
-        if number(value, where, 0.0, high) < least:
+        least, asked = getattr(config.limits, key), number(value, where, 0.0, high)
+        if asked < least:
             raise checks.wrong(where, f"at least {least:g}, this board's own limit", value)
-        return float(value)  # type: ignore[arg-type]  # number has checked it
+        return asked
 
     return check
 
@@ -93,8 +95,8 @@ SETTINGS: Mapping[str, Check] = {
     "limits.accepts_code": _only_off("accepts_code"),
     "limits.accepts_measure": _only_off("accepts_measure"),
     "limits.min_interval_s": _at_least("min_interval_s", 86_400),
-    "limits.threads": lambda config, value, where: integer(value, where, 1, config.limits.threads),
-    "limits.throttled_factor": _at_most("throttled_factor", 0.01),
+    "limits.threads": _at_most("threads", lambda value, where: integer(value, where, 1)),
+    "limits.throttled_factor": _at_most("throttled_factor", lambda value, where: number(value, where, 0.01)),
     "log.verbose": lambda config, value, where: checks.flag(value, where),
     "sensors.sample_s": _number(0.01, 60),
     "trial.live_requests": _whole(0, 10**6),

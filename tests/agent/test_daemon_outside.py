@@ -1,0 +1,97 @@
+"""What the server changes on a running board besides its bundle: settings, and what was revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import Site, make_site, until
+
+from edgekit.agent import metadata
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(metadata, "_RETRY_S", 0.0)
+    with make_site(tmp_path) as made:
+        yield made
+
+
+def reported(site: Site, **wanted: Any) -> Mapping[str, Any]:
+    def there() -> Mapping[str, Any] | None:
+        last = site.server.last("reported")
+        return last if last and all(last[key] == value for key, value in wanted.items()) else None
+
+    return until(there, f"reported {wanted}")
+
+
+def test_settings_hold_at_once_are_reported_and_last_over_a_restart(site: Site) -> None:
+    agent = site.board.start()
+    end = site.run(None, 1, config={"sensors.sample_s": 0.5, "limits.threads": 64, "trust.root": "x"})
+    assert (end["state"], end["reason"]) == ("active", "settings-refused")
+    assert "at most 1" in end["detail"]
+    said = reported(site, config={"sensors.sample_s": 0.5})
+    assert set(said["config_refused"]) == {"limits.threads", "trust.root"}
+    assert agent._monitor.sample_s == 0.5
+    site.board.stop()
+    again = site.board.start()
+    reported(site, config={"sensors.sample_s": 0.5})
+    assert again._monitor.sample_s == 0.5
+    end = site.run(None, 2, config={"limits.throttled_factor": 0.3})
+    assert (end["state"], end["reason"]) == ("active", None)
+    reported(site, config={"limits.throttled_factor": 0.3}, config_refused={})
+    assert again._monitor.sample_s != 0.5, "what is no longer asked for is as the file says"
+
+
+def test_a_setting_that_comes_with_a_bundle_holds_once_that_is_committed(site: Site) -> None:
+    site.board.start()
+    end = site.run(site.add(version=1), 1, config={"log.verbose": True})
+    assert (end["state"], end["reason"]) == ("active", None)
+    reported(site, bundle="toy/1", config={"log.verbose": True})
+
+
+def look(site: Site) -> Mapping[str, Any]:
+    shot = site.server.order(site.board.name, "toy/1", action="refresh")
+    return site.server.ended(shot.job_id)
+
+
+def test_a_revoked_bundle_gives_way_to_the_one_before_at_the_next_look(site: Site) -> None:
+    site.board.start()
+    assert site.run(site.add(version=1), 1)["state"] == "active"
+    assert site.run(site.add(version=2), 2)["state"] == "active"
+    assert look(site)["state"] == "done"
+    assert reported(site, bundle="toy/2")["why"] is None
+    site.repository.set_state("toy/2", "revoked")
+    assert look(site)["state"] == "done"
+    said = reported(site, bundle="toy/1")
+    assert "revoked" in said["why"]
+    until(lambda: [e for e in site.server.events("rollback") if e["detail"]["reason"] == "revoked"])
+    site.board.stop()
+    site.board.start()
+    assert reported(site, bundle="toy/1")
+
+
+def test_when_all_that_is_here_was_revoked_it_serves_nothing_and_says_so(site: Site) -> None:
+    site.board.start()
+    assert site.run(site.add(version=1), 1)["state"] == "active"
+    site.repository.set_state("toy/1", "revoked")
+    assert look(site)["state"] == "done"
+    assert "revoked" in reported(site, bundle=None)["why"]
+    until(lambda: not [name for name in site.board.slots if not name.startswith(".")], "its slot to go")
+    site.board.stop()
+    site.board.start()
+    assert "revoked" in reported(site, bundle=None)["why"]
+    assert site.run(site.add(version=2), 3)["state"] == "active"
+    assert reported(site, bundle="toy/2")["why"] is None
+
+
+def test_a_look_waits_for_a_repository_that_is_away(site: Site) -> None:
+    site.board.start()
+    kept = site.repository.files
+    site.repository.files = {}
+    shot = site.server.order(site.board.name, "toy/1", action="refresh")
+    until(lambda: [path for path, _ in site.repository.requests if path.endswith("timestamp.json")])
+    site.repository.files = kept
+    assert site.server.ended(shot.job_id)["state"] == "done"
