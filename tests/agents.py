@@ -151,6 +151,7 @@ class Repository:
         self.snapshot.meta["measure.json"] = MetaFile(1)
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []  # path, Range
+        self.sent: dict[str, int] = {}  # bytes of bodies, by path
         self.break_after: int | None = None  # bytes of a target after which the connection is cut
         self.gate = threading.Event()  # cleared: a target stops after its first bytes until it is set
         self.gate.set()
@@ -249,11 +250,15 @@ class Repository:
                 data = repository.files.get(path)
                 if data is None:
                     return self.send_error(404)
-                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+                first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+                start, end = int(first), min(int(last) + 1 if last else len(data), len(data))
                 self.send_response(206 if wanted else 200)
-                self.send_header("Content-Length", str(len(data) - start))
+                if wanted:
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+                self.send_header("Content-Length", str(end - start))
                 self.end_headers()
-                body = data[start:]
+                body = data[start:end]
+                repository.sent[path] = repository.sent.get(path, 0) + len(body)
                 with contextlib.suppress(OSError):
                     if path.startswith("targets/"):
                         self.wfile.write(body[: len(body) // 2])
@@ -535,12 +540,14 @@ def make_board(folder: Path, port: int, repository: Repository, server: Server, 
         name,
         {
             "device": {"fleet": FLEET, "name": name, "profile": "raspberrypi5", "state_dir": "state"},
-            "broker": {"host": "127.0.0.1", "port": port},
+            "broker": {"host": "127.0.0.1", "port": port, "tls": False},
             "repository": {"url": repository.url, "token_file": "repo.token"},
             "trust": {"root": "root.json", "control_key": "control.pub"},
             "telemetry": {"interval_s": 0.2, "resend_s": 0.5},
             "sensors": {"power": "none", "sysroot": "sysroot", "sample_s": 0.05},
             "limits": {"min_interval_s": 0.1},
+            "update": {"jitter_s": 0},
+            "trial": {"requests": 4, "seconds": 0.3, "live_requests": 10, "live_seconds": 0.1},
         },
     )
     board.write()
