@@ -14,6 +14,7 @@ import numpy as np
 from edgekit.core.bundle import Bundle, members_of, open_bundle, pack
 from edgekit.core.cost import Work
 from edgekit.core.manifest import (
+    BoardLimits,
     Exit,
     Golden,
     GoldenOutput,
@@ -32,6 +33,7 @@ GOLDEN_CASES = 16
 X = Tensor("x", "float32", SHAPE)
 # What each stage does to the image's first pixels: later exits are surer of the same class.
 SHARPNESS = (1.0, 2.0, 4.0)
+NO_LIMITS = BoardLimits()
 
 
 def npy(array: np.ndarray[Any, Any]) -> bytes:
@@ -76,6 +78,7 @@ def null_manifest(
     name: str = "toy",
     version: int = 1,
     profiles: tuple[str, ...] = ("host",),
+    limits: BoardLimits = NO_LIMITS,
 ) -> Manifest:
     """A manifest of three exits at 25 %, 50 % and 100 % of the cost."""
     macs = (100, 100, 200)
@@ -107,6 +110,7 @@ def null_manifest(
         ),
         recipe="recipe.toml",
         files=members_of(files),
+        limits=limits,
     )
 
 
@@ -118,11 +122,13 @@ def null_bundle(
     golden_error: float = 0.0,
     delay_ms: float = 0.0,
     padding: int = 0,
+    limits: BoardLimits = NO_LIMITS,
 ) -> bytes:
     """A packed bundle. golden_error > 1e-4: its golden cases fail. padding: bytes of an extra member, for downloads."""
     files, parts = null_files(golden_error=golden_error, delay_ms=delay_ms)
     files["notes/version.txt"] = f"{name} {version}\n".encode() + bytes(padding)
-    return pack(null_manifest(files, parts, name=name, version=version, profiles=profiles), files, {"v": 1})
+    manifest = null_manifest(files, parts, name=name, version=version, profiles=profiles, limits=limits)
+    return pack(manifest, files, {"v": 1})
 
 
 def write_null_bundle(path: Path, **options: Any) -> Bundle:

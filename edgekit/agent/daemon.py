@@ -18,15 +18,19 @@ from edgekit.agent.api import open_api
 from edgekit.agent.bench import time_candidates
 from edgekit.agent.child import ChildLimits
 from edgekit.agent.commands import Commands
+from edgekit.agent.commit import Committer
 from edgekit.agent.config import Config
 from edgekit.agent.feed import Feed
+from edgekit.agent.identity import Identities
 from edgekit.agent.install import Worker
 from edgekit.agent.lock import hold
 from edgekit.agent.measurer import Machine, Measurer
 from edgekit.agent.monitor import Monitor
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
-from edgekit.agent.refresh import Refresher
+from edgekit.agent.refresh import Refresh, Refresher
 from edgekit.agent.remote import Repository
+from edgekit.agent.renewal import Renewer, signer
+from edgekit.agent.restore import Committed
 from edgekit.agent.runner import Interval, Runner
 from edgekit.agent.serving import Server
 from edgekit.agent.settings import Settings
@@ -36,11 +40,13 @@ from edgekit.agent.slots import Slots
 from edgekit.agent.sources import open_source
 from edgekit.agent.sources.mqtt import MqttSource
 from edgekit.agent.state import Job, State, StateFile
-from edgekit.agent.trial import try_out
+from edgekit.agent.tls import Tls
+from edgekit.agent.trial import How, TrialResult, try_out
 from edgekit.agent.uplink import Uplink
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.messages import Event, Info, JobEvent, Reported
+from edgekit.core.policy import PolicySpec
 from edgekit.core.profile import Profile
 from edgekit.core.record import Record
 from edgekit.core.trust import Board
@@ -115,6 +121,13 @@ class Agent:
         self._state = StateFile(config.state_dir / "state.json", self._state_from_slots)
         self._settings = Settings(config, self._state.current.config)
         config = self._settings.config
+        identity = config.identity
+        self._identities = (
+            None
+            if identity is None
+            else _named(config, "identity", lambda: Identities(identity, config.state_dir))
+        )
+        self._tls = Tls(self._identities, lambda: self._state.current.good_time)
         self._runner = Runner(on_closed=self._wake.set)
         providers = _providers(config.profile)
         limits, policy = config.limits, self._state.current.policy or config.policy
@@ -134,17 +147,28 @@ class Agent:
             providers,
             limits.accepts_code,
         )
+        committed = Committed(self._state, self._slots, self._server, config.policy, self._tell)
+        committer = Committer(
+            state=self._state,
+            slots=self._slots,
+            server=self._server,
+            committed=committed,
+            try_out=lambda bundle, policy, check: self._try_out(bundle, policy, trial, check),
+            live=lambda: self._settings.config.trial,
+            policy=config.policy,
+            tell=self._tell,
+        )
         self._worker = Worker(
             state=self._state,
             slots=self._slots,
             repository=self._open_repository,
             server=self._server,
-            try_out=lambda bundle, check: try_out(bundle, trial, check),
+            committed=committed,
+            committer=committer,
             board=Board(config.profile.name, accepts_code=limits.accepts_code),
             limits=limits,
             policy=config.policy,
             report=self._report_job,
-            tell=self._tell,
             changed=self._changed,
             judge=self._settings.judge,
         )
@@ -158,7 +182,10 @@ class Agent:
         )
         self._shots = Shots(
             state=self._state,
-            actions={"measure": self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s))},
+            actions={
+                "refresh": Refresh(self._refresher),
+                "measure": self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s)),
+            },
             report=self._report_job,
         )
         self._commands.attach(self._state, self._worker, self._shots, self._report_refusal)
@@ -175,8 +202,24 @@ class Agent:
             current={"info": lambda: self._info().to_json(), "reported": lambda: self._reported().to_json()},
             on_message=self._commands.receive,
             inputs=source if isinstance(source, MqttSource) else None,
+            tls=self._tls,
         )
+        self._renewer = None if self._identities is None else self._make_renewer(self._identities)
         self._feed = Feed(source, self._sinks, self._runner, ended=self._source_ended, tell=self._tell)
+
+    def _try_out(
+        self, bundle: Path, policy: PolicySpec, limits: ChildLimits, check: Callable[[], None]
+    ) -> TrialResult:
+        config = self._settings.config
+        how = How(
+            config.trial.requests,
+            config.trial.seconds,
+            policy,
+            config.sensors.power,
+            config.sensors.sysroot,
+        )
+        longer = replace(limits, timeout_s=limits.timeout_s + how.seconds)
+        return try_out(bundle, how, longer, check)
 
     def _make_measurer(self, child: ChildLimits) -> Measurer:
         config, simulated = self._config, self._config.sensors.simulated
@@ -198,6 +241,16 @@ class Agent:
             max_bytes=limits.max_bundle_bytes,
         )
 
+    def _make_renewer(self, identities: Identities) -> Renewer:
+        return Renewer(
+            identities=identities,
+            address=self._config.address,
+            sign=signer(self._config.repository, self._tls),
+            time_at_least=self._tls.at_least,
+            tell=self._tell,
+            changed=self._has_new_certificate,
+        )
+
     # --- life ----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -216,6 +269,8 @@ class Agent:
         self._uplink.start()
         self._worker.start()
         self._refresher.start()
+        if self._renewer is not None:
+            self._renewer.start()
         self._shots.start()
         self._monitor.start()
         self._sinks.start()
@@ -249,6 +304,8 @@ class Agent:
             self._api.begin_stop()
         self._shots.stop(_STOP_S)
         self._refresher.stop(0.0)
+        if self._renewer is not None:
+            self._renewer.stop(0.0)
         self._worker.stop(_STOP_S)
         self._monitor.stop()
         if self._api is not None:
@@ -307,6 +364,10 @@ class Agent:
         self._monitor.sample_s = config.sensors.sample_s
         logging.getLogger("edgekit").setLevel(logging.DEBUG if config.log.verbose else logging.INFO)
 
+    def _has_new_certificate(self) -> None:
+        self._changed()
+        self._uplink.reconnect()
+
     def _time(self) -> float | None:
         return clock.trusted_now(self._state.current.good_time)
 
@@ -363,6 +424,7 @@ class Agent:
                     self._config.trust.root,
                     self._config.state_dir / "metadata",
                     self._state,
+                    self._tls,
                 )
             return self._repository
 
@@ -380,6 +442,7 @@ class Agent:
             slots=tuple(slot.label for slot in (state.active, state.previous) if slot is not None),
             metadata=state.metadata,
             metadata_expires=state.metadata_expires,
+            certificate_expires=None if self._identities is None else self._identities.current.expires,
             accepts_measure=self._settings.config.limits.accepts_measure,
         )
 
@@ -391,7 +454,9 @@ class Agent:
             about_job = f"{job.target or 'policy'} {job.state}: {job.reason or ''} {job.detail or ''}".strip()
         elif job is not None and not job.ended:
             about_job = self._worker.waiting_for
-        why = "; ".join(filter(None, (about_job, self._worker.unserved, state.lost, now.why)))
+        committed = self._worker.committed
+        reasons = (about_job, committed.unserved, committed.damaged, state.lost, now.why)
+        why = "; ".join(filter(None, reasons))
         return Reported(
             rev=state.rev,
             job_id=job.job_id if job else None,

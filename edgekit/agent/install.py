@@ -1,4 +1,4 @@
-"""The steps of a job with their effects: find, fetch, verify, try, commit, switch. One worker thread walks them.
+"""The steps of a job with their effects: find, fetch, verify, then commit.py's. One worker thread walks them.
 
 The bundle that serves goes on serving until the new one has passed its trial, is open and stands in the state file; a
 power cut at any moment leaves the old one or the new one in force, never neither.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit.agent.clock import trusted
+from edgekit.agent.commit import Committer, Surroundings
 from edgekit.agent.config import Limits
 from edgekit.agent.jobs import (
     Expired,
@@ -28,26 +28,21 @@ from edgekit.agent.jobs import (
 )
 from edgekit.agent.patience import MAX_RETRY_S, patiently
 from edgekit.agent.remote import Found, Repository
-from edgekit.agent.serving import Loaded, Server
-from edgekit.agent.slots import Slot, Slots
+from edgekit.agent.restore import Committed
+from edgekit.agent.serving import Server
+from edgekit.agent.slots import Slots
 from edgekit.agent.state import Job, StateFile
 from edgekit.agent.threads import Loop
-from edgekit.agent.trial import TrialResult
 from edgekit.core.bundle import Bundle
-from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, one_line
+from edgekit.core.errors import BadInput, EdgekitError, Refused, one_line
 from edgekit.core.policy import PolicySpec
 from edgekit.core.target import parse_label
-from edgekit.core.trust import REASONS, Board, Running, decide, refusal
+from edgekit.core.trust import Board, Running, decide, refusal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-MAX_FAILED_STARTS = 3
 _MAX_OWED = 8  # ends of jobs to be reported when the outbox takes something again
 _POLICY_ONLY = ("present", "verified", "start", "pass")
-
-TryOut = Callable[[Path, Callable[[], None]], TrialResult]
-Tell = Callable[[str, Mapping[str, object]], None]
-"""Puts an Event (kind, detail) into the outbox."""
 
 
 class Worker(Loop):
@@ -60,12 +55,12 @@ class Worker(Loop):
         slots: Slots,
         repository: Callable[[], Repository],
         server: Server,
-        try_out: TryOut,
+        committed: Committed,
+        committer: Committer,
         board: Board,
         limits: Limits,
         policy: PolicySpec,
         report: Callable[[Job], bool],
-        tell: Tell,
         changed: Callable[[], None],
         judge: Callable[[Mapping[str, Any] | None], Mapping[str, str]] = lambda _: {},
         now: Callable[[], float] = time.time,
@@ -80,12 +75,10 @@ class Worker(Loop):
         self._slots = slots
         self._repository = repository
         self._server = server
-        self._try_out = try_out
         self._board = board
         self._limits = limits
         self._policy = policy
         self._report = report
-        self._tell = tell
         self._changed = changed
         self._judge = judge
         self._now = now
@@ -94,14 +87,15 @@ class Worker(Loop):
         self._bundle: Bundle | None = None
         self._revoked: set[str] = set()
         self.waiting_for: str | None = None  # why the job at work does not get on
-        self.unserved: str | None = None  # why the active bundle does not serve, although it is kept
+        self.committed = committed
+        self._committer = committer
         self._steps: Mapping[str, Step] = {
             "received": self._received,
             "downloading": self._downloading,
             "verifying": self._verifying,
             "installed": self._installed,
             "trial": self._trial,
-            "rolling_back": self._rolling_back,
+            "rolling_back": self._committer.rolled_back,
         }
 
     # --- from other threads --------------------------------------------------------------------------------------
@@ -145,47 +139,12 @@ class Worker(Loop):
             not self._unfinished()
         ):  # else its slot or what it has fetched is needed again; it cleans up at its end
             self._clean_up()
-        self._serve_committed()
+        self.committed.serve()
         job = self._state.current.job
         if job is not None and not job.ended:
             self._saved(restarted(job))
         self.report_again()
         self._changed()
-
-    def _serve_committed(self) -> None:
-        """Serve the first committed slot that can be. What is damaged or kills the agent leaves the state for good."""
-        state = self._state.current
-        kept = [slot for slot in (state.active, state.previous) if slot is not None]
-        if not kept:
-            return
-        starts, lost = state.failed_starts, state.lost
-        if starts >= MAX_FAILED_STARTS:
-            lost = self._cannot_serve(kept.pop(0), f"the agent died {starts} times while opening it", "crash")
-            starts = 0
-        self._keep(kept, lost, starts + 1)
-        for slot in tuple(kept):
-            try:
-                loaded = self._server.open(self._slots.open(slot.content_id))
-            except EdgekitError as err:
-                if isinstance(err, BadInput) and not isinstance(err, MissingExtra):
-                    kept.remove(slot)
-                    lost = self._cannot_serve(slot, one_line(err), "damaged")
-                else:  # the disk, the config or a runtime: that may be over at the next start
-                    self.unserved = self._cannot_serve(slot, one_line(err), "unreadable")
-            else:
-                self._server.serve(loaded, state.policy or self._policy)
-                break
-        self._keep(kept, lost, 0)
-
-    def _keep(self, slots: Sequence[Slot], lost: str | None, failed_starts: int) -> None:
-        active, previous = (*slots, None, None)[:2]
-        self._state.note(active=active, previous=previous, lost=lost, failed_starts=failed_starts)
-
-    def _cannot_serve(self, slot: Slot, why: str, reason: str) -> str:
-        """Tell it; the sentence for what is reported from now on."""
-        log.error("slot %s cannot serve (%s): %s", slot.label, reason, why)
-        self._tell("rollback", {"from": slot.label, "reason": reason, "detail": why})
-        return f"{slot.label} cannot serve ({reason}): {why}"
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
@@ -193,10 +152,11 @@ class Worker(Loop):
         """The thread: the job at work, then the one that waits."""
         while True:
             with self._wake:
-                self._wait_for(lambda: self._revoked or self._unfinished())
+                self._wait_for(lambda: self._revoked or self._unfinished(), self.committed.due_s)
                 if self._stopping:
                     return
             try:
+                self._look()
                 self._let_go_revoked()
                 self._work()
             except Stopping:
@@ -205,25 +165,22 @@ class Worker(Loop):
                 log.exception("worker met a defect and goes on")
                 self._pause(MAX_RETRY_S)
 
+    def stop(self, timeout_s: float) -> None:
+        """Leave the job where it is and end, which is no failed start."""
+        super().stop(timeout_s)
+        self.committed.ended()
+
+    def _look(self) -> None:
+        if self.committed.look():
+            self._changed()
+
     def _let_go_revoked(self) -> None:
         """Serve a revoked bundle no more; the one before it takes over, if that is not revoked too."""
         with self._wake:
             revoked, self._revoked = self._revoked, set()
-        state = self._state.current
-        kept = [slot for slot in (state.active, state.previous) if slot is not None]
-        left = [slot for slot in kept if slot.label not in revoked]
-        if len(left) == len(kept):
-            return
-        lost = state.lost
-        if state.active not in left:
-            gone = kept[0]
-            lost = self._cannot_serve(gone, REASONS["revoked"], "revoked")
-        self._keep(left, lost, 0)
-        if state.active not in left:
-            self._server.serve(None, state.policy or self._policy)
-            self._serve_committed()
-        self._clean_up()
-        self._changed()
+        if revoked and self.committed.let_go(revoked):
+            self._clean_up()
+            self._changed()
 
     def _unfinished(self) -> bool:
         state = self._state.current
@@ -265,13 +222,12 @@ class Worker(Loop):
         self._changed()
 
     def _clean_up(self) -> None:
-        state = self._state.current
-        kept = {slot.content_id for slot in (state.active, state.previous) if slot is not None}
-        self._slots.keep(kept, parts=state.next is not None)
+        self._slots.keep(self._committer.kept, parts=self._state.current.next is not None)
 
     def _check(self) -> None:
         """Raise where the job at work must not go on."""
         self.pulse.beat()
+        self._look()
         if self._stopping:
             raise Stopping
         waiting = self._state.current.next
@@ -318,11 +274,11 @@ class Worker(Loop):
         self._server.want(job.policy or self._policy)
         return job
 
-    def _passed(self, job: Job) -> Outcome:
+    def _passed(self, job: Job, figures: str | None = None) -> Outcome:
         """The end of a job that did what it should, but for settings that this board does not take."""
         refused = self._judge(job.config)
         if not refused:
-            return Outcome("pass")
+            return Outcome("pass", None, figures)
         return Outcome("pass", "settings-refused", "; ".join(refused.values()))
 
     def obey(self, limits: Limits, board: Board) -> None:
@@ -385,54 +341,15 @@ class Worker(Loop):
         return Outcome("expire", None, "its time was over") if self._expired(job) else Outcome("start")
 
     def _trial(self, job: Job) -> Outcome:
-        bundle = _known(self._bundle)
-        loaded = None
-        if self._server.in_force.content_id != bundle.content_id:
-            result = self._try_out(bundle.path, self._check)
-            if result.reason is not None:
-                return Outcome("fail", result.reason, result.detail)
-            loaded = self._server.open(bundle)
-        self._commit(job, bundle, loaded)
-        return self._passed(job)
+        def says(what: str | None) -> None:
+            self.waiting_for = what
+            self._changed()
 
-    def _commit(self, job: Job, bundle: Bundle, loaded: Loaded | None) -> None:
-        """On disk first, in one write; then let it serve. Raises WorldFailed, and then all is as it was."""
-        state = self._state.current
-        active, policy = Slot(bundle.content_id, bundle.label), job.policy or self._policy
-        changes: dict[str, object] = {
-            "job": moved(job, self._passed(job)),
-            "policy": job.policy,
-            "interval_s": job.interval_s,
-            "config": job.config,
-        }
-        try:
-            if loaded is not None or active != state.active:
-                number = state.commits + 1
-                self._slots.mark(bundle.content_id, number)
-                previous = state.previous if active == state.active else state.active
-                changes |= {"active": active, "previous": previous, "commits": number}
-            self._state.commit(**changes, lost=None)
-        except EdgekitError:
-            if loaded is not None:
-                loaded.session.close()
-            raise
-        self.unserved = None
-        if loaded is None:
-            self._server.want(policy)
-        else:
-            self._server.serve(loaded, policy)
+        def pause(seconds: float) -> None:
+            self._pause(seconds, lambda: self._state.current.next is not None)
 
-    def _rolling_back(self, job: Job) -> Outcome:
-        """What served before never stopped; the new slot goes, so that a retry does not find it and believe it."""
-        state = self._state.current
-        self._clean_up()
-        detail = {
-            "from": job.target,
-            "to": state.active.label if state.active else None,
-            "reason": job.reason,
-        }
-        self._tell("rollback", {**detail, "detail": job.detail})
-        return Outcome("restored")
+        around = Surroundings(self._check, pause, says, self._passed)
+        return self._committer.try_and_commit(job, _known(self._bundle), around)
 
 
 def _known(value: T | None) -> T:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from edgekit.agent.live import Watch
 from edgekit.agent.threads import Loop
-from edgekit.core.errors import BadInput, EdgekitError, one_line
+from edgekit.core.errors import BadBundle, BadInput, EdgekitError, one_line
 from edgekit.core.histogram import Histogram, bucket_of
 from edgekit.core.manifest import Manifest
 from edgekit.core.policy import PolicySpec
@@ -314,34 +314,37 @@ class Runner(Loop):
                 self._interval.cancelled += 1
             return
         result: Answer | EdgekitError
+        inputs: Mapping[str, Array] | None = None
+        took_s = 0.0
         try:
             manifest = serving.session.manifest
-            inputs, label = request.read(manifest)
+            given, label = request.read(manifest)
             policy, name = serving.policy, serving.policy_name
             if request.policy is not None:
                 policy, name = self._own_policy(request.policy, serving)
             if request.begun is not None:
                 request.begun(manifest, name)
-            begun = self.clock()
+            inputs, begun = given, self.clock()
             waited_ms = 0.0 if request.arrived_s is None else (begun - request.arrived_s) * 1e3
             result = serving.session.run(inputs, policy, waited_ms)
             took_s = self.clock() - begun
             with self._counting:
                 self._interval.count(result, label)
                 self._interval.busy_s += took_s
-            whole = result.exit_index + 1 == len(serving.session.exits)
-            serving.watch.answer(inputs, result, took_s * 1e3, whole=whole)
             self._mean_s += (took_s - self._mean_s) * (_RECENT if self._mean_s else 1.0)
         except EdgekitError as err:
             result = err
-            serving.watch.error_of(err)
             self._count_error(err)
         except Exception as err:
             log.exception("a request met a defect")
-            serving.watch.error_of(err)
             result = RequestDefect(f"request failed: {one_line(err)}")
             self._count_error(result)
         _tell(request, result)
+        if isinstance(result, EdgekitError):
+            serving.watch.error(one_line(result), ours=inputs is not None and _is_ours(result))
+        elif inputs is not None:
+            whole = result.exit_index + 1 == len(serving.session.exits)
+            serving.watch.answer(inputs, result, took_s * 1e3, whole=whole)
 
     def _own_policy(self, wanted: PolicySpec, serving: Serving) -> tuple[Policy, str]:
         """The controller of requests that bring the policy `wanted`, and its name.
@@ -371,6 +374,11 @@ class Runner(Loop):
             first = self._interval.errors == 1
         if first:
             log.warning("a request failed: %s", one_line(err))
+
+
+def _is_ours(err: EdgekitError) -> bool:
+    """Whether the bundle or the agent is to blame, not what the caller gave."""
+    return isinstance(err, (BadBundle, RequestDefect)) or not isinstance(err, BadInput)
 
 
 def _tell(request: Request, result: Answer | EdgekitError) -> None:

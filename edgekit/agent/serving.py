@@ -8,7 +8,9 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
+from edgekit.agent.live import Before, Watch
 from edgekit.agent.runner import Runner, Serving
+from edgekit.agent.trial import private_mb
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, EdgekitError, one_line
 from edgekit.core.policy import PolicySpec, tightened
@@ -36,6 +38,7 @@ class Loaded:
     costs: StageCosts
     bundle: Bundle
     no_energy: str | None = None  # why a request's energy is not known, where a policy asked for it
+    before_mb: float | None = None  # private memory of the agent before it was opened
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class InForce:
     content_id: str | None
     policy: PolicySpec | None
     why: str | None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What served before the bundle on trial, still open."""
+
+    loaded: Loaded | None
+    wanted: PolicySpec
+    serving: Serving | None
 
 
 class Server:
@@ -73,15 +85,17 @@ class Server:
         self._lock = threading.RLock()
         self._throttled = False
         self._loaded: Loaded | None = None
+        self._kept: _Kept | None = None
         self.in_force = InForce(None, None, None, None)
 
     def open(self, bundle: Bundle) -> Loaded:
         """Open a bundle beside the one that serves, and time its stages on its golden inputs. Raises EdgekitError."""
+        before_mb = private_mb()
         session = self._session(bundle)
         data = golden_data(bundle.manifest, bundle.read)
         *_, (_, elapsed_ms) = session.stages(data.inputs(0))
         costs = stage_costs(session, data, _COST_ROUNDS if elapsed_ms < _SLOW_MS else _FEW_ROUNDS)
-        return Loaded(bundle.label, bundle.content_id, session, costs, bundle)
+        return Loaded(bundle.label, bundle.content_id, session, costs, bundle, before_mb=before_mb)
 
     def _session(self, bundle: Bundle) -> Session:
         return open_session(
@@ -97,16 +111,66 @@ class Server:
         if loaded is not None and _in_energy(wanted):
             loaded = self._with_energy(loaded, loaded.session)
         with self._lock:
-            self._wanted, self._loaded = wanted, loaded
-            if loaded is None:
-                self.in_force = InForce(None, None, None, None)
-                self._runner.swap(None)
+            self._switch(loaded, wanted, Watch())
+
+    def _switch(
+        self,
+        loaded: Loaded | None,
+        wanted: PolicySpec,
+        watch: Watch,
+        *,
+        keep: bool = False,
+        learnt: Policy | None = None,
+    ) -> None:
+        """See serve. keep: what served before stays open. learnt: the controller that the bundle had before."""
+        self._wanted, self._loaded = wanted, loaded
+        if loaded is None:
+            self.in_force = InForce(None, None, None, None)
+            self._runner.swap(None, keep=keep)
+            return
+        spec, policy, why = self._policy(loaded, learnt)
+        self.in_force = InForce(loaded.label, loaded.content_id, spec, why)
+        now = Serving(loaded.session, loaded.label, policy, str(spec), loaded.costs, self._limited, watch)
+        self._runner.swap(now, keep=keep)
+
+    # --- on trial ------------------------------------------------------------------------------------------------
+
+    def try_live(self, loaded: Loaded, wanted: PolicySpec, watch: Watch) -> Before | None:
+        """As `serve`, but what served before stays open, so that `go_back` takes no loading; `keep` closes it.
+
+        Gives what served before, to compare with; None where nothing did.
+        """
+        if _in_energy(wanted):
+            loaded = self._with_energy(loaded, loaded.session)
+        with self._lock:
+            serving, old = self._runner.serving, self._wanted
+            self._kept = _Kept(self._loaded, old, serving)
+            self._switch(loaded, wanted, watch, keep=True)
+        if serving is None:
+            return None
+        return Before(serving.watch, same_policy=wanted.deadline_ms == old.deadline_ms)
+
+    def keep(self) -> None:
+        """The bundle on trial stays; the one before is closed."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is not None and kept.loaded is not None:
+            kept.loaded.session.close()
+
+    def go_back(self) -> None:
+        """From the next request on what served before the trial answers again, with what its policy had learnt.
+
+        The one on trial is closed. Nothing happens where none is on trial.
+        """
+        with self._lock:
+            kept, self._kept = self._kept, None
+            if kept is None:
                 return
-            spec, policy, why = self._policy(loaded)
-            self.in_force = InForce(loaded.label, loaded.content_id, spec, why)
-            self._runner.swap(
-                Serving(loaded.session, loaded.label, policy, str(spec), loaded.costs, self._limited)
-            )
+            watch = Watch() if kept.serving is None else kept.serving.watch
+            learnt = None if kept.serving is None else kept.serving.policy
+            self._switch(kept.loaded, kept.wanted, watch, learnt=learnt)
+
+    # --- policies ------------------------------------------------------------------------------------------------
 
     def want(self, wanted: PolicySpec) -> None:
         """Another policy for the bundle that serves."""
@@ -143,6 +207,17 @@ class Server:
             why = one_line(err)
         return replace(loaded, no_energy=f"a budget in mJ needs a power sensor that can be read: {why}")
 
+    def obey(self, throttled_factor: float, threads: int, *, accepts_code: bool) -> None:
+        """Other limits: of costs while throttled at once, of threads and code from the next bundle on."""
+        with self._lock:
+            self._factor, self._threads, self._accepts_code = throttled_factor, threads, accepts_code
+            self._apply()
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the board is slowed down."""
+        return self._throttled
+
     def throttle(self, throttled: bool) -> None:
         """Tighten the policy while the board is throttled; back to the wanted one when that ends."""
         with self._lock:
@@ -162,13 +237,13 @@ class Server:
         """What becomes of a policy, the board's or a request's own, while the board is throttled."""
         return tightened(spec, self._factor) if self._throttled and self._factor < 1 else spec
 
-    def _policy(self, loaded: Loaded) -> tuple[PolicySpec, Policy, str | None]:
+    def _policy(self, loaded: Loaded, learnt: Policy | None = None) -> tuple[PolicySpec, Policy, str | None]:
         """The controller to run under; where this bundle or board cannot have the wanted one, the full network."""
         spec, why = self._limited(self._wanted), None
         if spec != self._wanted:
             why = f"throttled: costs cut to {self._factor:g} of {self._wanted}"
         serving = self._runner.serving
-        before = serving.policy if serving is not None and serving.session is loaded.session else None
+        before = serving.policy if serving is not None and serving.session is loaded.session else learnt
         try:
             return spec, make_policy(spec, loaded.session.manifest, loaded.costs, before), why
         except BadInput as err:

@@ -98,7 +98,8 @@ class State:
     owed: earlier jobs whose end the outbox did not take. shots: one-shots, the oldest first, ended ones too; shot_n:
     the number of the last one. lost: why the last committed bundle serves no more.
     commits: how many bundles were ever committed. failed_starts: starts in a row that died before the active bundle was
-    open. metadata: highest TUF version seen, by role; metadata_keys: under which keys; metadata_expires: Unix time.
+    open; short_runs: that died soon after, where it never served for long; proven: the content that did. metadata:
+    highest TUF version seen, by role; metadata_keys: under which keys; metadata_expires: Unix time.
     good_time: the latest Unix time at which fresh metadata was valid; the clock is never believed to be before it.
     """
 
@@ -121,6 +122,8 @@ class State:
     config: Mapping[str, Any] | None = None
     metadata_keys: Mapping[str, str] = field(default_factory=dict)
     metadata_expires: Mapping[str, float] = field(default_factory=dict)
+    short_runs: int = 0
+    proven: str | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> State:
@@ -155,6 +158,8 @@ class State:
             lost=optional(data.get("lost"), f"{where}: lost", text),
             shots=checks.rows(data.get("shots", []), f"{where}: shots", Job.parse),
             shot_n=integer(data.get("shot_n", 0), f"{where}: shot_n"),
+            short_runs=integer(data.get("short_runs", 0), f"{where}: short_runs"),
+            proven=optional(data.get("proven"), f"{where}: proven", checks.sha256),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +185,8 @@ class State:
             "lost": self.lost,
             "shots": [job.to_json() for job in self.shots],
             "shot_n": self.shot_n,
+            "short_runs": self.short_runs,
+            "proven": self.proven,
         }
 
 

@@ -127,7 +127,7 @@ def _measured(path: Path, threads: int) -> Memory:
     data = golden_data(manifest, bundle.read)
     samples = [data.inputs(row % data.count) for row in range(_RUNS)]
     for backend in {part.backend for part in parts.values()}:
-        _warm_up(backend)
+        warm_up(backend)
     heap.give_back()  # else what importing left behind would be filled first, and not be seen
     base = resident()
     _peak_anew()
@@ -152,7 +152,7 @@ def _measured(path: Path, threads: int) -> Memory:
     )
 
 
-def _warm_up(backend: str) -> None:
+def warm_up(backend: str) -> None:
     """What the first session of a process takes besides its network is the runtime's."""
     from edgekit.runtime.backends import opener
 
