@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -26,8 +27,8 @@ from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.files import sync_folder
 from edgekit.core.policy import PolicySpec
 from edgekit.fleet import rollout, views
-from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.board import board_router
+from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.configure import Wanted, create_settings_job
 from edgekit.fleet.enroll import (
     Taken,
@@ -90,8 +91,8 @@ class NewDevice(_Body):
     profile: str | None = None
     tags: list[str] = Field(default_factory=list, max_length=_MAX_TAGS)
     again: bool = False
-
     csr: str | None = None
+
 
 class NewJob(_Body):
     """A published target for the boards a selector means. policy: as core.policy writes it."""
@@ -100,6 +101,17 @@ class NewJob(_Body):
     to: str = Field(min_length=1, max_length=4096)
     policy: dict[str, Any] | None = None
     interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
+    expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
+
+
+class NewSettings(_Body):
+    """Settings for the boards a selector means. config: dotted key -> value, null takes one back."""
+
+    to: str = Field(min_length=1, max_length=4096)
+    config: dict[str, bool | int | float | str | None] = Field(default_factory=dict, max_length=100)
+    policy: dict[str, Any] | None = None
+    interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
+    reset: bool = False
     expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
 
 
@@ -120,6 +132,7 @@ def make_app(context: Context) -> FastAPI:
     app = FastAPI(title="edgekit fleet", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(api_router(context, app))
     app.include_router(repository_router(context.config))
+    app.include_router(board_router(context.config, context.store, context.clock))
     app.add_middleware(Guard, token=context.token, is_board=lambda token: _is_board(context.store, token))
     app.add_exception_handler(EdgekitError, _edgekit_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -132,7 +145,6 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     """All routes of version 1."""
     router = APIRouter(prefix=PREFIX)
     config, store = context.config, context.store
-    app.include_router(board_router(context.config, context.store, context.clock))
     enrolling = threading.Lock()
 
     @router.get("/openapi.json", include_in_schema=False)
@@ -148,6 +160,11 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         repository = {"roles": describe(current, now)["roles"], "problems": expiry_problems(current, now)}
         return {"v": 1, "fleet": config.fleet, **found, "repository": repository}
 
+    @router.get("/fleet")
+    def fleet() -> dict[str, Any]:
+        """What a board's request for a certificate must know: the fleet's name, and whether one is wanted."""
+        return {"v": 1, "fleet": config.fleet, "certificates": config.broker.tls}
+
     @router.get("/devices")
     def list_devices(window_s: Window = views.DEFAULT_WINDOW_S) -> dict[str, Any]:
         """One row per board."""
@@ -160,11 +177,6 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         """A board with its figures over time, events and jobs."""
         with store.read() as connection:
             return {
-    @router.get("/fleet")
-    def fleet() -> dict[str, Any]:
-        """What a board's request for a certificate must know: the fleet's name, and whether one is wanted."""
-        return {"v": 1, "fleet": config.fleet, "certificates": config.broker.tls}
-
                 "v": 1,
                 "window_s": window_s,
                 "device": views.device_detail(connection, name, context.clock(), window_s),
@@ -177,6 +189,9 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         profile = checks.optional(new.profile, "profile", checks.name)
         tags = [checks.name(tag, "tags") for tag in new.tags]
         files = board_files(config, context.address())
+        certificate = None
+        if config.broker.tls:
+            certificate = new_certificate(config, name, checks.text(new.csr, "csr"))
         with enrolling:
             with store.write() as connection:
                 now = context.clock()
@@ -192,11 +207,18 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
             **files,
             "mqtt_password": credentials.mqtt_password,
             "repo_token": credentials.repo_token,
-        certificate = None
-        if config.broker.tls:
-            certificate = new_certificate(config, name, checks.text(new.csr, "csr"))
+            "certificate": certificate and certificate.pem,
             "broker_reloaded": reloaded,
         }
+
+    @router.post("/devices/{name}/revoke")
+    def revoke_device(name: str) -> dict[str, Any]:
+        """Let a board's certificate, password and token count no more, at once."""
+        with enrolling:
+            with store.write() as connection:
+                since = revoke(connection, name, context.clock())
+            reloaded = write_broker_files(config, store)
+        return {"v": 1, "name": name, "revoked_at": since, "broker_reloaded": reloaded}
 
     @router.get("/jobs")
     def list_jobs() -> dict[str, Any]:
@@ -207,18 +229,8 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     @router.get("/jobs/{job_id}")
     def one_job(job_id: str) -> dict[str, Any]:
         """A job and its state on each board."""
-            "certificate": certificate and certificate.pem,
         with store.read() as connection:
             return {"v": 1, "job": views.job_detail(connection, job_id)}
-
-    @router.post("/devices/{name}/revoke")
-    def revoke_device(name: str) -> dict[str, Any]:
-        """Let a board's certificate, password and token count no more, at once."""
-        with enrolling:
-            with store.write() as connection:
-                since = revoke(connection, name, context.clock())
-            reloaded = write_broker_files(config, store)
-        return {"v": 1, "name": name, "revoked_at": since, "broker_reloaded": reloaded}
 
     @router.post("/jobs", status_code=201)
     def new_job(new: NewJob) -> dict[str, Any]:
@@ -230,6 +242,22 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         with store.write() as connection:
             chosen = rollout.selected(rollout.known_devices(connection), new.to)
             job_id = rollout.create_job(connection, order, chosen, context.clock())
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+    @router.post("/settings", status_code=201)
+    def new_settings(new: NewSettings) -> dict[str, Any]:
+        """Change boards' settings; what they run stays."""
+        policy = checks.optional(new.policy, "policy", PolicySpec.parse)
+        if not (new.config or new.reset or policy or new.interval_s):
+            raise BadInput("settings must be given: config, policy, interval_s or reset")
+        for key, value in new.config.items():
+            checks.text(key, "config")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise checks.wrong(f"config: {key}", "a finite number", value)
+        wanted = Wanted(new.to, new.config, policy, new.interval_s, new.reset, new.expires_s)
+        with store.write() as connection:
+            chosen = rollout.selected(rollout.known_devices(connection), new.to)
+            job_id = create_settings_job(connection, wanted, chosen, context.clock())
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/measure", status_code=201)

@@ -372,6 +372,7 @@ class Ingest:
             policy=None if row.policy is None else PolicySpec.parse(json.loads(row.policy)),
             interval_s=row.interval_s,
             expires=row.expires,
+            config=None if row.config is None else json.loads(row.config),
         )
         return self._sealed(desired.to_json())
 

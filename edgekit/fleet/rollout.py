@@ -117,9 +117,9 @@ def create_job(connection: sa.Connection, order: Order, devices: Sequence[Device
         if decision is not None:
             connection.execute(sa.insert(db.job_devices).values(state | decision))
             continue
-        _end_unfinished(connection, device, job_id, now)
+        end_unfinished(connection, device, job_id, now)
         connection.execute(sa.insert(db.job_devices).values(state | {"state": PENDING}))
-        _set_desired(connection, device, row, now)
+        set_desired(connection, device, row, now)
     return job_id
 
 
@@ -174,8 +174,8 @@ def preview(target: Target, device: Device, use: str = "run") -> dict[str, str] 
     return {"state": "refused", "reason": decision.reason, "detail": detail}
 
 
-def _end_unfinished(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
-    """One-shots are no desired states, and go on."""
+def end_unfinished(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
+    """A newer desired state takes the place of the last one. One-shots are no desired states, and go on."""
     states, shots = db.job_devices, sa.select(db.commands.c.job)
     connection.execute(
         sa.update(states)
@@ -185,14 +185,16 @@ def _end_unfinished(connection: sa.Connection, device: Device, job_id: str, now:
     )
 
 
-def _set_desired(connection: sa.Connection, device: Device, job: Mapping[str, Any], now: float) -> None:
-    """The board's next revision."""
+def set_desired(connection: sa.Connection, device: Device, job: Mapping[str, Any], now: float) -> None:
+    """The board's next revision. Settings it was told before stay, unless the job brings its own."""
     table = db.devices
     n = _next_n(connection, device, now)
     last = connection.scalar(sa.select(table.c.rev).where(table.c.id == device.id)) or 0
     rev = max(last, device.reported_rev) + 1
     connection.execute(sa.update(table).where(table.c.id == device.id).values(rev=rev))
     values = {key: job[key] for key in ("job_id", "target", "policy", "interval_s", "expires")}
+    told = sa.select(db.desired.c.config).where(db.desired.c.device == device.id)
+    values["config"] = job["config"] if "config" in job else connection.scalar(told)
     connection.execute(sa.delete(db.desired).where(db.desired.c.device == device.id))
     connection.execute(sa.insert(db.desired).values(device=device.id, rev=rev, n=n, pending=True, **values))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from edgekit.core import jobs as job_states
 from edgekit.fleet import shown
 
 BOARD_CELL = """<q-td :props="props">
@@ -78,7 +79,7 @@ def job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
     """A job in a table."""
     return {
         "id": job["job_id"],
-        "target": job["target"] if job["action"] == "run" else f"{job['action']} {job['target']}",
+        "target": job_states.title(job),
         "to": job["to"],
         "policy": job["policy"] or "as configured",
         "created": job["created"],

@@ -16,6 +16,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.histogram import Histogram
 from edgekit.core.policy import PolicySpec
 from edgekit.fleet import store as db
+from edgekit.fleet.configure import CONFIGURE
 from edgekit.fleet.exits import exit_order
 from edgekit.fleet.packing import unpack_counts
 
@@ -248,9 +249,9 @@ def _device_row(
         "profile": info.get("profile") or device.profile,
         "tags": json.loads(device.tags),
         "online": _is_online(device, _interval_s(device, last), now),
-        "last_seen": device.last_seen,
         "revoked_at": device.revoked_at,
         "certificate_expires": device.certificate_expires,
+        "last_seen": device.last_seen,
         "bundle": bundle,
         "policy": _policy_text(reported.get("policy")) or (last.policy if last else None),
         "why": reported.get("why"),
@@ -301,8 +302,9 @@ def _actions(connection: sa.Connection, jobs: Sequence[int]) -> dict[int, str]:
 def _job(job: sa.Row[Any], actions: Mapping[int, str]) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
-        "action": actions.get(job.id, "run"),
-        "target": job.target,
+        "action": actions.get(job.id, "run" if job.target else CONFIGURE),
+        "target": job.target or None,
+        "config": json.loads(job.config or "null"),
         "to": job.selector,
         "policy": _policy_text(json.loads(job.policy or "null")),
         "interval_s": job.interval_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
 from edgekit.cli.fleet.serve import serve
 from edgekit.cli.fleet.show import devices, jobs, status
@@ -14,5 +15,5 @@ def command() -> None:
     """Serve and watch a fleet of boards."""
 
 
-for verb in (serve, enroll, status, devices, jobs):
+for verb in (serve, enroll, status, devices, jobs, configure):
     command.add_command(verb)

@@ -93,7 +93,7 @@ def devices(name: str | None, server: str, token_file: Path | None, hours: float
     for job in reversed(device["jobs"][:10]):
         why = ": ".join(part for part in (job["reason"], job["detail"]) if part)
         console.print(
-            Text(f"{_clock(job['updated'])}  job {job['job_id']}  {_what(job)}  {job['state']}  {why}"),
+            Text(f"{_clock(job['updated'])}  job {job['job_id']}  {job_states.title(job)}  {job['state']}  {why}"),
             soft_wrap=True,
         )
 
@@ -118,7 +118,8 @@ def jobs(job_id: str | None, server: str, token_file: Path | None, as_json: bool
         return
     console.print(
         Text(
-            f"{job['target']} to {job['to']}, {_clock(job['created'])}, policy {job['policy'] or 'as configured'}"
+            f"{job_states.title(job)} to {job['to']}, {_clock(job['created'])}, "
+            f"policy {job['policy'] or 'as configured'}"
         )
     )
     table = _table("board", "state", "why")
@@ -174,16 +175,17 @@ def _jobs(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             *(
                 Text(cell)
-                for cell in (row["job_id"], _what(row), row["to"], policy, states, _clock(row["created"]))
+                for cell in (
+                    row["job_id"],
+                    job_states.title(row),
+                    row["to"],
+                    policy,
+                    states,
+                    _clock(row["created"]),
+                )
             )
         )
     return table
-
-
-def _what(job: Mapping[str, Any]) -> str:
-    """What a job is about: a bundle to run, or what else is done with a target."""
-    target: str = job["target"]
-    return target if job["action"] == "run" else f"{job['action']} {target}"
 
 
 def _table(*columns: str) -> Table:
