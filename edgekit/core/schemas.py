@@ -342,6 +342,7 @@ OUTPUTS: Mapping[str, Schema] = {
     ),
     "fleet serve": output(url=TEXT, token_file=TEXT),
     "fleet enroll": output(name=TEXT, fleet=TEXT, folder=TEXT, files=rows(TEXT)),
+    "fleet configure": output(job_id=TEXT, action=TEXT, config={"type": "object"}, devices=JOB_DEVICES),
     "fleet status": output(
         boards=table(enrolled=COUNT, online=COUNT), requests=COUNT, latency_ms=LATENCY, exit_counts=COUNTS
     ),

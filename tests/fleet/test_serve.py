@@ -185,6 +185,46 @@ def test_a_board_that_says_nothing_in_time_ends_with_1(
     )
 
 
+# --- configure ---
+
+
+def test_settings_reach_the_board_as_commanded_and_a_refused_one_ends_with_1(
+    site: Site, board: FakeBoard
+) -> None:
+    asked = ("update.rate_kb_s=64", "log.verbose=true", "trial.requests=")
+    where = ("--to", "name=pi5-a", "--interval", 5, "--wait", 30)
+    answer = site.run("fleet", "configure", *asked, *where)
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(answer, OUTPUTS["fleet configure"])
+    assert answer["devices"]["pi5-a"]["state"] == "active"
+    told = board.desired[-1]
+    assert (told.config, told.interval_s) == ({"update.rate_kb_s": 64, "log.verbose": True}, 5.0)
+    assert (answer["action"], answer["target"]) == ("configure", None)
+    board.reason = "settings-refused"
+    try:
+        site.run("fleet", "configure", "limits.threads=99", *where, code=1)
+    finally:
+        board.reason = None
+    site.run("fleet", "configure", "--reset", "--to", "name=pi5-a", "--wait", 30)
+    assert board.desired[-1].config is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("threads",), "must be KEY=VALUE"),
+        ((), "settings must be given"),
+        (("a=NaN",), "a finite number"),
+    ],
+)
+def test_settings_that_say_nothing_are_refused_in_one_line(
+    site: Site, arguments: tuple[str, ...], says: str
+) -> None:
+    said = site.run("fleet", "configure", *arguments, "--to", "all", code=2)
+    assert says in said
+    assert said.count("\n") == 1
+
+
 def test_boards_of_another_profile_are_listed_and_the_push_ends_with_1(
     site: Site, board: FakeBoard, make_bundle: MakeBundle
 ) -> None:
