@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgekit.agent.config import Config
 from edgekit.agent.control import load_control_key
+from edgekit.agent.identity import Identities
 from edgekit.agent.lock import is_held
 from edgekit.agent.remote import NetworkFailed
 from edgekit.agent.sinks import open_sink
 from edgekit.agent.sinks.mqtt import Post
 from edgekit.agent.sources import open_source
+from edgekit.agent.state import State
+from edgekit.agent.tls import Tls
 from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, new_client
+from edgekit.core.checks import parse_json
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.messages import ANSWER, INPUT, topic
 from edgekit.core.profile import HOST
@@ -64,6 +69,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _runtimes(config)
     yield from _sensor(config)
     yield from _messages(config)
+    yield from _identity(config)
     yield from _sinks(config)
     for what, look in (
         ("trust", _trust),
@@ -222,7 +228,7 @@ def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
     broker = config.broker
     codes: list[ReasonCode] = []
     answered = threading.Event()
-    client = new_client(broker, f"{config.address}/check", protocol)
+    client = new_client(broker, f"{config.address}/check", protocol, tls=_tls(config))
 
     def on_connect(
         _client: object, _data: object, _flags: object, code: ReasonCode, _properties: object
@@ -243,11 +249,42 @@ def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
         client.loop_stop()
 
 
+def _tls(config: Config) -> Tls:
+    """As the agent speaks it. Raises BadInput where the board's certificate and key are none."""
+    identity = config.identity
+    identities = None if identity is None else Identities(identity, config.state_dir)
+    good_time = 0.0
+    path = config.state_dir / "state.json"
+    with suppress(BadInput, OSError):
+        good_time = State.parse(parse_json(path.read_bytes(), str(path)), str(path)).good_time
+    return Tls(identities, lambda: good_time)
+
+
+def _identity(config: Config) -> Iterator[Problem]:
+    """The board's certificate: whether it is one, and how long it lasts."""
+    if config.identity is None:
+        if config.broker.tls:
+            yield Problem("identity", f"{config.path}: there is no [identity]: the broker may want one", 0)
+        return
+    try:
+        tls = _tls(config)
+    except BadInput as err:
+        yield Problem("identity", one_line(err), err.exit_code)
+        return
+    if tls.identities is not None:
+        pair, now = tls.identities.current, tls.at_least()
+        until = time.strftime("%Y-%m-%d", time.gmtime(pair.expires))
+        if now >= pair.expires:
+            yield Problem("identity", f"the board's certificate ended on {until}; the agent asks for another", 3)
+        elif now >= pair.alarm:
+            yield Problem("identity", f"the board's certificate ends on {until} and was not renewed", 1)
+
+
 def _repository(config: Config) -> None:
     from edgekit.agent.update import reachable
 
     try:
-        reachable(config.repository)
+        reachable(config.repository, _tls(config))
     except NetworkFailed as err:
         if err.status in (401, 403):
             raise BadInput(f"{one_line(err)}: is the token in repository.token_file right?") from err

@@ -56,7 +56,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Identity:
-    """The board's own certificate and its private key, for broker and repository: PEM files, renewed by the agent."""
+    """The board's own certificate and its private key, PEM: two files or one. A renewed pair lies in the state."""
 
     certificate: Path
     key: Path
@@ -280,7 +280,11 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
         unknown=(),
         secret_files=tuple(
             folder / str(table.data[key])
-            for table, key in ((sections["broker"], "password_file"), (sections["repository"], "token_file"))
+            for table, key in (
+                (sections["broker"], "password_file"),
+                (sections["repository"], "token_file"),
+                (sections["identity"], "key" if "key" in sections["identity"].data else "certificate"),
+            )
             if key in table.data
         ),
         api=None if data.get("api") is None else _api(sections["api"], folder),
@@ -358,7 +362,7 @@ def _profile(device: Table, sysroot: Path) -> Profile:
 
 
 def _broker(table: Table, folder: Path, address: str) -> Broker:
-    tls = _get(table, "tls", checks.flag, False)
+    tls = _get(table, "tls", checks.flag, True)
     ca = _maybe(table, "ca", checks.text)
     if ca is not None:
         _read(table, "ca", folder)
@@ -392,11 +396,11 @@ def _repository(table: Table, folder: Path) -> Repository:
 
 
 def _identity(table: Table, folder: Path) -> Identity:
+    certificate = _get(table, "certificate", checks.text)
+    key = _get(table, "key", checks.text, certificate)
     _read(table, "certificate", folder)
-    _read(table, "key", folder)
-    return Identity(
-        folder / _get(table, "certificate", checks.text), folder / _get(table, "key", checks.text)
-    )
+    _read(table, "key", folder, certificate)
+    return Identity(folder / certificate, folder / key)
 
 
 def _update(table: Table) -> Update:

@@ -19,6 +19,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from edgekit.agent.config import Repository
 from edgekit.agent.remote import CHUNK, NetworkFailed
+from edgekit.agent.tls import Tls
 from edgekit.core.errors import one_line
 
 OK, PARTIAL = 200, 206
@@ -29,9 +30,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)")
 _SMALLEST_BUFFER = 1 << 14
 
 
-def open_pool(repository: Repository, rate: float | None = None) -> urllib3.PoolManager:
-    """Connections to the repository, not yet opened.
+def open_pool(
+    repository: Repository, rate: float | None = None, tls: Tls | None = None
+) -> urllib3.PoolManager:
+    """Connections to the repository, not yet opened. Raises WorldFailed where a file that https needs cannot be used.
 
+    tls: what the board knows and shows.
     rate: bytes a second that are read at most: the kernel is told not to take far more than that ahead of us.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": "edgekit-agent"}
@@ -41,8 +45,14 @@ def open_pool(repository: Repository, rate: float | None = None) -> urllib3.Pool
     options = list(HTTPConnection.default_socket_options)
     if rate is not None:
         options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, max(_SMALLEST_BUFFER, min(int(rate), CHUNK))))
+    https = repository.url.startswith("https://")
     pool = urllib3.PoolManager(
-        num_pools=2, headers=headers, retries=False, timeout=timeout, socket_options=options
+        num_pools=2,
+        headers=headers,
+        retries=False,
+        timeout=timeout,
+        socket_options=options,
+        ssl_context=(tls or Tls()).context(repository.ca, "repository.ca") if https else None,
     )
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
     return pool

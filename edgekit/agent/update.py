@@ -11,14 +11,22 @@ from edgekit.agent.http import HttpFiles, open_pool
 from edgekit.agent.metadata import MetadataClient
 from edgekit.agent.remote import Found
 from edgekit.agent.state import StateFile
+from edgekit.agent.tls import Tls
 
 
 class RepositoryClient:
     """Talks to one repository with the board's credentials."""
 
-    def __init__(self, repository: Repository, root: bytes, folder: Path, state: StateFile) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        root: bytes,
+        folder: Path,
+        state: StateFile,
+        tls: Tls | None = None,
+    ) -> None:
         """folder: the metadata client's cache; what must not be forgotten stands in `state`."""
-        self._http = open_pool(repository)
+        self._http = open_pool(repository, tls=tls)
         files = HttpFiles(self._http, repository.url)
         self._metadata = MetadataClient(files, root, folder, state)
         self._downloader = Downloader(files)
@@ -40,7 +48,7 @@ class RepositoryClient:
         self._http.clear()
 
 
-def reachable(repository: Repository) -> None:
+def reachable(repository: Repository, tls: Tls | None = None) -> None:
     """Ask for the newest metadata and believe none of it. Raises NetworkFailed."""
-    with HttpFiles(open_pool(repository), repository.url).open("metadata/timestamp.json"):
+    with HttpFiles(open_pool(repository, tls=tls), repository.url).open("metadata/timestamp.json"):
         pass

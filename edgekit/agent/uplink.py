@@ -29,6 +29,7 @@ from edgekit.agent.config import Broker
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Item, Outbox
 from edgekit.agent.sources.envelope import is_id
 from edgekit.agent.sources.mqtt import Message, MqttSource
+from edgekit.agent.tls import Tls
 from edgekit.core import messages
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
 from edgekit.core.messages import Ack, Status
@@ -110,6 +111,7 @@ class Uplink(threading.Thread):
         current: Mapping[str, Callable[[], Payload]],
         on_message: Callable[[str, Payload], None],
         inputs: MqttSource | None = None,
+        tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -126,6 +128,8 @@ class Uplink(threading.Thread):
         self._current = current
         self._on_message = on_message
         self._inputs = inputs
+        self._tls = tls
+        self._anew = False
         self._posts: deque[tuple[bytes, int]] = deque()
         self._posted = self._posted_bytes = 0  # of those that wait and those on their way
         self._answered: deque[tuple[_Link, int]] = deque()  # inputs to acknowledge
@@ -155,6 +159,11 @@ class Uplink(threading.Thread):
         """These retained topics say something else now."""
         with self._lock:
             self._stale.update(kinds)
+        self._poke()
+
+    def reconnect(self) -> None:
+        """End the connection and make a new one: the board shows another certificate."""
+        self._anew = True
         self._poke()
 
     def post(self, data: bytes, qos: int) -> bool:
@@ -237,8 +246,10 @@ class Uplink(threading.Thread):
     # --- one connection ------------------------------------------------------------------------------------------
 
     def _connect(self) -> _Link | None:
+        self._anew = False  # this one is made with what the board shows now
         try:
-            client = new_client(self._broker, self._address, self._protocol, own_ack=self._inputs is not None)
+            own_ack = self._inputs is not None
+            client = new_client(self._broker, self._address, self._protocol, own_ack=own_ack, tls=self._tls)
         except WorldFailed as err:
             self._say(one_line(err))
             return None
@@ -280,6 +291,8 @@ class Uplink(threading.Thread):
             if not link.up and (link.refused is not None or self._clock() - begun > CONNECT_S):
                 break
             if self._finish_by is not None and self._say_goodbye(link):
+                break
+            if self._anew and self._finish_by is None:
                 break
             pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
             writers = [sock] if client.want_write() else []
@@ -521,12 +534,17 @@ def _name_of(message: mqtt.MQTTMessage) -> str | None:
 
 
 def new_client(
-    broker: Broker, client_id: str, protocol: MQTTProtocolVersion, *, own_ack: bool = False
+    broker: Broker,
+    client_id: str,
+    protocol: MQTTProtocolVersion,
+    *,
+    own_ack: bool = False,
+    tls: Tls | None = None,
 ) -> mqtt.Client:
     """A client with the board's credentials and TLS settings; it reconnects to nothing by itself.
 
-    own_ack: messages are acknowledged by `ack`, not on their own. Raises WorldFailed where the certificates cannot be
-    read.
+    own_ack: messages are acknowledged by `ack`, not on their own. tls: what the board knows and shows. Raises
+    WorldFailed where the certificates cannot be read.
     """
     options: dict[str, Any] = {} if protocol == MQTTProtocolVersion.MQTTv5 else {"clean_session": True}
     options["manual_ack"] = own_ack
@@ -536,13 +554,7 @@ def new_client(
     client.connect_timeout = CONNECT_S
     client.username_pw_set(broker.username, broker.password)
     if broker.tls:
-        authority = None if broker.ca is None else str(broker.ca)
-        try:
-            client.tls_set_context(ssl.create_default_context(cafile=authority))
-        except OSError as err:
-            raise WorldFailed(
-                f"broker.ca: {authority}: cannot be used: {err.strerror or one_line(err)}"
-            ) from err
+        client.tls_set_context((tls or Tls()).context(broker.ca, "broker.ca"))
     return client
 
 

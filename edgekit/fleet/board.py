@@ -49,7 +49,7 @@ def board_router(config: FleetConfig, store: Store, clock: Callable[[], float] =
                 raise BadInput("this board is not enrolled")
             issued = renew_certificate(config, connection, board, renewal.csr, renewal.certificate, signature)
         log.info(
-            "%s has a new certificate, good for %.0f days", board.name, (issued.expires - clock()) / 86_400
+            "%s has a new certificate, good for %.0f days", board[1], (issued.expires - clock()) / 86_400
         )
         ca = config.ca_file.read_text(encoding="ascii")
         return {"v": 1, "certificate": issued.pem, "expires": issued.expires, "ca": ca}

@@ -121,7 +121,7 @@ def enroll(
     known = connection.scalar(sa.select(devices.c.id).where(devices.c.name == name))
     if known is None:
         added = connection.execute(sa.insert(devices).values(name=name, **values))
-        known = int(added.inserted_primary_key[0])
+        (known,) = added.inserted_primary_key or (0,)
     elif not again:
         raise Taken(f"a board called {name!r} is enrolled already; --again gives it new credentials")
     else:
@@ -149,12 +149,13 @@ def revoke(connection: sa.Connection, name: str, now: float) -> float:
     return now
 
 
-def board_of(connection: sa.Connection, token: str) -> sa.Row[Any] | None:
+def board_of(connection: sa.Connection, token: str) -> tuple[int, str] | None:
     """The board (id, name) whose repository token that is; None where there is none, or it is revoked."""
     found = sa.select(devices.c.id, devices.c.name).where(
         devices.c.token_sha256 == token_hash(token), devices.c.revoked_at.is_(None)
     )
-    return connection.execute(found).one_or_none()
+    row = connection.execute(found).one_or_none()
+    return None if row is None else (row.id, row.name)
 
 
 def new_certificate(config: FleetConfig, name: str, request: str) -> Issued | None:
@@ -168,29 +169,30 @@ def new_certificate(config: FleetConfig, name: str, request: str) -> Issued | No
 def renew_certificate(
     config: FleetConfig,
     connection: sa.Connection,
-    board: sa.Row[Any],
+    board: tuple[int, str],
     request: str,
     old: str,
     signature: bytes,
 ) -> Issued:
-    """Sign a known board's next certificate; the old one stays good until its end. Raises BadInput, WorldFailed.
+    """Sign the next certificate of a known board (id, name); the old one stays good. Raises BadInput, WorldFailed.
 
     old: a certificate of its, which may have ended (a board that was in a drawer must come back by itself) but is not
     revoked. signature: of the request, by the old one's key: who has stolen the token alone gets no certificate.
     """
     now = now_utc()
-    authorities, address = authorities_of(config, now), f"{config.fleet}/{board.name}"
+    (device, name), authorities = board, authorities_of(config, now)
+    address = f"{config.fleet}/{name}"
     serial, key = serial_if_ours(authorities, old, address)
     check_signature(key, signature, request.encode())
     found = connection.execute(
         sa.select(certificates.c.revoked_at).where(
-            certificates.c.serial == serial, certificates.c.device == board.id
+            certificates.c.serial == serial, certificates.c.device == device
         )
     ).one_or_none()
     if found is None or found.revoked_at is not None:
         raise BadInput("certificate must be one that counts: this one was revoked, or is not known here")
     issued = issue(authorities, request, address, now)
-    _add_certificate(connection, board.id, issued, now.timestamp())
+    _add_certificate(connection, device, issued, now.timestamp())
     return issued
 
 

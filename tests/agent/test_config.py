@@ -35,7 +35,7 @@ def write(folder: Path, **changes: dict[str, str | None]) -> Path:
 
 def test_a_config_as_enrolment_writes_it_has_sensible_defaults(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
-    assert (config.address, config.broker.username, config.broker.port) == ("demo/pi5-a", "demo/pi5-a", 1883)
+    assert (config.address, config.broker.username, config.broker.port) == ("demo/pi5-a", "demo/pi5-a", 8883)
     assert (config.broker.password, config.repository.token) == ("sesame", "open-says-me")
     assert config.repository.url == "http://127.0.0.1:8080/repo"
     assert config.state_dir == tmp_path / "state"
