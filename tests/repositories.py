@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,7 +36,7 @@ class BoardClient:
 
     def __init__(self, repository: Path, cache: Path) -> None:
         cache.mkdir()
-        self.cache, self.repository = cache, repository
+        self.cache, self.repository, self.now = cache, repository, NOW
         self.root = (repository / "metadata" / "1.root.json").read_bytes()
 
     def refresh(self) -> Updater:
@@ -49,9 +50,22 @@ class BoardClient:
             UpdaterConfig(prefix_targets_with_hash=False),
             bootstrap=self.root,
         )
-        updater._trusted_set.reference_time = NOW
+        updater._trusted_set.reference_time = self.now
         updater.refresh()
         return updater
+
+    def versions(self) -> dict[str, int]:
+        """Refresh; the version of each role that the board then trusts."""
+        trusted = self.refresh()._trusted_set
+        roles = (trusted.root, trusted.timestamp, trusted.snapshot, trusted.targets)
+        return {role.type: role.version for role in roles}
+
+    def twin(self, cache: Path) -> BoardClient:
+        """Another board that has seen what this one has."""
+        made = BoardClient(self.repository, cache)
+        shutil.copytree(self.cache, cache, dirs_exist_ok=True, symlinks=True)
+        made.root, made.now = self.root, self.now
+        return made
 
     def target(self, path: str) -> TargetFile | None:
         """What the signed metadata says of a target."""
