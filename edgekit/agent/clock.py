@@ -16,6 +16,18 @@ def trusted(now: float, good_time: float) -> float | None:
     return now if now >= max(EARLIEST, good_time - _SLACK_S) else None
 
 
+def late(expires: float, now: float, good_time: float, n: int, waited_s: float) -> bool:
+    """Whether a job's time (Unix seconds) is over, also where the clock cannot be believed.
+
+    n: its command's number, which the server draws from its own clock (ms). waited_s: how long the job is at work here.
+    A board without a clock counts from the latest time that it can know.
+    """
+    believed = trusted(now, good_time)
+    if believed is None:
+        believed = max(EARLIEST, good_time, n / 1000) + waited_s
+    return believed > expires
+
+
 def trusted_now(good_time: float) -> float | None:
     """The clock's time where it can be believed."""
     return trusted(time.time(), good_time)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from edgekit.agent.clock import trusted
+from edgekit.agent.clock import late
 from edgekit.agent.commit import Committer, Surroundings
 from edgekit.agent.config import Limits
 from edgekit.agent.jobs import (
@@ -42,6 +42,7 @@ from edgekit.core.trust import Board, Running, decide, refusal
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_OWED = 8  # ends of jobs to be reported when the outbox takes something again
+_LOOK_S = 5.0  # how long a job that begins later does not look whether it should
 _POLICY_ONLY = ("present", "verified", "start", "pass")
 
 
@@ -63,12 +64,14 @@ class Worker(Loop):
         report: Callable[[Job], bool],
         changed: Callable[[], None],
         judge: Callable[[Mapping[str, Any] | None], Mapping[str, str]] = lambda _: {},
+        jitter: Callable[[Job], float] = lambda _: 0.0,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """policy: the configured one. report: puts a JobEvent into the outbox; False: it did not take it.
 
         changed: called when what is in force, or the job, has changed. judge: which settings of a command the board
-        refuses, and why.
+        refuses, and why. jitter: how many seconds a new job waits before its first request.
         """
         super().__init__("worker")
         self._state = state
@@ -81,11 +84,16 @@ class Worker(Loop):
         self._report = report
         self._changed = changed
         self._judge = judge
+        self._jitter = jitter
         self._now = now
+        self._clock = clock
+        self._picked_up: str | None = None  # a job that a start found begun
+        self._new_way = False
         self._saving = threading.Lock()  # a transition and its report are one
         self._found: Found | None = None
         self._bundle: Bundle | None = None
         self._revoked: set[str] = set()
+        self._begun_s = time.monotonic()  # with the job at work
         self.waiting_for: str | None = None  # why the job at work does not get on
         self.committed = committed
         self._committer = committer
@@ -142,6 +150,7 @@ class Worker(Loop):
         self.committed.serve()
         job = self._state.current.job
         if job is not None and not job.ended:
+            self._picked_up = job.job_id
             self._saved(restarted(job))
         self.report_again()
         self._changed()
@@ -194,6 +203,7 @@ class Worker(Loop):
                 if job is None:
                     return
                 self._saved(job)
+        self._begun_s = time.monotonic()
         if job.target is None:
             self._saved(self._change_policy(job))
         else:
@@ -222,7 +232,10 @@ class Worker(Loop):
         self._changed()
 
     def _clean_up(self) -> None:
-        self._slots.keep(self._committer.kept, parts=self._state.current.next is not None)
+        """Remove what nothing needs. What was fetched for a job that expired stays until the next one has ended."""
+        state = self._state.current
+        expired = state.job is not None and state.job.state == "expired"
+        self._slots.keep(self._committer.kept, parts=expired or state.next is not None)
 
     def _check(self) -> None:
         """Raise where the job at work must not go on."""
@@ -235,16 +248,11 @@ class Worker(Loop):
             raise Superseded(f"revision {waiting.rev} came")
 
     def _expired(self, job: Job) -> bool:
-        now = trusted(self._now(), self._state.current.good_time)
-        return now is not None and now > job.expires
+        state, waited_s = self._state.current, time.monotonic() - self._begun_s
+        return late(job.expires, self._now(), state.good_time, state.n, waited_s)
 
     def _patiently(self, job: Job, action: Callable[[], T]) -> T:
         """Try until it works, the job's time is over, or it must not go on."""
-
-        def check() -> None:
-            self._check()
-            if self._expired(job):
-                raise Expired(self.waiting_for or "it came too late")
 
         def waits(why: str | None) -> None:
             if why is not None and self.waiting_for is None:
@@ -253,10 +261,40 @@ class Worker(Loop):
             if why is not None:
                 self._changed()
 
-        def pause(seconds: float) -> None:
-            self._pause(seconds, lambda: self._state.current.next is not None)
+        def attempt() -> T:
+            self._new_way = False
+            return action()
 
-        return patiently(action, check, waits, pause)
+        return patiently(attempt, lambda: self._check_time(job), waits, self._wait)
+
+    def _check_time(self, job: Job) -> None:
+        """Raise where the job at work must not go on, or its time is over."""
+        self._check()
+        if self._expired(job):
+            raise Expired(self.waiting_for or "it came too late")
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; whether it ended early, for something is new."""
+        self._pause(seconds, lambda: self._new_way or self._state.current.next is not None)
+        return self._new_way
+
+    def try_now(self) -> None:
+        """There may be a new way to what the job at work waits for: a stick was put in."""
+        with self._wake:
+            self._new_way = True
+            self._wake.notify_all()
+
+    def _linger(self, job: Job) -> None:
+        """Begin a new job after a random while, so that a fleet does not ask its server all at once."""
+        if job.job_id == self._picked_up:
+            return
+        left = self._jitter(job)
+        if left > 0:
+            log.info("job %s: begins in %.1f s", job.job_id, left)
+        end = self._clock() + left
+        while (left := end - self._clock()) > 0:
+            self._check_time(job)
+            self._pause(min(left, _LOOK_S), lambda: self._state.current.next is not None)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -294,6 +332,7 @@ class Worker(Loop):
         self._within_limits(job)
         label = job.target or ""
         name, version = parse_label(label, "target")
+        self._linger(job)
         found = self._patiently(job, lambda: self._repository().find(name, version))
         active = self._state.current.active
         running = Running(*parse_label(active.label, "active"), active.content_id) if active else None
@@ -308,8 +347,10 @@ class Worker(Loop):
         found = _known(self._found)
         part = self._slots.part(found.sha256)
         try:
-            self._patiently(job, lambda: self._repository().fetch(found, part, self._check))
-        except EdgekitError:
+            self._patiently(job, lambda: self._repository().fetch(found, part, lambda: self._check_time(job)))
+        except (
+            EdgekitError
+        ):  # a full disk must not stay full; who expired or was superseded may go on from it
             self._slots.discard_part(part)
             raise
         return Outcome("fetched")

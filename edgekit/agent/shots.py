@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from edgekit.agent.clock import trusted
+from edgekit.agent.clock import late
 from edgekit.agent.jobs import Expired, Outcome, Stopping, restarted, walk
 from edgekit.agent.patience import MAX_RETRY_S, patiently
 from edgekit.agent.state import Job, StateFile
@@ -77,6 +77,7 @@ class Shots(Loop):
         self._now = now
         self._saving = threading.RLock()
         self._waiting_for: str | None = None
+        self._begun_s = time.monotonic()  # with the job at work
 
     # --- from other threads --------------------------------------------------------------------------------------
 
@@ -121,6 +122,7 @@ class Shots(Loop):
             if self._stopping or job is None:
                 return
             action = self._actions.get(job.action)
+            self._begun_s = time.monotonic()
             try:
                 walk(job, self._bound(action), self._saved)
             except Stopping:
@@ -163,8 +165,8 @@ class Shots(Loop):
         self.pulse.beat()
         if self._stopping:
             raise Stopping
-        now = trusted(self._now(), self._state.current.good_time)
-        if now is not None and now > job.expires:
+        waited_s = time.monotonic() - self._begun_s
+        if late(job.expires, self._now(), self._state.current.good_time, job.rev, waited_s):
             raise Expired(self._waiting_for or "it came too late")
 
     def patiently(self, job: Job, action: Callable[[], T]) -> T:

@@ -90,7 +90,7 @@ def test_a_command_installs_a_bundle_and_the_board_says_every_step(site: Site) -
     reported = in_force(site, "toy/1")
     assert (reported["rev"], reported["state"], reported["why"]) == (1, "active", None)
     info = until(lambda: (i := site.server.last("info")) and i["slots"] == ["toy/1"] and i)
-    assert info["metadata"] == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2}
+    assert info["metadata"] == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2, "measure": 2}
     assert (info["profile"], info["sensors"], info["simulated"]) == ("raspberrypi5", [], False)
 
 
