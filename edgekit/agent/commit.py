@@ -114,7 +114,7 @@ class Committer:
             over = watch.requests >= trial.live_requests or now >= end
             self._judge(loaded, watch, before, over=over)
             if over:
-                return f"{watch.requests} real requests"
+                return watch.words
             around.pause(min(_LOOK_S, end - now))
 
     def _judge(self, loaded: Loaded, watch: Watch, before: Before | None, *, over: bool) -> None:

@@ -46,6 +46,13 @@ class Watch:
         """All that were tried."""
         return self.answered + self.refused + self.failed
 
+    @property
+    def words(self) -> str:
+        """What came of them, in short."""
+        times = list(self.whole_ms)
+        median = f", median {statistics.median(times):.3g} ms" if times else ""
+        return f"{self.requests} real requests{median}"
+
     def answer(self, inputs: Mapping[str, Array], answer: Answer, took_ms: float, *, whole: bool) -> None:
         """Count an answered request. whole: it ran through all stages."""
         if self.answered >= _RECENT and not self.on_trial:
