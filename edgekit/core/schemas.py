@@ -341,7 +341,17 @@ OUTPUTS: Mapping[str, Schema] = {
         bundle=TEXT_OR_NULL,
     ),
     "fleet serve": output(url=TEXT, token_file=TEXT),
-    "fleet enroll": output(name=TEXT, fleet=TEXT, folder=TEXT, files=rows(TEXT)),
+    "fleet enroll": {
+        "anyOf": [
+            output(name=TEXT, fleet=TEXT, folder=TEXT, files=rows(TEXT)),
+            output(
+                boards=rows(table(name=TEXT, folder=TEXT, state=TEXT, why=TEXT_OR_NULL)),
+                left=COUNT,
+                broker_reloaded=FLAG,
+            ),
+        ]
+    },
+    "fleet revoke": output(revoked=rows(table(name=TEXT, revoked_at=NUMBER)), broker_reloaded=FLAG),
     "fleet configure": output(job_id=TEXT, action=TEXT, config={"type": "object"}, devices=JOB_DEVICES),
     "fleet status": output(
         boards=table(enrolled=COUNT, online=COUNT), requests=COUNT, latency_ms=LATENCY, exit_counts=COUNTS

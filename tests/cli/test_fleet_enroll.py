@@ -11,19 +11,24 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from edgekit.cli.fleet import folder as folder_module
+from edgekit.cli.fleet.folder import SECRETS, TOKEN
 from edgekit.client import Client
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.profile import known_profiles
 
 verb = importlib.import_module("edgekit.cli.fleet.enroll")  # the package has the command under that name
+FILES = {"agent.toml", "root.json", "control.pub", "ca.pem", "board.pem", *SECRETS}
 NOBODY = "http://127.0.0.1:9"
 ANSWER: dict[str, Any] = {
     "name": "pi5-a",
     "fleet": "demo",
     "profile": "raspberrypi5",
     "tags": [],
-    "broker": {"host": "127.0.0.1", "port": 1883},
-    "repository": {"url": "http://127.0.0.1:8080/repo"},
+    "broker": {"host": "127.0.0.1", "port": 8883, "tls": True},
+    "repository": {"url": "https://127.0.0.1:8080/repo", "tls": True},
+    "ca": "authority",
+    "certificate": "certificate",
     "root": "{}",
     "control_key": "key",
     "mqtt_password": "secret",
@@ -41,6 +46,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(name)
         return ANSWER
 
+    monkeypatch.setattr(Client, "fleet", lambda _client: {"fleet": "demo", "certificates": True})
     monkeypatch.setattr(Client, "enroll", enroll)
     return asked
 
@@ -89,8 +95,8 @@ def test_a_folder_that_enroll_made_is_closed_and_an_empty_one_keeps_its_mode(
         done = run(folder)
         assert done.exit_code == 0, done.output
         assert mode(folder) == wanted
-        assert {path.name for path in folder.iterdir()} == set(verb.FILES)
-        assert {mode(folder / name) for name in (verb.PASSWORD, verb.TOKEN)} == {0o600}
+        assert {path.name for path in folder.iterdir()} == FILES
+        assert {mode(folder / name) for name in SECRETS} == {0o600}
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -100,14 +106,14 @@ def test_a_disk_that_fills_up_leaves_nothing_that_was_made(
     folder = tmp_path / "new" / "pi5-a"
     if exists:
         folder.mkdir(parents=True)
-    real = verb.write_atomic
+    real = folder_module.write_atomic
 
     def full(path: Path, data: bytes, mode: int = 0o644) -> None:
-        if path.name == verb.TOKEN:
+        if path.name == TOKEN:
             raise WorldFailed(f"{path}: could not be written: {errno.errorcode[errno.ENOSPC]}")
         real(path, data, mode)
 
-    monkeypatch.setattr(verb, "write_atomic", full)
+    monkeypatch.setattr(folder_module, "write_atomic", full)
     assert isinstance(run(folder).exception, WorldFailed)
     assert folder.exists() == exists
     assert not exists or list(folder.iterdir()) == []

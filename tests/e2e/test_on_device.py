@@ -261,7 +261,8 @@ from edgekit.runtime.data import Data
 folder = Path({folder!r})
 bundle = open_bundle(folder / "candidate.edge")
 made = Finished(bundle.manifest, {{m.name: bundle.read(m.name) for m in bundle.manifest.files}})
-client = Client({url!r}, (folder / "server/api.token").read_text().strip())
+token = (folder / "server/api.token").read_text().strip()
+client = Client({url!r}, token, ca=folder / "server/ca.pem")
 bench = remote_bench(client, "pi5", "raspberrypi5", folder / "repository/keys/measure.pem", life_s={life})
 try:
     bench([made], Data("none", range(1), None, lambda index: {{}}, str))

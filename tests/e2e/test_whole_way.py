@@ -240,4 +240,6 @@ def test_what_the_verbs_print_about_a_fleet_is_what_their_schemas_say(site: Site
 
 def test_a_client_without_the_token_learns_nothing(site: Site) -> None:
     with pytest.raises(EdgekitError, match="token"):
-        Client(site.address, "wrong").devices()
+        Client(site.address, "wrong", ca=site.folder / "server/ca.pem").devices()
+    with pytest.raises(EdgekitError, match="--ca must name"):  # the system does not know who signed for it
+        Client(site.address, site.client.token).devices()

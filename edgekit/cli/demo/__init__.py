@@ -131,7 +131,10 @@ def _keep(demo: steps.Demo, address: str) -> None:
         steps.rest(demo, name)
         steps.start_agent(demo, name)
     token = (demo.folder / "server/api.token").read_text().strip()
-    sys.stderr.write(f"The fleet's page: {address}/?token={token}  (Ctrl-C ends it)\n")
+    sys.stderr.write(
+        f"The fleet's page: {address}/?token={token}  (Ctrl-C ends it)\n"
+        f"Your browser will say that it does not know who signed for it: {demo.folder}/server/ca.pem did.\n"
+    )
     try:
         signal.pause()
     except KeyboardInterrupt:

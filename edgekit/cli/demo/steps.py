@@ -160,7 +160,8 @@ def start_server(demo: Demo) -> tuple[Client, str]:
         conf.write("log_dest stdout\n")
     start_broker(demo)
     address = (server / "address").read_text().strip()
-    return Client(address, (server / "api.token").read_text().strip()), address
+    token = (server / "api.token").read_text().strip()
+    return Client(address, token, ca=server / "ca.pem"), address
 
 
 def start_broker(demo: Demo) -> Process:

@@ -6,6 +6,7 @@ import click
 
 from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
+from edgekit.cli.fleet.revoke import revoke
 from edgekit.cli.fleet.serve import serve
 from edgekit.cli.fleet.show import devices, jobs, status
 
@@ -15,5 +16,5 @@ def command() -> None:
     """Serve and watch a fleet of boards."""
 
 
-for verb in (serve, enroll, status, devices, jobs, configure):
+for verb in (serve, enroll, revoke, status, devices, jobs, configure):
     command.add_command(verb)

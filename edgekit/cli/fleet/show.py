@@ -85,6 +85,9 @@ def devices(name: str | None, server: str, token_file: Path | None, hours: float
     console.print(_boards([device]))
     if device["why"]:
         console.print(Text(device["why"], "yellow"), soft_wrap=True)
+    if device["certificate_expires"] is not None and device["revoked_at"] is None:
+        until = time.strftime("%Y-%m-%d", time.localtime(device["certificate_expires"]))
+        console.print(Text(f"certificate until {until}", "dim"))
     if device["energy_mj"]["why"]:
         console.print(Text(f"energy unknown: {device['energy_mj']['why']}", "dim"), soft_wrap=True)
     for event in reversed(device["events"][:10]):
@@ -137,6 +140,8 @@ def _boards(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         seen = "never" if row["last_seen"] is None else _ago(time.time() - row["last_seen"])
         state = ("online", "green") if row["online"] else ("offline", "red")
+        if row["revoked_at"] is not None:
+            state = ("revoked", "red")
         latency, energy = row["latency_ms"], row["energy_mj"]
         table.add_row(
             _lines(row["name"], row["profile"] or "profile unknown"),
