@@ -97,6 +97,7 @@ class Downloader:
         WorldFailed (disk).
         """
         try:
+            before = part.stat().st_size if part.exists() else 0
             digest, alone = self._complete(found, part, check)
             if digest != found.sha256 and not alone:
                 log.warning("%s: what was on this board already is no good, fetching all of it", found.path)
@@ -108,6 +109,9 @@ class Downloader:
                 raise refusal(
                     "tampered", f"{found.path}: sha256 {digest[:12]}…, signed is {found.sha256[:12]}…"
                 )
+        except NetworkFailed as err:
+            err.progressed = part.stat().st_size > before
+            raise
         except Refused:
             with suppress(OSError):
                 part.unlink()

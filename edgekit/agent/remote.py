@@ -16,13 +16,15 @@ CHUNK = 1 << 16
 class NetworkFailed(WorldFailed):
     """The repository did not answer, or broke off: worth another try.
 
-    status: of HTTP, where there was one. retry_after_s: how long the server asks us to wait.
+    status: of HTTP, where there was one. retry_after_s: how long the server asks us to wait. progressed: something came
+    before it failed.
     """
 
     def __init__(self, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.progressed = False
 
 
 class Body(Protocol):
