@@ -251,16 +251,24 @@ class Cut:
 
 
 def states(
-    base: Disk, ops: Sequence[Op], root: str, key: Callable[[Tree, int], object], seed: int = 0
+    base: Disk,
+    ops: Sequence[Op],
+    root: str,
+    key: Callable[[Tree, int], object],
+    start: int = 0,
+    seed: int = 0,
 ) -> Iterator[Cut]:
-    """Every state after every operation, each once by `key(tree, marks so far)`. `base` is used up."""
+    """Every state after every operation but the first `start`, each once by `key(tree, marks so far)`.
+
+    `base` is used up.
+    """
     chance, seen, marks = random.Random(seed), set(), []
     for number, op in enumerate([None, *ops]):
         if op is not None:
             if op.kind == "mark":
                 marks.append(op.path)
             base.do(op, root, number)
-        for kept in cuts(base.pending, chance):
+        for kept in cuts(base.pending, chance) if number >= start else ():
             tree = base.tree(kept)
             known = key(tree, len(marks))
             if known not in seen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -86,11 +85,9 @@ class Slots:
         return True
 
     def install(self, part: Path, content_id: str) -> None:
-        """Make a verified part the slot of its content: file, then folder, then one rename. Raises WorldFailed."""
+        """Make a verified part, synced as `Repository.fetch` leaves it, the slot of its content. Raises WorldFailed."""
         final = self.folder / content_id
         try:
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
             sync_folder(part.parent)
             if final.exists():
                 self._remove(final)
