@@ -144,14 +144,14 @@ def _tried(options: argparse.Namespace) -> str:
     """The figures in words. Raises _Failed, MissingExtra where the board lacks the runtime, EdgekitError."""
     bundle = open_bundle(options.path)
     data = golden_data(bundle.manifest, bundle.read)
-    session, memory_mb = _opened(bundle, data, options)
+    session, memory = _opened(bundle, data, options)
     off = check_golden(session, bundle.manifest, bundle.read)
     if off:
         raise _Failed("golden", "; ".join(off))
     limits = bundle.manifest.limits
     said = [
         _judged("latency", _latency(session, data, options, limits), limits.latency_ms, "ms"),
-        _judged("memory", Figure(memory_mb, "this system does not tell it"), limits.memory_mb, "MB"),
+        _judged("memory", memory, limits.memory_mb, "MB"),
     ]
     if limits.energy_mj is not None:
         said.append(_judged("energy", _energy(session, data, options, limits), limits.energy_mj, "mJ"))
@@ -181,7 +181,7 @@ def _judged(name: str, figure: Figure, limit: float | None, unit: str) -> str:
     raise _Failed(name, f"{shown}, more than the bundle's limit of {limit:g} {unit}")
 
 
-def _opened(bundle: Bundle, data: Data, options: argparse.Namespace) -> tuple[Session, float | None]:
+def _opened(bundle: Bundle, data: Data, options: argparse.Namespace) -> tuple[Session, Figure]:
     """The bundle as it would be served, and the private memory in MB that it took to open it and run it once."""
     for backend in sorted({part.backend for stage in bundle.manifest.stages for part in stage.parts}):
         warm_up(backend)  # a runtime is no bundle's own memory
@@ -197,7 +197,9 @@ def _opened(bundle: Bundle, data: Data, options: argparse.Namespace) -> tuple[Se
     )
     session.run_all(sample)
     after = private_mb()
-    return session, None if before is None or after is None else max(0.0, after - before)
+    if before is None or after is None:
+        return session, Figure(None, "this system does not tell it")
+    return session, Figure(max(0.0, after - before))
 
 
 def private_mb() -> float | None:
