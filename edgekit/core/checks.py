@@ -15,6 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SHOWN_CHARACTERS = 60
+_LINE_CHARACTERS = 600
 
 
 def shown(value: object) -> str:
@@ -26,9 +27,17 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
+def line(text: str) -> str:
+    """A text that may hold what a peer gave, as one line of bounded length: escapes for what would break or turn it."""
+    plain = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(plain) <= _LINE_CHARACTERS:
+        return plain
+    return f"{plain[: _LINE_CHARACTERS - 150]}…{plain[-149:]}"
+
+
 def wrong(where: str, wanted: str, came: object) -> BadInput:
     """The error for one bad value."""
-    return BadInput(f"{where} must be {wanted}, got {shown(came)}")
+    return BadInput(f"{line(where)} must be {wanted}, got {shown(came)}")
 
 
 def table(value: object, where: str) -> Mapping[str, Any]:

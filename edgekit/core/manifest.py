@@ -425,10 +425,8 @@ class Manifest:
         try:
             manifest = cls._parse(value, where)
             _check(manifest, where)
-        except BadBundle:
-            raise
         except BadInput as err:
-            raise BadBundle(str(err)) from err
+            raise BadBundle(checks.line(str(err))) from err
         return manifest
 
     @classmethod
