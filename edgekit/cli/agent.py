@@ -57,12 +57,19 @@ max_connections = 64
 [policy]
 kind = "budget"              # full, anytime (deadline_ms), budget (budget), confidence (max_drop, points)
 budget = "40%"               # or 3ms, 2MMAC, 5mJ
+[trial]                      # of a new bundle, before it is committed: whichever comes first
+requests = 100               # of its golden inputs, in a child process
+seconds = 5
+live_requests = 100          # then real ones, while the bundle before stays ready beside it; 0: none
+live_seconds = 10
 [limits]
 throttled_factor = 0.6       # the budget's share while the board is throttled
 accepts_code = false         # bundles with compiled libraries or bitstreams
 max_bundle_mb = 512
 accepts_measure = false      # time what `edgekit convert --on` sends, beside what serves
 measure_timeout_s = 300
+golden_timeout_s = 60        # for the child with the golden cases, besides trial.seconds
+golden_memory_mb = 1024      # what it may take
 min_interval_s = 1
 threads = 1
 [sensors]

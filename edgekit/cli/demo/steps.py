@@ -208,11 +208,12 @@ def write_agent_config(path: Path, board: SimulatedBoard, images: Path) -> None:
         + '\n[sensors]\npower = "auto"\nsysroot = "sysroot"\nsimulated = true\nsample_s = 0.2\n'
         + f'\n[policy]\nkind = "budget"\nbudget = "{BUDGET}"\n'
         + f"\n[limits]\nthrottled_factor = {THROTTLED_FACTOR}\nmin_interval_s = 0.5\naccepts_measure = true\n"
+        + "\n[trial]\nrequests = 50\nseconds = 1\nlive_requests = 50\nlive_seconds = 2\n"
         + f'\n[source]\nkind = "folder"\npath = "{images}"\nrate_hz = {RATE_HZ}\n'
     )
 
 
-_CHANGED = ("telemetry", "sensors", "policy", "limits", "source")
+_CHANGED = ("telemetry", "sensors", "policy", "limits", "trial", "source")
 
 
 def push_all(demo: Demo, address: str) -> None:
