@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -48,13 +49,18 @@ class Commands:
         self._address = config.address
         self._key = load_control_key(config.trust.control_key, f"{config.path}: trust.control_key")
         self._refused: set[bytes] = set()
+        self._receiving = threading.Lock()  # what is new is decided once
 
     def attach(self, state: StateFile, worker: Taker, shots: ShotTaker, refuse: Refusal) -> None:
         """Where accepted and refused commands go."""
         self._state, self._worker, self._shots, self._refuse = state, worker, shots, refuse
 
     def receive(self, kind: str, payload: Mapping[str, Any]) -> None:
-        """One decoded message."""
+        """One decoded message, over MQTT or from a stick."""
+        with self._receiving:
+            self._judge(kind, payload)
+
+    def _judge(self, kind: str, payload: Mapping[str, Any]) -> None:
         opened: Desired | OneShot
         try:
             opened = (open_desired if kind == "desired" else open_one_shot)(payload, self._key)

@@ -289,7 +289,7 @@ def parse_config(data: Mapping[str, object], path: Path) -> Config:
         ),
         api=None if data.get("api") is None else _api(sections["api"], folder),
         identity=None if data.get("identity") is None else _identity(sections["identity"], folder),
-        update=_update(sections["update"]),
+        update=_update(sections["update"], folder),
         trial=_trial(sections["trial"]),
         log=Log(
             _get(sections["log"], "json", checks.flag, False),
@@ -403,12 +403,13 @@ def _identity(table: Table, folder: Path) -> Identity:
     return Identity(folder / certificate, folder / key)
 
 
-def _update(table: Table) -> Update:
+def _update(table: Table, folder: Path) -> Update:
+    patterns = _maybe(table, "sticks", lambda value, where: checks.rows(value, where, checks.text)) or ()
     return Update(
         jitter_s=_get(table, "jitter_s", _number(0.0, 86_400), Update.jitter_s),
         rate_kb_s=_maybe(table, "rate_kb_s", _number(1.0, 1e7)),
         refresh_h=_get(table, "refresh_h", _number(0.001, 24 * 14), Update.refresh_h),
-        sticks=_get(table, "sticks", lambda v, w: checks.rows(v, w, checks.text), ()),
+        sticks=tuple(str(folder / pattern) for pattern in patterns),
     )
 
 

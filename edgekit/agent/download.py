@@ -46,36 +46,38 @@ Held = Callable[[], Sequence[Path]]
 
 
 class Throttle:
-    """A token bucket: bytes may come at `rate` a second, and what one second brings may come at once."""
+    """A token bucket: bytes may come at a rate, and what one second brings may come at once."""
 
     def __init__(
         self,
-        rate: float | None,
+        rate: Callable[[], float | None],
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        """rate: bytes a second; None: as fast as they come. clock: in seconds, never goes back."""
+        """rate: bytes a second, asked anew each time; None: as fast as they come. clock: seconds, never goes back."""
         self._rate, self._clock, self._pause = rate, clock, pause
-        self._tokens, self._filled = rate or 0.0, clock()
+        self._tokens, self._filled = rate() or 0.0, clock()
 
     @property
     def chunk(self) -> int:
         """How many bytes to read at a time."""
-        return CHUNK if self._rate is None else max(_SMALLEST_CHUNK, min(CHUNK, int(self._rate / 4)))
+        rate = self._rate()
+        return CHUNK if rate is None else max(_SMALLEST_CHUNK, min(CHUNK, int(rate / 4)))
 
     def take(self, count: int, check: Check) -> None:
         """Wait until `count` bytes may have come. check: called meanwhile; whatever it raises ends the wait."""
-        if self._rate is None:
-            return
-        self._fill()
-        self._tokens -= count
-        while self._tokens < 0:
-            self._pause(min(_LONGEST_PAUSE_S, -self._tokens / self._rate))
+        owed = float(count)
+        while (rate := self._rate()) is not None:
+            self._fill(rate)
+            self._tokens, owed = self._tokens - owed, 0.0
+            if self._tokens >= 0:
+                return
+            self._pause(min(_LONGEST_PAUSE_S, -self._tokens / rate))
             check()
-            self._fill()
+        self._tokens = 0.0
 
-    def _fill(self) -> None:
-        now, rate = self._clock(), self._rate or 0.0
+    def _fill(self, rate: float) -> None:
+        now = self._clock()
         self._tokens = min(rate, self._tokens + (now - self._filled) * rate)
         self._filled = now
 
@@ -87,7 +89,7 @@ class Downloader:
         """held: bundles on this board, whole or not, whose members need not be fetched; the one in force first."""
         self._files = files
         self._held = held
-        self._throttle = throttle or Throttle(None)
+        self._throttle = throttle or Throttle(lambda: None)
         self._plain: set[str] = set()  # hashes of files that once came out wrong: nothing is reused for them
 
     def fetch(self, found: Found, part: Path, check: Check) -> None:

@@ -64,7 +64,7 @@ class MetadataClient:
             raise refusal("unknown-target", path)
         return _found(file, path)
 
-    def standing(self, labels: Sequence[str]) -> Mapping[str, str | None]:
+    def standing(self, labels: Sequence[str], files: Files | None = None) -> Mapping[str, str | None]:
         """Refresh the metadata; the state of each bundle (`name/version`) in it, None where it names it no more.
 
         Raises as `find` does.
@@ -79,7 +79,7 @@ class MetadataClient:
             return states
 
         with self._finding:
-            return self._refreshed(look_up, self._files)
+            return self._refreshed(look_up, files or self._files)
 
     def _refreshed(self, look_up: Callable[[Updater], T], files: Files) -> T:
         """Refresh, then look something up in what is signed now."""

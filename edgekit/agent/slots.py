@@ -115,6 +115,18 @@ class Slots:
                 log.info("slot %s does not count: %s", folder.name[:12], one_line(err))
         return tuple(sorted(found, key=lambda entry: entry[0], reverse=True))
 
+    def bundles(self, first: Collection[str] = ()) -> tuple[Path, ...]:
+        """Every bundle file here, begun downloads too: what a member of a new one may be copied from. Not verified.
+
+        first: contents to begin with.
+        """
+        try:
+            names = [folder.name for folder in self.folder.iterdir() if not folder.name.startswith(_GONE)]
+        except OSError:
+            return ()
+        names.sort(key=lambda name: (name not in first, name.startswith(_PART), name))
+        return tuple(self.folder / name / BUNDLE for name in names)
+
     def discard_part(self, part: Path) -> None:
         """Forget what was fetched of a file."""
         shutil.rmtree(part.parent, ignore_errors=True)
