@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import secrets
 import threading
 import time
@@ -40,6 +41,7 @@ from edgekit.agent.slots import Slots
 from edgekit.agent.sources import open_source
 from edgekit.agent.sources.mqtt import MqttSource
 from edgekit.agent.state import Job, State, StateFile
+from edgekit.agent.sticks import Sticks, StickWatch
 from edgekit.agent.tls import Tls
 from edgekit.agent.trial import How, TrialResult, try_out
 from edgekit.agent.uplink import Uplink
@@ -49,6 +51,7 @@ from edgekit.core.messages import Event, Info, JobEvent, Reported
 from edgekit.core.policy import PolicySpec
 from edgekit.core.profile import Profile
 from edgekit.core.record import Record
+from edgekit.core.target import parse_label, target_path
 from edgekit.core.trust import Board
 from edgekit.runtime import command
 from edgekit.runtime.detect import installed_version
@@ -158,6 +161,7 @@ class Agent:
             policy=config.policy,
             tell=self._tell,
         )
+        self._sticks = Sticks(config.update.sticks)
         self._worker = Worker(
             state=self._state,
             slots=self._slots,
@@ -171,6 +175,7 @@ class Agent:
             report=self._report_job,
             changed=self._changed,
             judge=self._settings.judge,
+            jitter=self._jitter,
         )
         self._refresher = Refresher(
             state=self._state,
@@ -189,6 +194,13 @@ class Agent:
             report=self._report_job,
         )
         self._commands.attach(self._state, self._worker, self._shots, self._report_refusal)
+        self._stick_watch = StickWatch(
+            self._sticks,
+            config.address,
+            self._commands.receive,
+            newest=lambda: self._state.current.n,
+            appeared=self._worker.try_now,
+        )
         self._api = _named(config, "api", lambda: open_api(config.api, self._runner, version))
         self._meter = EnergyMeter(sensor, time.monotonic)
         health = partial(read_health, sysroot, self._run_command)
@@ -269,6 +281,8 @@ class Agent:
         self._uplink.start()
         self._worker.start()
         self._refresher.start()
+        if self._sticks:
+            self._stick_watch.start()
         if self._renewer is not None:
             self._renewer.start()
         self._shots.start()
@@ -304,6 +318,7 @@ class Agent:
             self._api.begin_stop()
         self._shots.stop(_STOP_S)
         self._refresher.stop(0.0)
+        self._stick_watch.stop(0.0)
         if self._renewer is not None:
             self._renewer.stop(0.0)
         self._worker.stop(_STOP_S)
@@ -414,6 +429,20 @@ class Agent:
         slots = [slot for _, slot in committed[:2]] + [None, None]
         return State(active=slots[0], previous=slots[1], commits=committed[0][0] if committed else 0)
 
+    def _jitter(self, job: Job) -> float:
+        """Seconds until a new job begins: at once where its bundle lies on a stick, for then it asks no server."""
+        if job.target is None or self._sticks.bring(target_path(*parse_label(job.target, "target"))):
+            return 0.0
+        return random.uniform(0.0, self._settings.config.update.jitter_s)
+
+    def _bundles(self) -> Sequence[Path]:
+        state = self._state.current
+        return self._slots.bundles([slot.content_id for slot in (state.active, state.previous) if slot])
+
+    def _rate(self) -> float | None:
+        rate_kb_s = self._settings.config.update.rate_kb_s
+        return None if rate_kb_s is None else rate_kb_s * 1000
+
     def _open_repository(self) -> Repository:
         with self._opening:
             if self._repository is None:
@@ -425,6 +454,9 @@ class Agent:
                     self._config.state_dir / "metadata",
                     self._state,
                     self._tls,
+                    held=self._bundles,
+                    sticks=self._sticks,
+                    rate=self._rate,
                 )
             return self._repository
 
