@@ -134,10 +134,12 @@ class Committer:
             "interval_s": job.interval_s,
             "config": job.config,
         }
-        if active != state.active:
+        if active != state.active or not self._slots.is_marked(bundle.content_id):
             number = state.commits + 1
             self._slots.mark(bundle.content_id, number)
-            changes |= {"active": active, "previous": state.active, "commits": number, "short_runs": 0}
+            changes |= {"active": active, "commits": number, "short_runs": 0}
+        if active != state.active:
+            changes |= {"previous": state.active}
         self._state.commit(**changes, lost=None)
 
     def rolled_back(self, job: Job) -> Outcome:

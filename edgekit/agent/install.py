@@ -191,6 +191,11 @@ class Worker(Loop):
             self._clean_up()
             self._changed()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job is under way, and none waits."""
+        return not self._unfinished()
+
     def _unfinished(self) -> bool:
         state = self._state.current
         return state.next is not None or (state.job is not None and not state.job.ended)
@@ -341,7 +346,10 @@ class Worker(Loop):
             detail = f"{label} is {found.length} bytes, here at most {self._limits.max_bundle_bytes}"
             raise refusal("beyond-limits", detail)
         self._found = found
-        return Outcome("present" if self._slots.holds(found.target.content_id) else "accept")
+        if self._slots.holds(found.target.content_id):
+            return Outcome("present")
+        self._slots.check_room(found.sha256, found.length)
+        return Outcome("accept")
 
     def _downloading(self, job: Job) -> Outcome:
         found = _known(self._found)

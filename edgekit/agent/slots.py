@@ -19,6 +19,7 @@ from edgekit.core.target import parse_label
 log = logging.getLogger(__name__)
 BUNDLE, COMMITTED = "bundle.edge", "committed.json"
 _PART, _GONE = ".part-", ".gone-"
+MARGIN = 16 * 10**6  # bytes that a download leaves free: state, outbox and whoever else writes need some
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,28 @@ class Slots:
             sync_folder(self.folder)
         except OSError as err:
             raise WorldFailed(f"{final}: could not be installed: {err.strerror or err}") from err
+
+    def check_room(self, sha256: str, length: int) -> None:
+        """Raise WorldFailed where the disk has no room for a download of `length` bytes, and some to go on with.
+
+        sha256: of the file; what has come of it already is not needed again. No slot is given up for it: the one before
+        the active one is what a bundle that fails later gives way to.
+        """
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError as err:
+            raise WorldFailed(f"{self.folder}: free space is not known: {err.strerror or err}") from err
+        part = self.folder / f"{_PART}{sha256}" / BUNDLE
+        missing = max(0, length - (part.stat().st_size if part.is_file() else 0))
+        if free < missing + MARGIN:
+            raise WorldFailed(
+                f"{self.folder}: {missing / 1e6:.1f} MB are still to come and {MARGIN / 1e6:.0f} MB must stay free, "
+                f"there are {free / 1e6:.1f} MB: make room on the disk"
+            )
+
+    def is_marked(self, content_id: str) -> bool:
+        """Whether it is noted beside a bundle that it passed its trial."""
+        return (self.folder / content_id / COMMITTED).is_file()
 
     def mark(self, content_id: str, number: int) -> None:
         """Note beside a bundle that it passed its trial as the `number`-th: what a lost state file is repaired from."""

@@ -355,3 +355,16 @@ def test_what_was_known_of_the_one_before_is_there_again_after_going_back(board:
     assert after.watch is before.watch
     assert after.policy.state.hardness == learnt.hardness != 1.0
     assert after.watch.answered > 50
+
+
+def test_a_bundle_that_serves_and_whose_slot_was_installed_anew_is_marked_again(board: Board) -> None:
+    """What a lost state file is repaired from."""
+    active = board.state.current.active
+    assert active is not None
+    board.slots.mark(active.content_id, 1)
+    board.slots.path(active.content_id).write_bytes(b"torn")
+    bundle = board.install(1)
+    assert board.slots.committed() == ()
+    assert board.put(bundle).event == "pass"
+    assert [slot.label for _, slot in board.slots.committed()] == ["toy/1"]
+    assert (board.state.current.active, board.state.current.previous) == (active, None)

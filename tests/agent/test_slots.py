@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bundles import write_null_bundle
 
-from edgekit.agent.slots import Slots
-from edgekit.core.errors import BadInput
+from edgekit.agent.slots import MARGIN, Slots
+from edgekit.core.errors import BadInput, WorldFailed
 
 
 @pytest.fixture
@@ -62,3 +64,29 @@ def test_keeping_removes_other_slots_and_what_interrupted_work_left(slots: Slots
     slots.keep({first})
     assert [entry.name for entry in slots.folder.iterdir()] == [first]
     assert not slots.holds(second)
+
+
+def test_a_disk_with_too_little_room_is_said_before_anything_is_fetched(
+    slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
+    free[0] = MARGIN + 10**6
+    slots.check_room("1" * 64, 10**6)
+    with pytest.raises(WorldFailed, match=r"1\.0 MB are still to come .* there are 17\.0 MB: make room"):
+        slots.check_room("1" * 64, 10**6 + 1)
+    slots.part("1" * 64).write_bytes(b"x" * 1000)  # what has come already
+    slots.check_room("1" * 64, 10**6 + 1000)
+    with pytest.raises(WorldFailed):
+        slots.check_room("2" * 64, 10**6 + 1000)
+
+
+def test_a_slot_that_is_installed_again_has_lost_its_mark(slots: Slots) -> None:
+    content = install(slots, 1)
+    assert not slots.is_marked(content)
+    slots.mark(content, 4)
+    assert slots.is_marked(content)
+    assert [number for number, _ in slots.committed()] == [4]
+    slots.path(content).write_bytes(b"torn")
+    install(slots, 1)
+    assert not slots.is_marked(content)
