@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "edgekit"
 # The longest matching entry holds. A new folder needs a line in both tables.
 LAYERS: Mapping[str, frozenset[str]] = {
     "__init__": frozenset(),
+    "__main__": frozenset({"cli"}),
     "core": frozenset(),
     "native": frozenset({"core"}),
     "runtime": frozenset({"core", "native"}),
@@ -35,6 +36,7 @@ _CLICK = {"click", "rich"}
 _HOST = _NUMBERS | {"ai_edge_litert", "flatbuffers", "google", "onnx", "onnx_ir", "onnxruntime"}
 THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "__init__": frozenset(),
+    "__main__": frozenset(),
     "core": frozenset({"tomli"}),
     "native": frozenset({"numpy"}),
     "runtime": frozenset(_NUMBERS),
@@ -117,7 +119,7 @@ def make_tree(root: Path, files: Mapping[str, str]) -> Path:
     for part in LAYERS:
         path = (
             root / f"{part}.py"
-            if part in {"__init__", "client"} or "/" in part
+            if part in {"__init__", "__main__", "client"} or "/" in part
             else root / part / "__init__.py"
         )
         path.parent.mkdir(parents=True, exist_ok=True)

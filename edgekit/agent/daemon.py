@@ -8,7 +8,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,14 @@ from edgekit.agent.child import ChildLimits
 from edgekit.agent.commands import Commands
 from edgekit.agent.commit import Committer
 from edgekit.agent.config import Config
+from edgekit.agent.environments import STATE_COPY, Environments, Service, board_of, supervised
 from edgekit.agent.feed import Feed
 from edgekit.agent.identity import Identities
 from edgekit.agent.install import Worker
 from edgekit.agent.lock import hold
 from edgekit.agent.measurer import Machine, Measurer
-from edgekit.agent.monitor import Monitor
+from edgekit.agent.monitor import Change, Monitor
+from edgekit.agent.notify import Guard, Watched, notifier
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
 from edgekit.agent.refresh import Refresh, Refresher
 from edgekit.agent.remote import Repository
@@ -42,9 +45,13 @@ from edgekit.agent.sources import open_source
 from edgekit.agent.sources.mqtt import MqttSource
 from edgekit.agent.state import Job, State, StateFile
 from edgekit.agent.sticks import Sticks, StickWatch
+from edgekit.agent.supervisor import SWITCH
+from edgekit.agent.threads import Pulse
 from edgekit.agent.tls import Tls
 from edgekit.agent.trial import How, TrialResult, try_out
 from edgekit.agent.uplink import Uplink
+from edgekit.agent.wheels import install
+from edgekit.core import checks
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
 from edgekit.core.messages import Event, Info, JobEvent, Reported
@@ -62,6 +69,10 @@ from edgekit.runtime.power import EnergyMeter, open_sensor
 log = logging.getLogger(__name__)
 FLUSH_S = 2.0  # what the end may take, all of it
 _STOP_S = 0.4
+_INSTALL_S = 1800.0  # thousands of small files on a slow card
+# How long a thread may be busy without a sign of life: a name that is not resolved; a large model opened. The monitor
+# is not watched: a sensor that hangs is no reason to end what serves.
+_CONNECTING_S, _STEP_S = 180.0, 900.0
 _SHORTEST_S = 0.05  # an empty interval shorter than this is no Record
 _MAX_TEXT = 500
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "tflite-runtime", "numpy")
@@ -89,8 +100,14 @@ class Summary:
 class Agent:
     """One run of the daemon. `run` returns after `stop`; everything else happens in threads of its own."""
 
-    def __init__(self, config: Config, version: str) -> None:
-        """Open everything that can fail for the config's sake: raises BadInput, or WorldFailed for the state folder."""
+    def __init__(self, config: Config, version: str, environ: MutableMapping[str, str] | None = None) -> None:
+        """Open everything that can fail for the config's sake: raises BadInput, or WorldFailed for the state folder.
+
+        environ: what the supervisor or the service manager told this process; None: its own environment.
+        """
+        environ = os.environ if environ is None else environ
+        self._supervised, self._notifier = supervised(environ), notifier(environ)
+        self.exit_code = 0
         self._config = config
         self._version = version
         source = _named(config, "source", lambda: open_source(config.source))
@@ -121,7 +138,7 @@ class Agent:
             config.state_dir / "outbox.db", self.boot_id, config.telemetry.outbox_bytes, self._put
         )
         self._slots = Slots(config.state_dir / "slots", config.limits.max_bundle_bytes)
-        self._state = StateFile(config.state_dir / "state.json", self._state_from_slots)
+        self._state = StateFile(config.state_dir / "state.json", self._repaired_state)
         self._settings = Settings(config, self._state.current.config)
         config = self._settings.config
         identity = config.identity
@@ -143,20 +160,13 @@ class Agent:
             accepts_code=limits.accepts_code,
             sensor=own_sensor,
         )
-        trial = ChildLimits(
-            limits.golden_timeout_s,
-            limits.golden_memory_mb,
-            limits.threads,
-            providers,
-            limits.accepts_code,
-        )
         committed = Committed(self._state, self._slots, self._server, config.policy, self._tell)
         committer = Committer(
             state=self._state,
             slots=self._slots,
             server=self._server,
             committed=committed,
-            try_out=lambda bundle, policy, check: self._try_out(bundle, policy, trial, check),
+            try_out=self._try_out,
             live=lambda: self._settings.config.trial,
             policy=config.policy,
             tell=self._tell,
@@ -189,7 +199,8 @@ class Agent:
             state=self._state,
             actions={
                 "refresh": Refresh(self._refresher),
-                "measure": self._make_measurer(replace(trial, timeout_s=limits.measure_timeout_s)),
+                "measure": self._make_measurer(),
+                "update-agent": self._make_environments(),
             },
             report=self._report_job,
         )
@@ -204,7 +215,13 @@ class Agent:
         self._api = _named(config, "api", lambda: open_api(config.api, self._runner, version))
         self._meter = EnergyMeter(sensor, time.monotonic)
         health = partial(read_health, sysroot, self._run_command)
-        self._monitor = Monitor(self._meter, health, self._throttle, config.sensors.sample_s)
+        self._monitor = Monitor(
+            self._meter,
+            health,
+            self._board_changed,
+            config.sensors.sample_s,
+            activity=lambda: self._runner.activity,
+        )
         self._uplink = Uplink(
             config.broker,
             config.address,
@@ -218,29 +235,38 @@ class Agent:
         )
         self._renewer = None if self._identities is None else self._make_renewer(self._identities)
         self._feed = Feed(source, self._sinks, self._runner, ended=self._source_ended, tell=self._tell)
-
-    def _try_out(
-        self, bundle: Path, policy: PolicySpec, limits: ChildLimits, check: Callable[[], None]
-    ) -> TrialResult:
-        config = self._settings.config
-        how = How(
-            config.trial.requests,
-            config.trial.seconds,
-            policy,
-            config.sensors.power,
-            config.sensors.sysroot,
+        self._pulse = Pulse()
+        self._guard = Guard(
+            self._notifier,
+            {
+                "main": Watched(self._pulse, self._wake.set),
+                "runner": Watched(self._runner.pulse, self._runner.poke),
+                "uplink": Watched(self._uplink.pulse, self._uplink.announce, _CONNECTING_S),
+                "worker": Watched(self._worker.pulse, self._worker.poke, _STEP_S),
+                "shots": Watched(self._shots.pulse, self._shots.poke, _STEP_S),
+            },
         )
-        longer = replace(limits, timeout_s=limits.timeout_s + how.seconds)
-        return try_out(bundle, how, longer, check)
 
-    def _make_measurer(self, child: ChildLimits) -> Measurer:
+    def _try_out(self, bundle: Path, policy: PolicySpec, check: Callable[[], None]) -> TrialResult:
+        trial, sensors = self._settings.config.trial, self._config.sensors
+        how = How(trial.requests, trial.seconds, policy, sensors.power, sensors.sysroot)
+        limits = self._child_limits(self._settings.config.limits.golden_timeout_s + trial.seconds)
+        return try_out(bundle, how, limits, check)
+
+    def _child_limits(self, timeout_s: float) -> ChildLimits:
+        """As the bundle would be served, for so long."""
+        limits = self._settings.config.limits
+        providers = _providers(self._config.profile)
+        return ChildLimits(timeout_s, limits.golden_memory_mb, limits.threads, providers, limits.accepts_code)
+
+    def _make_measurer(self) -> Measurer:
         config, simulated = self._config, self._config.sensors.simulated
         sensors, limits = config.sensors, config.limits
         return Measurer(
             folder=config.state_dir / "measure",
             repository=self._open_repository,
             time_candidates=lambda folder, check: time_candidates(
-                folder, child, sensors.power, sensors.sysroot, check
+                folder, self._child_limits(limits.measure_timeout_s), sensors.power, sensors.sysroot, check
             ),
             board=Board(config.profile.name, limits.accepts_measure, limits.accepts_code, config.name),
             machine=Machine(
@@ -251,6 +277,26 @@ class Agent:
                 lambda: self._server.in_force.label is not None,
             ),
             max_bytes=limits.max_bundle_bytes,
+        )
+
+    def _make_environments(self) -> Environments:
+        config, most = self._config, self._config.limits.max_bundle_bytes
+        child = self._child_limits(_INSTALL_S)
+        return Environments(
+            site=self._supervised,
+            repository=self._open_repository,
+            install=lambda file, folder, check: install(file, folder, most, child, check),
+            board=board_of(config.profile.name),
+            max_bytes=most,
+            state_file=config.state_dir / "state.json",
+            idle=lambda: self._worker.idle,
+            service=lambda: Service(self._server.in_force.content_id, self._uplink.connected.is_set()),
+            unhealthy=self._unhealthy,
+            steady_s=config.trial.live_seconds,
+            leave=self._give_way,
+            passed=self._start_worker,
+            tell=self._tell,
+            say=self._notifier.status,
         )
 
     def _make_renewer(self, identities: Identities) -> Renewer:
@@ -279,7 +325,8 @@ class Agent:
         self._worker.restore()
         self._shots.restore()
         self._uplink.start()
-        self._worker.start()
+        if self._supervised is None or self._supervised.job is None:
+            self._start_worker()
         self._refresher.start()
         if self._sticks:
             self._stick_watch.start()
@@ -291,8 +338,24 @@ class Agent:
         self._feed.start()
         bundle = self._server.in_force.label or "nothing yet"
         log.info("%s is ready: serves %s (boot %s)", self._config.address, bundle, self.boot_id)
+        self._notifier.say("READY=1", f"STATUS=serves {bundle}")
+        self._guard.start()
         self._tick()
+        self._notifier.say("STOPPING=1")
+        self._guard.stop()
         return self._end()
+
+    def _start_worker(self) -> None:
+        """Work on bundles. Under an environment on trial they wait: what they change is not taken back with it."""
+        self._worker.start()
+
+    def _unhealthy(self) -> str | None:
+        return self._guard.unhealthy()
+
+    def _give_way(self) -> None:
+        """End for the supervisor to start another environment."""
+        self.exit_code = SWITCH
+        self.stop()
 
     def _tick(self) -> None:
         """Make Records: at every interval's end, and where a switch or another policy has closed one."""
@@ -300,6 +363,7 @@ class Agent:
         while not self._stopped.is_set():
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
+            self._pulse.beat()
             now = time.monotonic()
             due = min(due, now + self.interval_s)  # it may have been shortened
             if now < due:
@@ -399,6 +463,24 @@ class Agent:
         event = JobEvent(self.boot_id, 1, job_id, "refused", target, self._time(), reason, _short(detail))
         self._outbox.put(event)
 
+    def _board_changed(self, change: Change) -> None:
+        """Something that slows the board began or is over: an event each; the budget follows the whole of them."""
+        health = change.health
+        if change.turned:
+            self._throttle(change.slowed, health)
+        for word, begins in change.words.items():
+            log.warning("%s %s", word, "begins" if begins else "is over")
+            self._tell(
+                "condition",
+                {
+                    "what": word,
+                    "on": begins,
+                    "flags": list(health.flags),
+                    "temperature_c": health.temperature_c,
+                    "over_current_events": health.over_current_events,
+                },
+            )
+
     def _throttle(self, throttled: bool, health: Health) -> None:
         log.warning(
             "throttled: %s" if throttled else "no longer throttled: %s", ", ".join(health.flags) or "no flags"
@@ -423,8 +505,15 @@ class Agent:
         if self._outbox.damaged is not None:
             self._tell("outbox-damaged", {"why": self._outbox.damaged})
 
-    def _state_from_slots(self) -> State:
-        """What can be known without the state file: what passed its trial here last, and before that."""
+    def _repaired_state(self) -> State:
+        """What can be known without the state file.
+
+        Where an environment on trial wrote one that this version does not read: as it was before that trial. Else: what
+        passed its trial here last, and before that.
+        """
+        copy = self._config.state_dir / STATE_COPY
+        with suppress(OSError, BadInput):
+            return State.parse(checks.parse_json(copy.read_bytes(), str(copy)), str(copy))
         committed = self._slots.committed()
         slots = [slot for _, slot in committed[:2]] + [None, None]
         return State(active=slots[0], previous=slots[1], commits=committed[0][0] if committed else 0)
@@ -519,6 +608,7 @@ class Agent:
         for interval in kept:
             self._requests += interval.requests
             record = self._as_record(interval, self._energy(energy), why)
+            record = replace(record, energy_updates=window.updates, idle_power_mw=self._meter.idle_power_mw)
             if interval is kept[-1]:  # what was counted beside the runner goes with the latest
                 record = replace(record, inputs_dropped=dropped, answers_lost=lost)
             self._outbox.put(record)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from edgekit.agent.logs import about_job
 from edgekit.agent.state import Job, State
 from edgekit.core.bench import BenchReport
 from edgekit.core.errors import BadInput, EdgekitError, MissingExtra, Refused, WorldFailed, one_line
@@ -119,9 +120,10 @@ Step = Callable[[Job], Outcome]
 
 def walk(job: Job, steps: Mapping[str, Step], saved: Callable[[Job], None]) -> Job:
     """Take `job` to an end, calling `saved` after every transition. Raises Stopping, and nothing else."""
-    while not job.ended:
-        job = moved(job, _attempt(job, steps[job.state]))
-        saved(job)
+    with about_job(job.job_id):
+        while not job.ended:
+            job = moved(job, _attempt(job, steps[job.state]))
+            saved(job)
     return job
 
 

@@ -143,6 +143,7 @@ class Runner(Loop):
         self._serving: Serving | None = None
         self._own: dict[PolicySpec, tuple[Policy, str]] = {}
         self._mean_s = 0.0
+        self.activity = 0  # odd while a request is answered, and grows with each
         self._counting = threading.Lock()
         self._closed: list[Interval] = []
         self._interval = Interval(None, None, clock())
@@ -288,7 +289,9 @@ class Runner(Loop):
             if order is not None:
                 self._obey(order)
             elif request is not None and self._serving is not None:
+                self.activity += 1
                 self._answer(request, self._serving)
+                self.activity += 1
         for order in self._orders:
             self._obey(order)
 

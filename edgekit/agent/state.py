@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Job:
     reports: tuple[BenchReport, ...] = ()
     config: Mapping[str, Any] | None = None
     action: str = "measure"
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what a newer agent wrote, kept for it
 
     @property
     def ended(self) -> bool:
@@ -68,11 +69,13 @@ class Job:
             reports=parse_reports(data.get("reports", []), f"{where}.reports"),
             config=optional(data.get("config"), f"{where}.config", table),
             action=text(data.get("action", "measure"), f"{where}.action"),
+            extra=_unknown(cls, data),
         )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of parse."""
         return {
+            **self.extra,
             "job_id": self.job_id,
             "rev": self.rev,
             "target": self.target,
@@ -124,6 +127,7 @@ class State:
     metadata_expires: Mapping[str, float] = field(default_factory=dict)
     short_runs: int = 0
     proven: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # as a Job's
 
     @classmethod
     def parse(cls, value: object, where: str) -> State:
@@ -160,11 +164,13 @@ class State:
             shot_n=integer(data.get("shot_n", 0), f"{where}: shot_n"),
             short_runs=integer(data.get("short_runs", 0), f"{where}: short_runs"),
             proven=optional(data.get("proven"), f"{where}: proven", checks.sha256),
+            extra=_unknown(cls, data),
         )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of parse."""
         return {
+            **self.extra,
             "v": 1,
             "rev": self.rev,
             "n": self.n,
@@ -190,11 +196,17 @@ class State:
         }
 
 
+def _unknown(kind: type[Job | State], data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that this version does not know: a newer agent wrote them, and may come again."""
+    known = {"v", *(entry.name for entry in fields(kind))}
+    return {key: value for key, value in data.items() if key not in known}
+
+
 class StateFile:
     """The state in memory and on disk. Safe from several threads; a reader takes `current` once and keeps it."""
 
     def __init__(self, path: Path, repair: Callable[[], State]) -> None:
-        """Load `path`; no file is the first start. An unreadable one is replaced by what `repair` finds in the slots.
+        """Load `path`; no file is the first start. An unreadable one is replaced by what `repair` finds.
 
         repaired: why it had to be repaired, None when it had not.
         """
@@ -212,7 +224,7 @@ class StateFile:
             self.repaired = one_line(err)
             self.current = repair()
         if self.repaired is not None:
-            log.warning("state repaired from the slots: %s", self.repaired)
+            log.warning("state repaired: %s", self.repaired)
             self._unsaved = True
             self.note()
 

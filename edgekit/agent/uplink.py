@@ -29,6 +29,7 @@ from edgekit.agent.config import Broker
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Item, Outbox
 from edgekit.agent.sources.envelope import is_id
 from edgekit.agent.sources.mqtt import Message, MqttSource
+from edgekit.agent.threads import Pulse
 from edgekit.agent.tls import Tls
 from edgekit.core import messages
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
@@ -148,6 +149,7 @@ class Uplink(threading.Thread):
         )
         self._complaint: str | None = None
         self.connected = threading.Event()
+        self.pulse = Pulse()
 
     def wake(self) -> None:
         """Something new is in the outbox."""
@@ -288,6 +290,7 @@ class Uplink(threading.Thread):
         """Move bytes until the connection ends. Returns whether it ever was up."""
         client, begun = link.client, self._clock()
         while (sock := client.socket()) is not None:
+            self.pulse.beat()
             if not link.up and (link.refused is not None or self._clock() - begun > CONNECT_S):
                 break
             if self._finish_by is not None and self._say_goodbye(link):

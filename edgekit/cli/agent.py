@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
+import pwd
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from edgekit import __version__
 from edgekit.cli.output import console, print_json
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
+from edgekit.core.files import write_atomic
 from edgekit.core.stopping import call_on_signal
+
+if TYPE_CHECKING:
+    from edgekit.agent.config import Config
 
 _CONFIG = click.option(
     "--config",
@@ -72,6 +82,9 @@ golden_timeout_s = 60        # for the child with the golden cases, besides tria
 golden_memory_mb = 1024      # what it may take
 min_interval_s = 1
 threads = 1
+[log]
+json = false                 # true: one JSON object a line
+verbose = false              # true: more than warnings and changes
 [sensors]
 power = "auto"               # the profile's; or rapl, hwmon, ina3221, rpi5_pmic, none
 sysroot = "/"
@@ -80,7 +93,8 @@ simulated = false            # true: every figure says so
 _HELP = (
     """Run on a board until SIGTERM: fetch, verify, run, measure, report.
 
-A broker or server that is away does not end it: it serves, keeps its records and tries again.
+A broker or server that is away does not end it: it serves, keeps its records and tries again. `edgekit agent set-up`
+makes a board's supervisor and its systemd unit, and lets `edgekit push` update the agent itself (docs/board.md).
 
 What may be changed in the agent.toml that `edgekit fleet enroll` wrote; paths are relative to it:
 
@@ -105,25 +119,41 @@ def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose
         return
     from edgekit.agent.config import load_config
     from edgekit.agent.daemon import Agent
+    from edgekit.agent.logs import set_up as set_up_logs
 
     config = load_config(_given(config_path, ctx))
+    fields = {"device": config.address}
+    faulthandler.enable()  # a watchdog ends a hung agent with SIGABRT: its stacks say where it hung
+    set_up_logs(
+        sys.stderr,
+        as_json=config.log.as_json,
+        verbose=verbose,
+        fields=fields,
+        journal=os.environ.get("JOURNAL_STREAM", ""),
+    )
     answers_on_stdout = any(sink.kind == "stdout" for sink in config.sinks)
     if answers_on_stdout and as_json:
         raise BadInput(f"--json and the sink stdout of {config.path} both want standard output: choose one")
-    _log_to_stderr(verbose=verbose)
+    log = logging.getLogger("edgekit.agent")
     for key in config.unknown:
-        logging.getLogger("edgekit.agent").warning(
-            "%s: %s is not known to this version, ignored", config.path, key
-        )
-    agent = Agent(config, __version__)
-    call_on_signal(agent.stop, signal.SIGTERM, signal.SIGINT)
-    summary = agent.run()
+        log.warning("%s: %s is not known to this version, ignored", config.path, key)
+    try:
+        agent = Agent(config, __version__)
+        fields["boot_id"] = agent.boot_id
+        call_on_signal(agent.stop, signal.SIGTERM, signal.SIGINT)
+        summary = agent.run()
+    except EdgekitError as err:
+        if not config.log.as_json:
+            raise
+        log.critical("%s", one_line(err))
+        ctx.exit(err.exit_code)
     if as_json:
         print_json(summary.to_json())
-        return
+        ctx.exit(agent.exit_code)
     counts = ", ".join(f"{count} {word}" for word, count in summary.records.items())
     told = Console(stderr=True, highlight=False) if answers_on_stdout else console
     told.print(f"served {summary.bundle or 'nothing'}: {summary.requests} requests; records: {counts}")
+    ctx.exit(agent.exit_code)
 
 
 @command.command(epilog="Example:  edgekit agent check --config /etc/edgekit/agent.toml")
@@ -155,18 +185,104 @@ def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> int:
     return exit_code(found)
 
 
+_ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The supervisor's folder [default: /var/lib/edgekit/supervisor].",
+)
+_USER = click.option("--user", default="edgekit", show_default=True, help="Who the agent runs as.")
+_UNIT_FILE = Path("/etc/systemd/system/edgekit-agent.service")
+
+
+@command.command(
+    epilog="Example:  edgekit agent unit --config /etc/edgekit/agent.toml > edgekit-agent.service"
+)
+@_CONFIG
+@_ROOT
+@_USER
+@click.option(
+    "--plain", is_flag=True, help="Start the agent without its supervisor: it cannot be updated then."
+)
+@click.option("--memory-high", default="60%", show_default=True, help="Above this it is slowed down.")
+@click.option("--memory-max", default="75%", show_default=True, help="What takes more is ended.")
+@click.pass_context
+def unit(
+    ctx: click.Context,
+    config_path: Path | None,
+    root: Path | None,
+    user: str,
+    plain: bool,
+    memory_high: str,
+    memory_max: str,
+) -> None:
+    """Print the systemd unit of this board's agent: what it may touch follows from its config."""
+    from edgekit.agent import unit as units
+
+    chosen = None if plain else _root(root)
+    config, start = _start(ctx, config_path, chosen)
+    service = units.Service(start, user, chosen, memory_high, memory_max)
+    sys.stdout.write(units.unit(config, service))
+
+
+@command.command("set-up", epilog="Example:  edgekit agent set-up --config /etc/edgekit/agent.toml --systemd")
+@_CONFIG
+@_ROOT
+@_USER
+@click.option("--systemd", is_flag=True, help=f"Write {_UNIT_FILE} as well; systemctl is yours to call.")
+@click.pass_context
+def set_up(ctx: click.Context, config_path: Path | None, root: Path | None, user: str, systemd: bool) -> None:
+    """Make the supervisor that keeps the agent running and tries its updates.
+
+    The edgekit that runs this command becomes the board's first environment, and the one it falls back to: leave it
+    where it is. Run again, this replaces the supervisor and keeps what was installed by updates.
+    """
+    from edgekit.agent import unit as units
+    from edgekit.agent.set_up import set_up as make
+
+    chosen = _root(root)
+    config, start = _start(ctx, config_path, chosen)
+    make(chosen)
+    console.print(f"supervisor: {chosen}", soft_wrap=True, markup=False)
+    if os.geteuid() == 0:
+        _give_to(user, chosen)
+    if not systemd:
+        console.print(f"start it with: {shlex.join(start)}", soft_wrap=True, markup=False)
+        return
+    write_atomic(_UNIT_FILE, units.unit(config, units.Service(start, user, chosen)).encode())
+    console.print(f"unit: {_UNIT_FILE}", soft_wrap=True, markup=False)
+    console.print("start it with: systemctl daemon-reload && systemctl enable --now edgekit-agent")
+
+
+def _root(given: Path | None) -> Path:
+    from edgekit.agent.unit import STATE
+
+    return (given or STATE / "supervisor").absolute()
+
+
+def _start(ctx: click.Context, path: Path | None, root: Path | None) -> tuple[Config, Sequence[str]]:
+    """The config, and what starts the agent on it."""
+    from edgekit.agent.config import load_config
+    from edgekit.agent.set_up import start_command
+
+    if path is None and ctx.parent is not None:
+        path = ctx.parent.params.get("config_path")
+    config = load_config(_given(path, ctx))
+    return config, start_command(root, config.path.absolute())
+
+
+def _give_to(user: str, root: Path) -> None:
+    """The supervisor's folder belongs to who runs it; so nobody else's program is started there."""
+    try:
+        found = pwd.getpwnam(user)
+        for path in (root, *root.rglob("*")):
+            os.lchown(path, found.pw_uid, found.pw_gid)
+    except KeyError as err:
+        raise BadInput(f"there is no user {user!r}: useradd --system {user}, or give --user") from err
+    except OSError as err:
+        raise WorldFailed(f"{root}: could not be given to {user}: {err.strerror}") from err
+
+
 def _given(path: Path | None, ctx: click.Context) -> Path:
     if path is None:
         raise click.UsageError("missing --config FILE", ctx)
     return path
-
-
-def _log_to_stderr(*, verbose: bool) -> None:
-    """One readable line each; libraries only where they warn."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.WARNING,
-        force=True,
-    )
-    logging.getLogger("edgekit").setLevel(logging.DEBUG if verbose else logging.INFO)
