@@ -19,7 +19,7 @@ from PIL import Image
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Timestamp
 
-from edgekit.agent import metadata
+from edgekit.agent import metadata, monitor
 from edgekit.agent.config import load_config
 from edgekit.agent.daemon import Agent
 from edgekit.agent.outbox import Outbox
@@ -395,6 +395,7 @@ def test_a_budget_in_mj_is_kept_where_the_board_has_a_sensor(site: Site) -> None
     hwmon.mkdir(parents=True)
     (hwmon / "name").write_text("ina226\n")
     (hwmon / "power1_input").write_text("2500000\n")
+    (hwmon / "update_interval").write_text("20\n")
     budget = {"kind": "budget", "budget": "0.002mJ"}
     site.board.write(sensors={"power": "hwmon", "simulated": True}, policy=budget)
     site.board.start()
@@ -439,7 +440,11 @@ def test_throttling_does_not_claim_to_cut_what_it_leaves(site: Site) -> None:
     assert (reported["policy"]["deadline_ms"], reported["why"]) == (40.0, None)
 
 
-def test_throttling_tightens_the_policy_is_told_and_ends(site: Site) -> None:
+def test_throttling_tightens_the_policy_is_told_and_ends(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "HEALTH_S", 0.1)
+    monkeypatch.setattr(monitor, "CLEAR_S", 0.3)
     throttled = site.board.folder / "sysroot/sys/devices/platform/soc/soc:firmware/get_throttled"
     throttled.parent.mkdir(parents=True)
     throttled.write_text("0\n")
@@ -614,6 +619,21 @@ def test_a_full_disk_fails_the_job_and_not_the_agent(serving: Site, monkeypatch:
     assert "No space left" in event["detail"]
     in_force(serving, "toy/3")
     until(lambda: len(serving.board.slots) == 1, "the cleaning up")
+    assert serving.run(label, 3)["state"] == "active"
+
+
+def test_a_disk_without_room_for_a_bundle_fails_the_job_before_anything_is_fetched(
+    serving: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = serving.add(version=4)
+    fetched = len([path for path, _ in serving.repository.requests if path.startswith("targets/")])
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30, 10**6))  # type: ignore[attr-defined]
+        event = serving.run(label, 2)
+    assert (event["state"], event["reason"]) == ("failed", "disk")
+    assert "make room on the disk" in event["detail"]
+    in_force(serving, "toy/3")
+    assert len([path for path, _ in serving.repository.requests if path.startswith("targets/")]) == fetched
     assert serving.run(label, 3)["state"] == "active"
 
 

@@ -50,7 +50,9 @@ class Site:
     def configure(self, limits: str) -> None:
         self.willing = "accepts_measure = true" in limits
         text = self.plain.replace("[sensors]", "[sensors]\nsimulated = true")
-        (self.board / "agent.toml").write_text(f"{text}\n[limits]\n{limits}\n")
+        (self.board / "agent.toml").write_text(
+            f"{text}\n[limits]\n{limits}\n[trial]\nseconds = 1\nlive_seconds = 1\n"
+        )
 
     def start_agent(self) -> Process:
         agent = self.processes.start(

@@ -44,7 +44,8 @@ class Site:
             *("--server", self.address, "--token-file", self.token),
         )
         config = self.board / "agent.toml"
-        config.write_text(config.read_text().replace("interval_s = 60", "interval_s = 1"))
+        text = config.read_text().replace("interval_s = 60", "interval_s = 1")
+        config.write_text(f"{text}\n[trial]\nseconds = 1\nlive_seconds = 1\n")
 
     @property
     def state_dir(self) -> Path:
