@@ -34,6 +34,8 @@ class Record:
     latency: Histogram = field(default_factory=Histogram)
     energy: Figure = field(default_factory=lambda: unknown("mJ"))  # energy of the whole interval
     energy_why: str | None = None  # why it is unknown
+    energy_updates: int | None = None  # how often the sensor had something new; an energy wants 20 and 1 s
+    idle_power_mw: float | None = None  # of the board doing nothing, measured lately; in no figure subtracted
     busy_s: float = 0.0  # time spent inside inferences
     temperature_c: float | None = None
     throttled: bool | None = None
@@ -65,6 +67,8 @@ class Record:
             "energy_provenance": self.energy.provenance,
             "energy_on": self.energy.on,
             "energy_why": self.energy_why,
+            "energy_updates": self.energy_updates,
+            "idle_power_mw": self.idle_power_mw,
             "busy_s": self.busy_s,
             "temperature_c": self.temperature_c,
             "throttled": self.throttled,
@@ -117,6 +121,10 @@ class Record:
                 optional(data.get("energy_on"), f"{where}.energy_on", text),
             ),
             energy_why=optional(data.get("energy_why"), f"{where}.energy_why", text),
+            energy_updates=optional(data.get("energy_updates"), f"{where}.energy_updates", integer),
+            idle_power_mw=optional(
+                data.get("idle_power_mw"), f"{where}.idle_power_mw", lambda v, w: number(v, w, 0.0)
+            ),
             busy_s=number(data.get("busy_s", 0.0), f"{where}.busy_s", 0.0),
             temperature_c=optional(data.get("temperature_c"), f"{where}.temperature_c", number),
             throttled=optional(data.get("throttled"), f"{where}.throttled", flag),

@@ -6,18 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from edgekit.core.errors import BadInput
 from edgekit.runtime.data import Data
 from edgekit.runtime.policy import StageCosts
 from edgekit.runtime.power import EnergyMeter, EnergyWindow, PowerSensor
+from edgekit.runtime.power.meter import MIN_UPDATES, MIN_WINDOW_S
 from edgekit.runtime.session import Clock, Session
 
 T = TypeVar("T")
-SAMPLE_S = 0.05
-MIN_WINDOW_S = 1.0
-MIN_UPDATES = 20
+SAMPLE_S = 0.03
+_WINDOWS_S = (2.5, 10.0)  # the longer one where a slow sensor gave too few figures in the first
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class EnergyPer:
 def metered(
     sensor: PowerSensor, work: Callable[[], T], clock: Clock = time.monotonic
 ) -> tuple[T, EnergyWindow]:
-    """Do `work` while the sensor is read every 50 ms; its result and the window's energy."""
+    """Do `work` while the sensor is read every 30 ms; its result and the window's energy."""
     meter, done = EnergyMeter(sensor, clock), threading.Event()
 
     def sample() -> None:
@@ -62,20 +63,23 @@ def per_unit(window: EnergyWindow, units: float) -> EnergyPer:
 
 
 def with_energy(costs: StageCosts, session: Session, data: Data, sensor: PowerSensor) -> StageCosts:
-    """`costs` with mJ per ms of inference, from running the whole network for 2.5 seconds.
+    """`costs` with mJ per ms of inference, from running the whole network for 2.5 seconds, or 10.
 
     Raises BadInput where the sensor gives no figure.
     """
 
-    def work() -> float:
-        busy_ms, row, end = 0.0, 0, time.monotonic() + 2.5 * MIN_WINDOW_S
+    def work(seconds: float) -> float:
+        busy_ms, row, end = 0.0, 0, time.monotonic() + seconds
         while time.monotonic() < end:
             *_, (_, elapsed) = session.stages(data.inputs(row % data.count))
             busy_ms, row = busy_ms + elapsed, row + 1
         return busy_ms
 
-    busy_ms, window = metered(sensor, work)
-    energy = per_unit(window, busy_ms)
+    for seconds in _WINDOWS_S:
+        busy_ms, window = metered(sensor, partial(work, seconds))
+        energy = per_unit(window, busy_ms)
+        if energy.mj is not None or window.energy_mj is None:
+            break
     if energy.mj is None:
         raise BadInput(
             f"a budget in mJ needs a power sensor that can be read: {energy.why}; use ms, MMAC or %"

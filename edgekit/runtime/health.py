@@ -13,6 +13,10 @@ from edgekit.runtime.sysfs import number_or_none, text_or_none
 _BITS = {0: "under-voltage", 1: "frequency-capped", 2: "throttled", 3: "soft-temperature-limit"}
 _SLOWED = 0b1110
 _HAPPENED = 16
+HAS_HAPPENED = "-has-happened"
+OVER_CURRENT = "over-current"
+CONDITIONS = (*_BITS.values(), OVER_CURRENT)
+"""What slows a board down, or is about to: the firmware and the power chip cut the clock by themselves."""
 _GET_THROTTLED = (
     "sys/devices/platform/*/*firmware/get_throttled",
     "sys/devices/platform/*firmware/get_throttled",
@@ -46,14 +50,14 @@ def read_health(root: Path, run: CommandRunner) -> Health:
         throttled = bool(bits & _SLOWED)
         under_voltage = bool(bits & 1)
         flags |= {word for bit, word in _BITS.items() if bits >> bit & 1}
-        flags |= {f"{word}-has-happened" for bit, word in _BITS.items() if bits >> (bit + _HAPPENED) & 1}
+        flags |= {f"{word}{HAS_HAPPENED}" for bit, word in _BITS.items() if bits >> (bit + _HAPPENED) & 1}
     alarm = _chip_number(root, "rpi_volt", "in0_lcrit_alarm")
     if alarm is not None:
         under_voltage = bool(under_voltage) or alarm != 0
         flags |= {"under-voltage"} if alarm else set()
     events = _over_current_events(root)
     if events:
-        flags.add("over-current-has-happened")
+        flags.add(f"{OVER_CURRENT}{HAS_HAPPENED}")
     return Health(
         temperature_c=_temperature_c(root),
         throttled=throttled,

@@ -250,11 +250,16 @@ def measure_start(board: Board, ingest: Ingest) -> dict[str, Any]:
 
 
 def memory_mb(pid: int) -> dict[str, float]:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = {
-        name: int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE).group(1)) for name in ("Rss", "Pss")
-    }  # type: ignore[union-attr]
-    return {name.lower(): round(kib / 1024, 1) for name, kib in found.items()}
+    rollup = Path(f"/proc/{pid}/smaps_rollup")
+    return {name.lower(): round(number_in(rollup, name) / 1024, 1) for name in ("Rss", "Pss")}
+
+
+def number_in(path: Path, name: str) -> int:
+    """What the line `name: 123 ...` of a file of /proc says."""
+    found = re.search(rf"^{name}:\s+(\d+)", path.read_text(), re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"{path} does not say {name}")
+    return int(found.group(1))
 
 
 def measure_memory(board: Board, folder: Path, bundle: Path, ingest: Ingest) -> dict[str, Any]:
@@ -302,8 +307,7 @@ def switches(pid: int) -> dict[str, int]:
     """Voluntary context switches of its threads, by number of the thread and what it is called."""
     found = {}
     for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
-        status = (task / "status").read_text()
-        count = int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE).group(1))  # type: ignore[union-attr]
+        count = number_in(task / "status", "voluntary_ctxt_switches")
         found[f"{task.name}:{(task / 'comm').read_text().strip()}"] = count
     return {f"{index}:{name.partition(':')[2]}": count for index, (name, count) in enumerate(found.items())}
 
@@ -377,7 +381,7 @@ def agent_writes(board: Board, ingest: Ingest, card: Card | None, records: int) 
 
 
 def write_bytes(pid: int) -> int:
-    return int(re.search(r"^write_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE).group(1))  # type: ignore[union-attr]
+    return number_in(Path(f"/proc/{pid}/io"), "write_bytes")
 
 
 def a_record() -> Record:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgekit.runtime.command import CommandRunner
 from edgekit.runtime.power.reading import Reading
-from edgekit.runtime.sysfs import Unreadable, read_number, text_or_none
+from edgekit.runtime.sysfs import Unreadable, number_or_none, read_number, text_or_none
 
 PREFERRED = ("ina219", "ina220", "ina226", "ina228", "ina230", "ina231", "ina238")
 
@@ -60,9 +60,16 @@ class Hwmon:
         if not self._selector and found[0].chip is not None:  # from now on this one and no other
             self._selector = str(found[0])
         try:
-            return Reading(power_mw=read_number(found[0].path) / 1e3)
+            power_mw = read_number(found[0].path) / 1e3
+            return Reading(power_mw, period_s=update_period_s(found[0].path.parent))
         except Unreadable as err:
             return Reading(why=str(err))
+
+
+def update_period_s(chip: Path) -> float | None:
+    """What the kernel's driver says of how often the chip renews its figures (update_interval, ms)."""
+    interval_ms = number_or_none(chip / "update_interval")
+    return interval_ms / 1e3 if interval_ms is not None and interval_ms > 0 else None
 
 
 def channels(folder: Path) -> list[Channel]:

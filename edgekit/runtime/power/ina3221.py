@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.runtime.command import CommandRunner
+from edgekit.runtime.power.hwmon import update_period_s
 from edgekit.runtime.power.reading import Reading, SameRails, no_selector
 from edgekit.runtime.sysfs import Unreadable, read_number, read_text
 
@@ -52,7 +53,10 @@ class Ina3221:
             changed = self._same.change(counted)
             if changed is not None:
                 return Reading(why=changed)
-            return Reading(power_mw=sum(channel.power_mw() for channel in counted.values()))
+            periods = [update_period_s(channel.label.parent) for channel in counted.values()]
+            known = [period for period in periods if period is not None]
+            power_mw = sum(channel.power_mw() for channel in counted.values())
+            return Reading(power_mw, period_s=max(known) if len(known) == len(periods) else None)
         except Unreadable as err:
             return Reading(why=str(err))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +16,13 @@ class Reading:
     """One look at a sensor. Both None: unknown, and `why` says why; a sensor gives power or energy, never both.
 
     power_mw: now. energy_mj: a counter since some moment, unwrapped: it never falls while the sensor is open.
+    period_s: how often the sensor itself takes a new figure, where it says so.
     """
 
     power_mw: float | None = None
     energy_mj: float | None = None
     why: str | None = None
+    period_s: float | None = field(default=None, compare=False)
 
     @property
     def known(self) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -54,7 +56,7 @@ def windows(start: Reading, steps: Sequence[tuple[float, Reading, bool]]) -> lis
 def test_power_is_added_up_by_the_trapezoid_rule() -> None:
     (window,) = windows(power(1000), [(1, power(3000), False), (2, power(3000), False), (1, power(0), True)])
 
-    assert window == EnergyWindow(energy_mj=2000 + 6000 + 1500, seconds=4, updates=3)
+    assert window == EnergyWindow(energy_mj=2000 + 6000 + 1500, seconds=4, updates=2)
 
 
 def test_a_counter_is_taken_at_its_differences() -> None:
@@ -66,7 +68,7 @@ def test_a_counter_is_taken_at_its_differences() -> None:
 def test_a_gap_makes_the_energy_unknown_with_its_reason_and_never_zero() -> None:
     (window,) = windows(power(1000), [(1, GAP, False), (1, power(1000), False), (1, power(1000), True)])
 
-    assert window == EnergyWindow(None, 3, 2, "no permission to read it")
+    assert window == EnergyWindow(None, 3, 1, "no permission to read it")
 
 
 def test_the_window_after_a_gap_is_known_again() -> None:
@@ -88,7 +90,7 @@ def test_a_board_without_a_sensor_never_knows_and_says_why() -> None:
 
 
 def test_a_sensor_that_says_zero_gives_zero() -> None:
-    assert windows(power(0), [(1, power(0), True)]) == [EnergyWindow(0.0, 1, 1)]
+    assert windows(power(0), [(1, power(0), True)]) == [EnergyWindow(0.0, 1, 0)]
 
 
 def test_a_counter_that_falls_is_not_trusted() -> None:
@@ -98,7 +100,67 @@ def test_a_counter_that_falls_is_not_trusted() -> None:
 
 
 def test_a_window_without_time_has_no_energy() -> None:
-    assert windows(power(1000), [(0, power(1000), True)]) == [EnergyWindow(None, 0, 1, "no time has passed")]
+    assert windows(power(1000), [(0, power(1000), True)]) == [EnergyWindow(None, 0, 0, "no time has passed")]
+
+
+def test_only_what_is_new_counts_as_an_update_of_the_sensor() -> None:
+    slow = [(0.1, power(1000 + 50 * (step // 5)), False) for step in range(1, 50)]
+
+    assert windows(power(1000), [*slow, (0.1, power(1450), True)])[0].updates == 9
+
+
+def test_a_steady_sensor_that_names_its_period_is_believed_to_keep_it() -> None:
+    steady = Reading(1000.0, period_s=0.25)
+    steps = [(0.1, steady, False)] * 39 + [(0.1, steady, True)]
+
+    assert windows(steady, steps)[0].updates == 13, (
+        "every third reading: the first ones after a quarter of a second"
+    )
+
+
+def test_idle_power_is_the_mean_of_the_stretches_in_which_nothing_was_done() -> None:
+    bench = Bench(power(2000))
+    meter = EnergyMeter(bench, bench.clock)
+    for step in range(60):
+        bench.now_s += 0.5
+        bench.reading = power(2000 + step % 2)
+        meter.sample(idle=True)
+        assert (meter.idle_power_mw is None) == (step < 20), "20 updates at least"
+    bench.reading = power(9000)
+    bench.now_s += 10
+    meter.sample()
+    assert meter.idle_power_mw == pytest.approx(2000.5, abs=0.1)
+    assert meter.close_window().energy_mj == pytest.approx(30 * 2000.5 + 10 * 5500, rel=1e-3), (
+        "subtracted nowhere"
+    )
+
+
+def test_a_sensor_that_hangs_makes_nobody_wait_and_costs_the_windows_it_touches() -> None:
+    hangs, let_go = threading.Event(), threading.Event()
+    bench = Bench(power(1000))
+    meter = EnergyMeter(bench, bench.clock)
+    true_read = bench.read
+
+    def read() -> Reading:
+        hangs.set()
+        assert let_go.wait(10)
+        return true_read()
+
+    bench.read = read  # type: ignore[method-assign]
+    sampling = threading.Thread(target=meter.sample)
+    sampling.start()
+    assert hangs.wait(10)
+    begun = time.monotonic()
+    first = meter.close_window()
+    assert time.monotonic() - begun < 5
+    assert (first.energy_mj, first.why) == (None, "the power sensor does not answer")
+    bench.now_s += 3
+    let_go.set()
+    sampling.join()
+    second = meter.close_window()
+    assert (second.energy_mj, second.why) == (None, "the power sensor did not answer in time")
+    bench.now_s += 2
+    assert meter.close_window() == EnergyWindow(2000, 2, 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 9000), st.booleans()), min_size=1))
