@@ -20,6 +20,7 @@ PREFIX = "/api/v1"
 TIMEOUT_S = 30.0
 _MAX_ANSWER = 64 * 2**20
 _SHOWN = 300
+_CHUNK = 1 << 16
 
 
 class Conflict(BadInput):
@@ -151,6 +152,14 @@ class Client:
         """Put signed targets metadata in force. Raises Conflict where it is not the next version."""
         return self._parse(self._request("POST", "/repo/targets", metadata))
 
+    def stick(self, to: str) -> dict[str, Any]:
+        """What goes on a stick for the boards that `to` selects: metadata, signed commands, which bundles."""
+        return self._json("GET", "/stick", query={"to": to})
+
+    def fetch_target(self, path: str, file: IO[bytes]) -> None:
+        """Write a published bundle's file into an open one. Whether it is the right one is the caller's to check."""
+        self._request("GET", f"/repo/files/{quote(path)}", None, into=file)
+
     def _json(
         self,
         method: str,
@@ -173,8 +182,14 @@ class Client:
         return answer
 
     def _request(
-        self, method: str, path: str, body: bytes | IO[bytes] | None, length: int | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | IO[bytes] | None,
+        length: int | None = None,
+        into: IO[bytes] | None = None,
     ) -> bytes:
+        """The answer's bytes; those of a good one go `into` a file where one is given."""
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
         if body is not None:
             headers["Content-Length"] = str(len(body) if isinstance(body, bytes) else length)
@@ -187,7 +202,10 @@ class Client:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, f"{base}{PREFIX}{path}", body, headers)
             answer = connection.getresponse()
-            data = answer.read(_MAX_ANSWER)
+            good = into is not None and answer.status == http.client.OK
+            data = b"" if good else answer.read(_MAX_ANSWER)
+            while into is not None and good and (chunk := answer.read(_CHUNK)):
+                _write(into, chunk)
         except (OSError, http.client.HTTPException) as err:
             why = f"{one_line(err)}{self._hint(err)}"
             raise WorldFailed(f"{self.url}: no answer from the fleet server: {why}") from err
@@ -240,6 +258,14 @@ class Client:
         if status == 409:
             return Conflict(line)
         return WorldFailed(f"{self.url}: {line}") if status >= 500 else BadInput(line)
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """Raises WorldFailed that tells the disk from the server."""
+    try:
+        file.write(data)
+    except OSError as err:
+        raise WorldFailed(f"{file.name}: could not be written: {err.strerror or err}") from err
 
 
 def _list(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -7,9 +7,7 @@ send again what no Ack covered, and desired states are published again after eve
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import logging
 import queue
 import random
@@ -29,8 +27,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.core import jobs as job_states
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
-from edgekit.core.messages import FROM_BOARD, ROOT, Desired, OneShot, encode, signed_bytes, topic
-from edgekit.core.policy import PolicySpec
+from edgekit.core.messages import FROM_BOARD, ROOT, OneShot, encode, topic
+from edgekit.fleet import seal
 from edgekit.fleet import store as db
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
 from edgekit.fleet.config import FleetConfig
@@ -335,7 +333,8 @@ class Ingest:
         for row in rows:
             if ("desired", row.device, row.rev) in under_way and row.pending:
                 continue
-            mid = self._publish(row.name, "desired", self._signed(row), retain=True)
+            desired = seal.sealed(seal.desired_of(row, self.config.fleet).to_json(), self.control_key)
+            mid = self._publish(row.name, "desired", desired, retain=True)
             if mid is not None:
                 self.sent[mid] = ("desired", row.device, row.rev)
 
@@ -358,28 +357,9 @@ class Ingest:
                 continue
             to = f"{self.config.fleet}/{row.name}"
             shot = OneShot(to, row.n, row.job_id, row.action, row.target, row.expires)
-            mid = self._publish(row.name, "job", self._sealed(shot.to_json()))
+            mid = self._publish(row.name, "job", seal.sealed(shot.to_json(), self.control_key))
             if mid is not None:
                 self.sent[mid] = ("job", row.device, row.n)
-
-    def _signed(self, row: sa.Row[Any]) -> dict[str, Any]:
-        desired = Desired(
-            to=f"{self.config.fleet}/{row.name}",
-            rev=row.rev,
-            n=row.n,
-            job_id=row.job_id,
-            target=row.target,
-            policy=None if row.policy is None else PolicySpec.parse(json.loads(row.policy)),
-            interval_s=row.interval_s,
-            expires=row.expires,
-            config=None if row.config is None else json.loads(row.config),
-        )
-        return self._sealed(desired.to_json())
-
-    def _sealed(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """A command with the control key's signature."""
-        signature = self.control_key.sign(signed_bytes(payload))
-        return payload | {"sig": base64.b64encode(signature).decode("ascii")}
 
     def _confirm(self) -> None:
         """What the broker has is no longer pending, unless a newer revision took its place."""

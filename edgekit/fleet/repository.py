@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -25,22 +26,27 @@ def repository_router(config: FleetConfig) -> APIRouter:
     @router.api_route("/metadata/{name}", methods=["GET", "HEAD"])
     def metadata(name: str) -> Response:
         if not _METADATA.fullmatch(name):
-            return _missing()
+            return missing()
         try:
             data = (metadata_folder(config.repository) / name).read_bytes()
         except FileNotFoundError:
-            return _missing()
+            return missing()
         return Response(data, media_type="application/json", headers={"cache-control": "no-cache"})
 
     @router.api_route("/targets/{path:path}", methods=["GET", "HEAD"])
     def target(path: str) -> Response:
-        file = target_file(config.repository, path)
-        if not _TARGET.fullmatch(path) or not file.is_file():
-            return _missing()
-        return FileResponse(file, media_type="application/octet-stream")
+        file = published_file(config, path)
+        return missing() if file is None else FileResponse(file, media_type="application/octet-stream")
 
     return router
 
 
-def _missing() -> Response:
+def published_file(config: FleetConfig, path: str) -> Path | None:
+    """The file of a target path, if there is one."""
+    file = target_file(config.repository, path)
+    return file if _TARGET.fullmatch(path) and file.is_file() else None
+
+
+def missing() -> Response:
+    """The answer for what is not there."""
     return JSONResponse({"error": "there is no such file"}, 404)

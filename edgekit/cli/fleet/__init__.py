@@ -9,6 +9,7 @@ from edgekit.cli.fleet.enroll import enroll
 from edgekit.cli.fleet.revoke import revoke
 from edgekit.cli.fleet.serve import serve
 from edgekit.cli.fleet.show import devices, jobs, status
+from edgekit.cli.fleet.stick import stick
 
 
 @click.group()
@@ -16,5 +17,5 @@ def command() -> None:
     """Serve and watch a fleet of boards."""
 
 
-for verb in (serve, enroll, revoke, status, devices, jobs, configure):
+for verb in (serve, enroll, revoke, status, devices, jobs, configure, stick):
     command.add_command(verb)
