@@ -41,6 +41,7 @@ from edgekit.fleet.enroll import (
 )
 from edgekit.fleet.guard import Guard
 from edgekit.fleet.repository import repository_router
+from edgekit.fleet.stick import stick_router
 from edgekit.fleet.store import Store
 from edgekit.repo.add import Conflict
 from edgekit.repo.metadata import (
@@ -131,6 +132,7 @@ def make_app(context: Context) -> FastAPI:
     """The web process without its page: API and repository behind the guard."""
     app = FastAPI(title="edgekit fleet", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(api_router(context, app))
+    app.include_router(stick_router(context.config, context.store, context.clock))
     app.include_router(repository_router(context.config))
     app.include_router(board_router(context.config, context.store, context.clock))
     app.add_middleware(Guard, token=context.token, is_board=lambda token: _is_board(context.store, token))
