@@ -565,6 +565,7 @@ class Agent:
             metadata_expires=state.metadata_expires,
             certificate_expires=None if self._identities is None else self._identities.current.expires,
             accepts_measure=self._settings.config.limits.accepts_measure,
+            environment=self._supervised.label if self._supervised else None,
         )
 
     def _reported(self) -> Reported:
