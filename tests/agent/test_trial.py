@@ -233,6 +233,7 @@ def test_energy_is_judged_where_a_sensor_gives_it_and_nobody_else_is_at_work(
     hwmon.mkdir(parents=True)
     (hwmon / "name").write_text("ina226\n")
     (hwmon / "power1_input").write_text("2500000\n")
+    (hwmon / "update_interval").write_text("20\n")
     others = itertools.count(step=others_s)
     monkeypatch.setattr(trial, "_others_s", lambda: next(others))
     bundle = write_null_bundle(tmp_path / "b.edge", limits=BoardLimits(energy_mj=limit_mj))
