@@ -136,6 +136,11 @@ _limit = click.FloatRange(min=0)
 )
 @click.option("--max-energy-mj", type=_limit, help="Limit for the energy of a request with all stages run.")
 @click.option("--max-size-kb", type=_limit, help="Limit for the model files in the bundle, in kB.")
+@click.option(
+    "--max-memory-mb",
+    type=_limit,
+    help="Limit for the memory that the open bundle adds to the agent; measured on this machine.",
+)
 @click.option("-o", "--output", required=True, type=_path, help="The bundle to write (.edge).")
 @click.option("--report", "report_path", type=_path, help="Also write the report as HTML.")
 @json_option
@@ -167,6 +172,7 @@ def command(
     max_latency_ms: float | None,
     max_energy_mj: float | None,
     max_size_kb: float | None,
+    max_memory_mb: float | None,
     output: Path,
     report_path: Path | None,
     as_json: bool,
@@ -175,7 +181,8 @@ def command(
 
     A .tflite file is packed as it is, for the board's LiteRT.
 
-    Exit code 1: the bundle is written, but a limit you set is not met.
+    Exit code 1: the bundle is written, but a limit you set is not met. Latency, energy and memory are judged again on
+    every board that gets the bundle, before it is committed there.
     """
     from edgekit.host.cache import Cache, default_cache
     from edgekit.host.convert import Request, check_recipe, convert  # onnx and onnxruntime: not for --help
@@ -205,7 +212,7 @@ def command(
         shapes=parse_shapes(shapes),
         input_spec=read_input_spec(input_spec) if input_spec else InputSpec(),
         recipe=read_recipe(recipe) if recipe else None,
-        limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb),
+        limits=Limits(max_drop, max_latency_ms, max_energy_mj, max_size_kb, max_memory_mb),
         effort=EFFORTS[effort],
         base=pruning_steps(prune, recover, target) if prune else (),
         exits=parse_exits(exits) if exits is not None else None,

@@ -36,6 +36,7 @@ from edgekit.host.datasets import Datasets, labelled_by
 from edgekit.host.graph import Graph
 from edgekit.host.limits import Limits
 from edgekit.host.lower import onnxruntime, problems
+from edgekit.host.memory import memory_mb
 from edgekit.host.node_times import times_of
 from edgekit.host.pack import Draft, Finished
 from edgekit.host.parity import parity
@@ -147,7 +148,9 @@ def judge(subject: Judged, watch: Watch) -> Report:
         operating_points=manifest.operating_points,
         layers=_layer_reports(subject) if subject.layers is None else subject.layers,
         dropped=subject.dropped,
-        limits_missed=subject.limits.missed(accuracy, times.after.typical, energy, size.after),
+        limits_missed=subject.limits.missed(
+            accuracy, times.after.typical, energy, size.after, memory_mb(subject.finished, subject.limits)
+        ),
         data=subject.data.uses(),
         tried=subject.tried,
         parity=_parity(subject),

@@ -20,14 +20,20 @@ class Limits:
     max_latency_ms: float | None = None
     max_energy_mj: float | None = None
     max_size_kb: float | None = None
+    max_memory_mb: float | None = None
 
     @property
     def on_board(self) -> BoardLimits:
         """Those that a board judges anew when it tries the bundle."""
-        return BoardLimits(latency_ms=self.max_latency_ms, energy_mj=self.max_energy_mj)
+        return BoardLimits(self.max_latency_ms, self.max_memory_mb, self.max_energy_mj)
 
     def missed(
-        self, accuracy: Change, latency_ms: float | None, energy_mj: Figure, size_bytes: float | None
+        self,
+        accuracy: Change,
+        latency_ms: float | None,
+        energy_mj: Figure,
+        size_bytes: float | None,
+        memory_mb: float | None = None,
     ) -> tuple[str, ...]:
         """One line per limit that is not met: the option, what it wanted, what came, and what may help."""
         drop = None
@@ -52,6 +58,13 @@ class Limits:
                 "allow more, or measure with a sensor",
             ),
             ("max-size-kb", self.max_size_kb, size_kb, "kB", "allow more, or start from a smaller network"),
+            (
+                "max-memory-mb",
+                self.max_memory_mb,
+                memory_mb,
+                "MB",
+                _UNWEIGHED if memory_mb is None else "allow more, or start from a smaller network",
+            ),
         )
         return tuple(
             f"{option}: wanted at most {limit:g} {unit}, got {_shown(came, unit)}: {remedy}"
@@ -60,6 +73,7 @@ class Limits:
         )
 
 
+_UNWEIGHED = "its runtime is not installed here, or this system does not tell a process's memory"
 _UNTIMED = "it was not timed there, and the profile has no costs to estimate it from"
 
 

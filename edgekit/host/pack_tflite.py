@@ -29,6 +29,7 @@ from edgekit.host.convert import SEED, Conversion, Request
 from edgekit.host.datasets import VALIDATION_FRACTION, Datasets, read_datasets
 from edgekit.host.graph import GraphExit
 from edgekit.host.load import InputSpec, usual_layout
+from edgekit.host.memory import memory_mb
 from edgekit.host.pack import GOLDEN, Answers, Draft, Finished, finish, golden_cases
 from edgekit.host.recipe import MEMBER, Recipe
 from edgekit.host.tflite_model import BorderTensor, TfliteModel, check_runs, open_interpreter, read_tflite
@@ -254,6 +255,8 @@ def _report(request: Request, model: TfliteModel, finished: Finished, data: Data
             for row in model.operators
         ),
         dropped=(),
-        limits_missed=request.limits.missed(same, latency.mean, energy, size),
+        limits_missed=request.limits.missed(
+            same, latency.mean, energy, size, memory_mb(finished, request.limits)
+        ),
         data=data.uses(),
     )
