@@ -58,7 +58,7 @@ max_mb = 16                  # then path.1, path.2, ...
 keep = 5                     # of those
 outputs = false              # the network's raw outputs as well
 qos = 0                      # of mqtt: 0 or 1
-[api]                        # Open Inference Protocol v2 over HTTP (extra api); left out: none
+[api]                        # Open Inference Protocol v2 over HTTP (extra api); left out: no
 listen = "127.0.0.1:8000"    # or "unix:/run/edgekit/api.sock"
 socket_mode = "0660"         # of a Unix socket
 allow_remote = false         # true: addresses beyond this machine; nobody is asked who he is
@@ -67,6 +67,11 @@ max_connections = 64
 [policy]
 kind = "budget"              # full, anytime (deadline_ms), budget (budget), confidence (max_drop, points)
 budget = "40%"               # or 3ms, 2MMAC, 5mJ
+[update]
+jitter_s = 30                # a job asks the server after a random part of it, so that not all boards do at once
+rate_kb_s = 250              # of a download; left out: as fast as it goes
+refresh_h = 24               # how often the signed metadata is looked at without a job
+sticks = ["/media/*/*/edgekit"]  # folders that `edgekit fleet stick` wrote, looked for all the time
 [trial]                      # of a new bundle, before it is committed: whichever comes first
 requests = 100               # of its golden inputs, in a child process
 seconds = 5

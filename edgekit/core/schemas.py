@@ -353,6 +353,13 @@ OUTPUTS: Mapping[str, Schema] = {
     },
     "fleet revoke": output(revoked=rows(table(name=TEXT, revoked_at=NUMBER)), broker_reloaded=FLAG),
     "fleet configure": output(job_id=TEXT, action=TEXT, config={"type": "object"}, devices=JOB_DEVICES),
+    "fleet stick": output(
+        folder=TEXT,
+        boards={"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        left_out={"type": "object", "additionalProperties": TEXT},
+        expires=NUMBER,
+        files=rows(TEXT),
+    ),
     "fleet status": output(
         boards=table(enrolled=COUNT, online=COUNT), requests=COUNT, latency_ms=LATENCY, exit_counts=COUNTS
     ),

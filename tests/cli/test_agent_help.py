@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgekit.agent.config import Api, Sink, Source, load_config
@@ -29,6 +30,7 @@ def test_every_key_in_the_help_is_known_and_shows_its_default(tmp_path: Path) ->
     assert shown.unknown == ()
     assert shown.telemetry == plain.telemetry
     assert shown.limits == plain.limits
+    assert shown.update == replace(plain.update, rate_kb_s=250, sticks=("/media/*/*/edgekit",))
     assert shown.sensors == plain.sensors
     assert (plain.api, shown.api) == (None, Api("127.0.0.1", 8000))
     own = Source("folder", tmp_path / "images", rate_hz=10, device=0)

@@ -209,11 +209,12 @@ def write_agent_config(path: Path, board: SimulatedBoard, images: Path) -> None:
         + f'\n[policy]\nkind = "budget"\nbudget = "{BUDGET}"\n'
         + f"\n[limits]\nthrottled_factor = {THROTTLED_FACTOR}\nmin_interval_s = 0.5\naccepts_measure = true\n"
         + "\n[trial]\nrequests = 50\nseconds = 1\nlive_requests = 50\nlive_seconds = 2\n"
+        + "\n[update]\njitter_s = 0\n"
         + f'\n[source]\nkind = "folder"\npath = "{images}"\nrate_hz = {RATE_HZ}\n'
     )
 
 
-_CHANGED = ("telemetry", "sensors", "policy", "limits", "trial", "source")
+_CHANGED = ("telemetry", "sensors", "policy", "limits", "trial", "update", "source")
 
 
 def push_all(demo: Demo, address: str) -> None:
