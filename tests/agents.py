@@ -48,6 +48,7 @@ from edgekit.agent.daemon import Agent, Summary
 from edgekit.core import messages
 from edgekit.core.bundle import open_bundle
 from edgekit.core.candidates import pack_candidates, target_of_candidates, unpack_candidates
+from edgekit.core.environment import open_environment, target_of_environment
 from edgekit.core.messages import Desired, OneShot
 from edgekit.core.target import Target, target_path
 
@@ -230,6 +231,18 @@ class Repository:
         digests = {"sha256": hashlib.sha256(content).hexdigest()}
         self.measure.targets[target.path] = TargetFile(len(content), digests, target.path, {"custom": entry})
         self.files[f"targets/{target.path}"] = content
+        self.publish()
+        return target.label
+
+    def add_environment(self, folder: Path, data: bytes, custom: Mapping[str, Any] | None = None) -> str:
+        """Sign and serve an environment's file. custom: what its signed entry says against the truth."""
+        file = folder / f"made-{len(self.files)}.env"
+        file.write_bytes(data)
+        target = target_of_environment(open_environment(file).environment)
+        digests = {"sha256": hashlib.sha256(data).hexdigest()}
+        entry = {**target.to_custom(), **(custom or {})}
+        self.targets.targets[target.path] = TargetFile(len(data), digests, target.path, {"custom": entry})
+        self.files[f"targets/{target.path}"] = data
         self.publish()
         return target.label
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agents import until
+from agents import Site, until
 
 from edgekit.agent import supervisor
+from edgekit.agent.set_up import set_up
+from edgekit.core.bundle import members_of
+from edgekit.core.environment import Environment, pack_environment
 
 SCRIPT = Path(supervisor.__file__)
 
@@ -66,13 +74,47 @@ HANGS_AT_ONCE = "time.sleep(60)"
 HANGS = 'tell("READY=1")\nnote("hangs")\ntime.sleep(60)'
 
 
-class Root:
-    """A supervisor's folder."""
+class Started:
+    """A supervisor's folder, and the supervisors that were started on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "environments").mkdir(parents=True)
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.arguments = ["agent"]
+
+    def start(
+        self, *options: str, before: str = "", env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """The supervisor. before: lines of Python run first."""
+        code = f"{before}\nimport runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        process = subprocess.Popen(
+            [sys.executable, "-IS", "-c", code, str(self.folder), *options, "--", *self.arguments],
+            stderr=(self.folder / "supervisor.log").open("ab"),
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+        )
+        self.processes.append(process)
+        return process
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return supervisor.read(self.folder / "state.json")
+
+    @property
+    def said(self) -> str:
+        """The log of supervisors and agents."""
+        path = self.folder / "supervisor.log"
+        return path.read_text() if path.exists() else ""
+
+
+class Root(Started):
+    """One with made-up agents."""
 
     def add(self, name: str, behaviour: str = GOOD) -> str:
         """An environment of that name."""
@@ -88,25 +130,6 @@ class Root:
         part = self.folder / ".wanted.part"
         part.write_text(json.dumps({"id": name, "job": job}))
         part.replace(self.folder / "wanted")
-
-    def start(
-        self, *options: str, before: str = "", env: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        """The supervisor. before: lines of Python run first."""
-        code = f"{before}\nimport runpy, sys\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-        code = code.replace("sys.argv[0]", repr(str(SCRIPT)))
-        process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", code, str(self.folder), *options, "--", "agent"],
-            stderr=(self.folder / "supervisor.log").open("ab"),
-            env={**os.environ, **(env or {})},
-        )
-        self.processes.append(process)
-        return process
-
-    @property
-    def state(self) -> dict[str, Any]:
-        path = self.folder / "state.json"
-        return supervisor.read(path)
 
     @property
     def log(self) -> list[list[str]]:
@@ -135,10 +158,84 @@ class Root:
         )
 
     def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
+        self.kill()
         until(lambda: self.running() is None, "the agent's end with its supervisor")
+
+
+class Supervised(Started):
+    """One that runs the real agent of a site's board, at first in this very environment."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.folder / "supervised")
+        set_up(self.folder)
+        site.board.write(trial={"live_seconds": 0.1, "live_requests": 0, "seconds": 0.1})
+        self.site = site
+        self.arguments = ["agent", "--config", str(site.board.config)]
+
+    def started(self) -> subprocess.Popen[bytes]:
+        """The supervisor, once its agent hears: one-shots are not retained."""
+        before = self.boot
+        process = self.start()
+        until(lambda: self.boot != before, "the birth")
+        return process
+
+    @property
+    def boot(self) -> str | None:
+        info = self.site.server.last("info")
+        return None if info is None else str(info["boot_id"])
+
+    def update(self, label: str, **changes: Any) -> Mapping[str, Any]:
+        """Order it and wait for the end of the job; its last event."""
+        shot = self.site.server.order(self.site.board.name, label, action="update-agent", **changes)
+        return self.site.server.ended(shot.job_id)
+
+    def add(self, version: int = 1, code: str = "", **changes: Any) -> str:
+        """Publish an environment; code: lines that its agent runs first."""
+        return self.site.repository.add_environment(self.site.folder, environment(version, code, **changes))
+
+    @property
+    def environments(self) -> set[str]:
+        return {path.name for path in (self.folder / "environments").iterdir()}
+
+
+def wheel(name: str, files: Mapping[str, str], **wrong: str) -> bytes:
+    """A wheel of these files. wrong: path -> content that is not what RECORD says."""
+    home = f"{name}-1.dist-info"
+    files = {**files, f"{home}/WHEEL": "Wheel-Version: 1.0\n", f"{home}/METADATA": f"Name: {name}\n"}
+    lines = [f"{path},sha256={_digest(content)},{len(content)}" for path, content in files.items()]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in {**files, **wrong}.items():
+            archive.writestr(path, content)
+        archive.writestr(f"{home}/RECORD", "\n".join([*lines, f"{home}/RECORD,,"]))
+    return buffer.getvalue()
+
+
+def environment(
+    version: int = 1, code: str = "", wheels: Mapping[str, bytes] | None = None, **changes: Any
+) -> bytes:
+    """The file of an environment that runs what is installed here. code: lines run before its agent.
+
+    changes: fields of the manifest.
+    """
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    agent = wheel(
+        "this",
+        {
+            "this.pth": f"import site; site.addsitedir({site!r})",
+            "new_agent/__main__.py": f"{code}\nfrom edgekit.cli.main import main\nmain()\n",
+        },
+    )
+    contents = {"this-1-py3-none-any.whl": agent, **(wheels or {})}
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    made = Environment(
+        "agent", version, ("raspberrypi5",), (python,), (), None, False, "new_agent", members_of(contents)
+    )
+    return pack_environment(replace(made, **changes), contents)
+
+
+def _digest(content: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
 
 
 def _lives(pid: str) -> bool:
