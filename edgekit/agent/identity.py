@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from edgekit.agent.config import Identity
 from edgekit.core.errors import BadInput
 from edgekit.core.files import write_atomic
 
+# X.509 wants 64 characters at most in a common name, and OpenSSL does not mind: `fleet/device` may have 129.
+warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
 log = logging.getLogger(__name__)
 FILE = "identity.pem"
 _END = b"-----END CERTIFICATE-----\n"

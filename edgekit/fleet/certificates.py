@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import re
 import stat
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -32,6 +33,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 
+# X.509 wants 64 characters at most in a common name, and OpenSSL does not mind: `fleet/device` may have 129.
+warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=90)
 BOARD_LIFE = timedelta(days=180)
@@ -296,8 +299,6 @@ def _key_usage(**given: bool) -> x509.KeyUsage:
 
 
 def _name(common_name: str) -> x509.Name:
-    # A host's name may be longer than the 64 characters of a common name; what counts there are the alternatives.
-    # A board's `fleet/device` may be longer, too (2 * 64 + 1), and is all that names it: the limit is not asked for.
     attribute = x509.NameAttribute(NameOID.COMMON_NAME, common_name, _validate=len(common_name) <= 64)
     return x509.Name([attribute])
 
