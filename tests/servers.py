@@ -150,6 +150,7 @@ class FakeBoard:
         self.desired: list[Desired] = []
         self.shots: list[OneShot] = []  # as they came, the same one more than once
         self.bundle: str | None = None
+        self.info: dict[str, Any] = {}  # more of what it says of itself
         self.online = threading.Event()
         self.lock = threading.RLock()
         self.client = Client(
@@ -261,6 +262,7 @@ class FakeBoard:
             "boot_id": self.boot,
             "sensor": "none",
             "simulated": True,
+            **self.info,
         }
         self.say("info", info, retain=True)
         self.report()

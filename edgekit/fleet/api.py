@@ -40,6 +40,7 @@ from edgekit.fleet.enroll import (
     write_broker_files,
 )
 from edgekit.fleet.guard import Guard
+from edgekit.fleet.keeper import board_problems
 from edgekit.fleet.repository import repository_router
 from edgekit.fleet.stick import stick_router
 from edgekit.fleet.store import Store
@@ -116,6 +117,14 @@ class NewSettings(_Body):
     expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
 
 
+class NewUpdate(_Body):
+    """A published environment for the agents of the boards a selector means."""
+
+    target: str
+    to: str = Field(min_length=1, max_length=4096)
+    expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
+
+
 class NewMeasure(_Body):
     """A published round of candidates for the board it is called after."""
 
@@ -158,8 +167,8 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         """The whole fleet in one object."""
         with store.read() as connection:
             found = views.fleet_status(connection, context.clock(), window_s)
-        current, now = read_current(config.repository), context.now()
-        repository = {"roles": describe(current, now)["roles"], "problems": expiry_problems(current, now)}
+        state = repository_state(context)
+        repository = {key: state[key] for key in ("roles", "problems")}
         return {"v": 1, "fleet": config.fleet, **found, "repository": repository}
 
     @router.get("/fleet")
@@ -262,6 +271,17 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
             job_id = create_settings_job(connection, wanted, chosen, context.clock())
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
+    @router.post("/agents", status_code=201)
+    def new_update(new: NewUpdate) -> dict[str, Any]:
+        """Ask boards to put their agent into a published environment."""
+        targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
+        target = rollout.find_target(targets, new.target, rollout.AGENT)
+        with store.write() as connection:
+            chosen = rollout.selected(rollout.known_devices(connection), new.to)
+            now = context.clock()
+            job_id = rollout.create_update(connection, target, new.to, chosen, new.expires_s, now)
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
     @router.post("/measure", status_code=201)
     def new_measure(new: NewMeasure) -> dict[str, Any]:
         """Ask a board to time a published round of candidates, once."""
@@ -276,8 +296,7 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     @router.get("/repo")
     def repository() -> dict[str, Any]:
         """The metadata in force: versions, expiry, targets."""
-        current, now = read_current(config.repository), context.now()
-        return {"v": 1, **describe(current, now), "problems": expiry_problems(current, now)}
+        return {"v": 1, **repository_state(context)}
 
     @router.get("/repo/targets")
     def targets_metadata() -> Response:
@@ -312,6 +331,14 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         return {"v": 1, **describe(current, context.now())}
 
     return router
+
+
+def repository_state(context: Context) -> dict[str, Any]:
+    """The metadata in force, and one line per problem, those of boards as well. Raises BadInput, WorldFailed."""
+    current, now = read_current(context.config.repository), context.now()
+    with context.store.read() as connection:
+        kept = board_problems(connection)
+    return {**describe(current, now), "problems": [*expiry_problems(current, now), *kept]}
 
 
 _Publisher = Callable[[Path, bytes, Mapping[str, Path], datetime], Current]

@@ -13,6 +13,7 @@ from edgekit.core.errors import EdgekitError, one_line
 from edgekit.fleet import charts, shown, tables, views
 from edgekit.fleet.api import Context
 from edgekit.fleet.guard import LOGOUT
+from edgekit.fleet.keeper import all_problems
 
 T = TypeVar("T")
 REFRESH_S = 2.0
@@ -177,7 +178,8 @@ def add_pages(context: Context) -> None:
 def _boards(context: Context) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     now = context.clock()
     with context.store.read() as connection:
-        return views.device_rows(connection, now), views.fleet_status(connection, now)
+        status = views.fleet_status(connection, now) | {"problems": all_problems(connection)}
+        return views.device_rows(connection, now), status
 
 
 def _board(context: Context, name: str) -> dict[str, Any]:
@@ -265,6 +267,8 @@ def _show_problems(status: dict[str, Any]) -> None:
     if ingest is None or not ingest["connected"]:
         why = (ingest or {}).get("why") or "starting"
         ui.label(f"Not connected to the broker ({why}): what you see may be old.").classes("ek-problem")
+    for problem in status["problems"]:
+        ui.label(f"Repository: {problem}").classes("ek-problem")
     for what, number in status["dropped"].items():
         ui.label(f"Dropped {shown.count(number)} {what}.").classes("ek-note ek-warn")
 

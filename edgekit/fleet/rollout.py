@@ -25,7 +25,9 @@ from edgekit.repo.add import Conflict
 
 PENDING = "pending"
 DEFAULT_LIFE_S = 86_400.0
+AGENT, UPDATE = "agent", "update-agent"  # the use of an environment, and the action that brings it
 MEASURE, MEASURE_LIFE_S = "measure", 900.0
+REFRESH, REFRESH_LIFE_S = "refresh", 86_400.0  # by then every board has looked by itself
 _MAX_REV = 2**31  # a board that claims more does not push its number out of range
 
 
@@ -149,6 +151,85 @@ def create_measure(
     return job_id
 
 
+def create_update(
+    connection: sa.Connection,
+    target: Target,
+    selector: str,
+    devices: Sequence[Device],
+    life_s: float,
+    now: float,
+) -> str:
+    """Store a one-shot job that has boards put their agent into another environment, and return the job's id.
+
+    A newer one ends what an older one has not finished on the same board, which walks both in their order.
+    """
+    job_id = secrets.token_hex(6)
+    row = {
+        "job_id": job_id,
+        "created": now,
+        "expires": now + life_s,
+        "target": target.label,
+        "selector": selector,
+    }
+    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
+    for device in devices:
+        decision = preview(target, device, AGENT)
+        if decision is None:
+            _end_updates(connection, device, job_id, now)
+        state = decision or {"state": PENDING}
+        connection.execute(sa.insert(db.job_devices).values(job=job, device=device.id, updated=now, **state))
+        command = {"job": job, "device": device.id, "action": UPDATE, "pending": decision is None}
+        connection.execute(sa.insert(db.commands).values(command | {"n": _next_n(connection, device, now)}))
+    return job_id
+
+
+def _end_updates(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
+    states, commands = db.job_devices, db.commands
+    same = sa.select(commands.c.job).where(commands.c.device == device.id, commands.c.action == UPDATE)
+    connection.execute(
+        sa.update(states)
+        .where(states.c.device == device.id, states.c.state.not_in(job_states.FINAL))
+        .where(states.c.job.in_(same))
+        .values(state="failed", reason="superseded", detail=f"job {job_id} took its place", updated=now)
+    )
+
+
+def create_refresh(connection: sa.Connection, label: str, now: float) -> int:
+    """Store a one-shot job that has boards look at the repository at once, because `label` was revoked; how many.
+
+    It is for every board that has or is to run it, and for those that did not say what they have.
+    """
+    having = _boards_with(connection, label)
+    if not having:
+        return 0
+    row = {
+        "job_id": secrets.token_hex(6),
+        "created": now,
+        "expires": now + REFRESH_LIFE_S,
+        "target": label,
+        "selector": "all",
+    }
+    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
+    for device in having:
+        state = {"job": job, "device": device.id, "updated": now, "state": PENDING}
+        connection.execute(sa.insert(db.job_devices).values(state))
+        command = {"job": job, "device": device.id, "action": REFRESH, "pending": True}
+        connection.execute(sa.insert(db.commands).values(command | {"n": _next_n(connection, device, now)}))
+    return len(having)
+
+
+def _boards_with(connection: sa.Connection, label: str) -> list[Device]:
+    said = {row.id: json.loads(row.info or "null") for row in connection.execute(sa.select(db.devices))}
+    wanted = {row.device: row.target for row in connection.execute(sa.select(db.desired))}
+    found = []
+    for device in known_devices(connection):
+        info = said[device.id]
+        runs = device.running is not None and f"{device.running.name}/{device.running.version}" == label
+        if info is None or runs or label in info.get("slots", ()) or wanted.get(device.id) == label:
+            found.append(device)
+    return found
+
+
 def _refuse_second(connection: sa.Connection, device: Device) -> None:
     commands, states, jobs = db.commands, db.job_devices, db.jobs
     same = (states.c.job == commands.c.job) & (states.c.device == commands.c.device)
@@ -156,7 +237,8 @@ def _refuse_second(connection: sa.Connection, device: Device) -> None:
         sa.select(jobs.c.job_id)
         .join(commands, commands.c.job == jobs.c.id)
         .join(states, same)
-        .where(commands.c.device == device.id, states.c.state.not_in(job_states.FINAL))
+        .where(commands.c.device == device.id, commands.c.action == MEASURE)
+        .where(states.c.state.not_in(job_states.FINAL))
     )
     found = connection.scalar(query)
     if found is not None:

@@ -18,22 +18,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.fleet.broker import reload_broker
 from edgekit.fleet.config import FleetConfig, on_this_machine
 from edgekit.fleet.enroll import prepare
+from edgekit.fleet.keeper import Keeper
 from edgekit.fleet.store import open_store
 from edgekit.fleet.tls import keep_certificates, now_utc
-from edgekit.repo.publish import renew
 
 log = logging.getLogger("edgekit.fleet.serve")
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60.0  # a child that lived so long starts again without delay
 GRACE_S = 5.0
-RENEW_EVERY_S = 3600.0
+RENEW_EVERY_S, LOOK_EVERY_S = 3600.0, 1.0
 _POLL_S = 0.1
 
 
@@ -91,31 +90,25 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
             ),
             Child("ingest", (str(config.path), str(lifeline)), (lifeline,)),
         ]
-        next_renewal, said = 0.0, False
+        keeper, next_look, next_renewal, said = Keeper(config), 0.0, 0.0, False
         try:
             while not stop.is_set():
                 for child in children:
                     child.watch(time.monotonic())
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + LOOK_EVERY_S
+                    keeper.look()
                 if time.monotonic() >= next_renewal:
                     next_renewal = time.monotonic() + RENEW_EVERY_S
-                    _renew(config)
                     renew_certificates(config)
                 if not said and config.address_file.exists():
                     said = True
                     say(url)
                 stop.wait(_POLL_S)
         finally:
+            keeper.close()
             _end(children)
             config.address_file.unlink(missing_ok=True)
-
-
-def _renew(config: FleetConfig) -> None:
-    """Keep boards from seeing expired metadata. A failure is said and tried again."""
-    try:
-        if renew(config.repository, datetime.now(timezone.utc)):
-            log.info("repository: timestamp signed anew")
-    except (BadInput, WorldFailed) as err:
-        log.warning("repository: could not be renewed: %s", one_line(err))
 
 
 def renew_certificates(config: FleetConfig) -> None:

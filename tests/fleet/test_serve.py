@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,8 @@ from edgekit.client import Client, Conflict
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.schemas import OUTPUTS
-from edgekit.fleet import serve
 from edgekit.fleet.config import FleetConfig
-from edgekit.repo.init import init
 from edgekit.repo.keys import make_key
-from edgekit.repo.status import status
 
 MakeBundle = Callable[..., Bundle]
 
@@ -359,17 +355,6 @@ def test_the_reason_for_an_upload_that_is_cut_off_is_heard(tmp_path: Path) -> No
 
 
 # --- processes ---
-
-
-def test_the_servers_daily_duty_keeps_metadata_from_expiring(tmp_path: Path) -> None:
-    now = datetime.now(timezone.utc)
-    init(tmp_path / "repository", now - timedelta(days=10))
-    config = write_config(tmp_path, 1)
-    assert status(config.repository, now)["roles"]["timestamp"]["days_left"] < 5
-    serve._renew(config)
-    assert status(config.repository, now)["roles"]["timestamp"]["days_left"] > 13
-    (config.repository / "keys/online.pem").unlink()
-    serve._renew(config)  # is said in the log; nothing is thrown
 
 
 def alive(pid: int) -> bool:

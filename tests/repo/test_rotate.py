@@ -309,8 +309,8 @@ def test_roots_are_kept_for_ever_and_a_board_walks_all_of_them(
 
 SLOW = pytest.mark.slow
 KILLED = [
-    pytest.param("root", False, False, id="root, before"),
-    pytest.param("online", True, False, id="lost online, before"),
+    pytest.param("online", False, False, id="online, before"),
+    pytest.param("targets", True, False, id="lost targets, before"),
     *(
         pytest.param(duty, False, after, marks=SLOW, id=f"{duty}, {after=}")
         for duty in ROTATED
