@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 import stat
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edgekit.agent.config import Config
+from edgekit.agent.check_board import PACKAGES, Problem, board_problems, no_permission, state_of
+from edgekit.agent.config import Broker, Config
 from edgekit.agent.control import load_control_key
 from edgekit.agent.identity import Identities
 from edgekit.agent.lock import is_held
@@ -23,10 +24,8 @@ from edgekit.agent.remote import NetworkFailed
 from edgekit.agent.sinks import open_sink
 from edgekit.agent.sinks.mqtt import Post
 from edgekit.agent.sources import open_source
-from edgekit.agent.state import State
 from edgekit.agent.tls import Tls
 from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, new_client
-from edgekit.core.checks import parse_json
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.messages import ANSWER, INPUT, topic
 from edgekit.core.profile import HOST
@@ -35,24 +34,7 @@ from edgekit.runtime.detect import board_profile, installed_version
 from edgekit.runtime.power import open_sensor
 from edgekit.runtime.sysfs import text_or_none
 
-_PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "litert": ("ai-edge-litert",),
-    "tflite-runtime": ("tflite-runtime",),
-}
 _MODEL_FILES = ("proc/device-tree/model", "sys/firmware/devicetree/base/model")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """what: the part of the set-up.
-
-    exit_code: 3 the world fails, 2 the set-up is wrong, 1 it runs, but poorly, 0 nothing is wrong with it.
-    """
-
-    what: str
-    detail: str
-    exit_code: int
 
 
 class _AgentRuns(EdgekitError):
@@ -65,6 +47,7 @@ def problems(config: Config) -> Iterator[Problem]:
         yield Problem("config", f"{config.path}: {key} is not known to this version and ignored", 1)
     yield from _secrets(config)
     yield from _state_folder(config)
+    yield from board_problems(config)
     yield from _profile(config)
     yield from _runtimes(config)
     yield from _sensor(config)
@@ -107,7 +90,13 @@ def _state_folder(config: Config) -> Iterator[Problem]:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as err:
-        yield Problem("state", f"{folder}: cannot be written: {err.strerror}", WorldFailed.exit_code)
+        advice = {
+            errno.EROFS: ": look at the card (dmesg), and mount it for writing",
+            errno.EACCES: ": chown it to the agent's user",
+            errno.ENOSPC: ": free some room",
+        }.get(err.errno or 0, "")
+        detail = f"{folder}: cannot be written: {err.strerror}{advice}"
+        yield Problem("state", detail, WorldFailed.exit_code)
 
 
 def _profile(config: Config) -> Iterator[Problem]:
@@ -122,9 +111,9 @@ def _profile(config: Config) -> Iterator[Problem]:
 
 
 def _runtimes(config: Config) -> Iterator[Problem]:
-    wanted = [backend.name for backend in config.profile.backends if backend.name in _PACKAGES]
-    if wanted and not any(installed_version(package) for name in wanted for package in _PACKAGES[name]):
-        packages = " or ".join(_PACKAGES[name][0] for name in wanted)
+    wanted = [backend.name for backend in config.profile.backends if backend.name in PACKAGES]
+    if wanted and not any(installed_version(package) for name in wanted for package in PACKAGES[name]):
+        packages = " or ".join(PACKAGES[name][0] for name in wanted)
         yield Problem("runtime", f"no runtime is installed: pip install {packages}", 2)
 
 
@@ -137,7 +126,7 @@ def _sensor(config: Config) -> Iterator[Problem]:
         return
     why = sensor.read().why
     if why is not None and config.sensors.power != "none":
-        yield Problem("sensor", f"{config.sensors.power} gives no power: {why}", 1)
+        yield Problem("sensor", f"{config.sensors.power} gives no power: {why}{no_permission(why)}", 1)
 
 
 def _trust(config: Config) -> None:
@@ -237,7 +226,13 @@ def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
         answered.set()
 
     client.on_connect = on_connect
-    connect(client, broker)
+    try:
+        connect(client, broker)
+    except WorldFailed as err:
+        advice = _about_certificates(err.__cause__, broker)
+        if advice is None:
+            raise
+        raise BadInput(f"broker {broker.host}:{broker.port}: {advice}") from err
     client.loop_start()
     try:
         if not answered.wait(CONNECT_S):
@@ -249,14 +244,29 @@ def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
         client.loop_stop()
 
 
+def _about_certificates(err: BaseException | None, broker: Broker) -> str | None:
+    """What is wrong with the broker's certificate, by the codes of X509_V_ERR (OpenSSL); None: something else is."""
+    if isinstance(err, ssl.SSLCertVerificationError):
+        ca = "the system's authorities" if broker.ca is None else str(broker.ca)
+        return {
+            62: f"its certificate is for another name: broker.host must be one that it holds, got {broker.host}",
+            64: f"its certificate is for another address: broker.host must be one that it holds, got {broker.host}",
+            18: f"it signed its certificate itself, and {ca} does not hold that: set broker.ca to it",
+            19: f"its certificate comes from an authority that {ca} does not hold: set broker.ca to that authority's",
+            20: f"its certificate comes from an authority that {ca} does not hold: set broker.ca to that authority's",
+            10: "its certificate has expired: the server needs another one",
+            9: "its certificate is not valid yet: is this board's clock right?",
+        }.get(err.verify_code, f"its certificate is not accepted: {err.verify_message}")
+    if broker.tls and isinstance(err, ssl.SSLError | ConnectionResetError):
+        return f"hangs up on TLS ({one_line(err)}): is TLS spoken on that port? else broker.tls = false"
+    return None
+
+
 def _tls(config: Config) -> Tls:
     """As the agent speaks it. Raises BadInput where the board's certificate and key are none."""
     identity = config.identity
     identities = None if identity is None else Identities(identity, config.state_dir)
-    good_time = 0.0
-    path = config.state_dir / "state.json"
-    with suppress(BadInput, OSError):
-        good_time = State.parse(parse_json(path.read_bytes(), str(path)), str(path)).good_time
+    good_time = state_of(config).good_time
     return Tls(identities, lambda: good_time)
 
 
@@ -275,7 +285,9 @@ def _identity(config: Config) -> Iterator[Problem]:
         pair, now = tls.identities.current, tls.at_least()
         until = time.strftime("%Y-%m-%d", time.gmtime(pair.expires))
         if now >= pair.expires:
-            yield Problem("identity", f"the board's certificate ended on {until}; the agent asks for another", 3)
+            yield Problem(
+                "identity", f"the board's certificate ended on {until}; the agent asks for another", 3
+            )
         elif now >= pair.alarm:
             yield Problem("identity", f"the board's certificate ends on {until} and was not renewed", 1)
 
