@@ -14,12 +14,12 @@ from pathlib import Path
 
 from edgekit.agent.config import Trial
 from edgekit.agent.jobs import Outcome, moved
-from edgekit.agent.live import Before, LiveFailed, Watch, judge
+from edgekit.agent.live import Before, Watch, judge
 from edgekit.agent.restore import Committed, Tell
 from edgekit.agent.serving import Loaded, Server
 from edgekit.agent.slots import Slot, Slots
 from edgekit.agent.state import Job, StateFile
-from edgekit.agent.trial import TrialResult, private_mb
+from edgekit.agent.trial import TrialFailed, TrialResult, private_mb
 from edgekit.core.bundle import Bundle
 from edgekit.core.errors import one_line
 from edgekit.core.policy import PolicySpec
@@ -86,7 +86,7 @@ class Committer:
             seen = self._try_live(loaded, policy, around)
             outcome = around.passed(job, "; ".join(filter(None, (result.detail, seen))) or None)
             self._commit(job, bundle, outcome)
-        except LiveFailed as err:
+        except TrialFailed as err:
             self._server.go_back()
             return Outcome("fail", err.reason, f"with real requests: {one_line(err)}")
         except BaseException:
@@ -99,7 +99,7 @@ class Committer:
         return outcome
 
     def _try_live(self, loaded: Loaded, policy: PolicySpec, around: Surroundings) -> str | None:
-        """Let it answer, and look at what comes of that; in words. Raises LiveFailed."""
+        """Let it answer, and look at what comes of that; in words. Raises TrialFailed."""
         trial, watch = self._live(), Watch(on_trial=True)
         before = self._server.try_live(loaded, policy, watch)
         if not (trial.live_requests and trial.live_seconds):

@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgekit.agent.trial import finite
-from edgekit.core.errors import EdgekitError
+from edgekit.agent.trial import TrialFailed, finite
 from edgekit.core.manifest import BoardLimits
 from edgekit.runtime.backends import Array
 from edgekit.runtime.session import Answer
@@ -80,14 +79,6 @@ class Watch:
         self.answered, self.missed, self.refused = self.answered // 2, self.missed // 2, self.refused // 2
 
 
-class LiveFailed(EdgekitError):
-    """The live trial's verdict: `reason` is one of agent.trial.REASONS."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class Before:
     """What served before, to compare with. same_policy: deadlines are the same as under the new bundle."""
@@ -99,24 +90,28 @@ class Before:
 def judge(
     live: Watch, before: Before | None, limits: BoardLimits, grown_mb: float | None, *, throttled: bool
 ) -> None:
-    """Raise LiveFailed where the new bundle does not hold.
+    """Raise TrialFailed where the new bundle does not hold.
 
     grown_mb: private memory of the agent since before the bundle was opened, None: not known. throttled: the board is
     slowed down, so that no latency is held against the bundle.
     """
     if live.failed:
-        raise LiveFailed("runtime", f"{live.failed} of {live.requests} requests failed: {live.failure}")
+        raise TrialFailed("runtime", f"{live.failed} of {live.requests} requests failed: {live.failure}")
     if live.not_finite >= max(_NOT_FINITE, _NOT_FINITE_SHARE * live.answered):
-        raise LiveFailed("not-finite", f"{live.not_finite} of {live.answered} answers hold what is no number")
+        raise TrialFailed(
+            "not-finite", f"{live.not_finite} of {live.answered} answers hold what is no number"
+        )
     whole = list(live.whole_ms)
     if limits.latency_ms is not None and len(whole) >= _FEWEST and not throttled:
         median = statistics.median(whole)
         if median > limits.latency_ms:
-            raise LiveFailed(
+            raise TrialFailed(
                 "latency", f"median {median:.3g} ms of {len(whole)} requests, limit {limits.latency_ms:g} ms"
             )
     if limits.memory_mb is not None and grown_mb is not None and grown_mb > limits.memory_mb + _OWN_MB:
-        raise LiveFailed("memory", f"the agent has grown by {grown_mb:.0f} MB, limit {limits.memory_mb:g} MB")
+        raise TrialFailed(
+            "memory", f"the agent has grown by {grown_mb:.0f} MB, limit {limits.memory_mb:g} MB"
+        )
     if before is not None:
         _compare(live, before)
 
@@ -124,13 +119,13 @@ def judge(
 def _compare(live: Watch, before: Before) -> None:
     old = before.watch
     if clearly_more(live.refused, live.requests, old.refused, old.requests):
-        raise LiveFailed(
+        raise TrialFailed(
             "inputs",
             f"{live.refused} of {live.requests} requests did not fit ({_share(old.refused, old.requests)} before): "
             f"{live.refusal}",
         )
     if before.same_policy and clearly_more(live.missed, live.answered, old.missed, old.answered):
-        raise LiveFailed(
+        raise TrialFailed(
             "deadline",
             f"{live.missed} of {live.answered} answers came late, {_share(old.missed, old.answered)} before",
         )

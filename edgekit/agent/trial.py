@@ -71,6 +71,16 @@ REASONS = {
 """Why a trial fails, in job events."""
 
 
+class TrialFailed(EdgekitError):
+    """The verdict on a bundle. `reason` is one of REASONS."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}")
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class How:
     """requests, seconds: whichever comes first. sensor, sysroot: for the energy of a request."""
@@ -108,14 +118,6 @@ def _result(ended: Ended) -> TrialResult:
 # --- the child ---------------------------------------------------------------------------------------------------
 
 
-class _Failed(EdgekitError):
-    """The trial's verdict: one of REASONS."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def _child(arguments: list[str]) -> int:
     parser = child_parser("edgekit.agent.trial", "Try a bundle on this board.")
     parser.add_argument("--requests", type=int, default=100)
@@ -130,7 +132,7 @@ def _child(arguments: list[str]) -> int:
     reason: str | None = None
     try:
         detail = _tried(options)
-    except _Failed as err:
+    except TrialFailed as err:
         reason, detail = err.reason, one_line(err)
     except MissingExtra as err:
         reason, detail = "runtime", one_line(err)
@@ -141,13 +143,13 @@ def _child(arguments: list[str]) -> int:
 
 
 def _tried(options: argparse.Namespace) -> str:
-    """The figures in words. Raises _Failed, MissingExtra where the board lacks the runtime, EdgekitError."""
+    """The figures in words. Raises TrialFailed, MissingExtra where the board lacks the runtime, EdgekitError."""
     bundle = open_bundle(options.path)
     data = golden_data(bundle.manifest, bundle.read)
     session, memory = _opened(bundle, data, options)
     off = check_golden(session, bundle.manifest, bundle.read)
     if off:
-        raise _Failed("golden", "; ".join(off))
+        raise TrialFailed("golden", "; ".join(off))
     limits = bundle.manifest.limits
     said = [
         _judged("latency", _latency(session, data, options, limits), limits.latency_ms, "ms"),
@@ -168,7 +170,7 @@ class Figure:
 
 
 def _judged(name: str, figure: Figure, limit: float | None, unit: str) -> str:
-    """What was measured, in words; empty where there is nothing to say. Raises _Failed where it is above the limit."""
+    """What was measured, in words; empty where there is nothing to say. Raises TrialFailed above the limit."""
     if figure.value is None:
         return f"{name} not judged: {figure.why}" if limit is not None else ""
     shown = f"{name} {figure.value:.3g} {unit}{figure.more}"
@@ -178,7 +180,7 @@ def _judged(name: str, figure: Figure, limit: float | None, unit: str) -> str:
         return f"{shown} of {limit:g} {unit}"
     if figure.why is not None:
         return f"{shown} not judged: {figure.why}"
-    raise _Failed(name, f"{shown}, more than the bundle's limit of {limit:g} {unit}")
+    raise TrialFailed(name, f"{shown}, more than the bundle's limit of {limit:g} {unit}")
 
 
 def _opened(bundle: Bundle, data: Data, options: argparse.Namespace) -> tuple[Session, Figure]:
@@ -211,7 +213,7 @@ def private_mb() -> float | None:
 
 
 def _latency(session: Session, data: Data, options: argparse.Namespace, limits: BoardLimits) -> Figure:
-    """The median of requests through all stages, of the quietest part of them. Raises _Failed: not-finite."""
+    """The median of requests through all stages, of the quietest part of them. Raises TrialFailed: not-finite."""
     policy = _policy(session, data, options.policy)
     whole: list[float] = []
     waited = _waited_ms()
@@ -224,7 +226,9 @@ def _latency(session: Session, data: Data, options: argparse.Namespace, limits: 
         answer = session.run(inputs, policy)
         if answer.nan_confidences or not finite(answer.outputs.values()):
             case = done % data.count
-            raise _Failed("not-finite", f"exit {answer.exit} gave what is no number for golden case {case}")
+            raise TrialFailed(
+                "not-finite", f"exit {answer.exit} gave what is no number for golden case {case}"
+            )
         done += 1
     p95 = sorted(whole)[int(0.95 * (len(whole) - 1))]
     median = quietest(whole)

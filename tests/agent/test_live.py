@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit.agent.live import Before, LiveFailed, Watch, clearly_more, judge
+from edgekit.agent.live import Before, Watch, clearly_more, judge
+from edgekit.agent.trial import TrialFailed
 from edgekit.core.manifest import BoardLimits
 from edgekit.runtime.session import Answer
 
@@ -40,7 +41,7 @@ def reason(
 ) -> str | None:
     try:
         judge(live, before, limits, grown_mb, throttled=throttled)
-    except LiveFailed as err:
+    except TrialFailed as err:
         return err.reason
     return None
 
