@@ -15,8 +15,8 @@ from edgekit.cli.output import console, print_json
 from edgekit.cli.repo_keys import refresh, rotate, sign
 from edgekit.cli.server import client_of, maybe_server_options
 from edgekit.client import Client, Conflict
-from edgekit.core.bundle import open_bundle
 from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.files import write_atomic
 
 _ATTEMPTS = 5  # somebody else may publish between our reading and our writing
 folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
@@ -80,14 +80,17 @@ def init(folder: Path, root_keys: int | None, root_threshold: int | None, as_jso
 )
 @json_option
 def add(folder: Path, bundle: Path, key: Path | None, as_json: bool) -> None:
-    """Sign BUNDLE and publish it in DIR; the version before it stays allowed for going back."""
-    from edgekit.repo.add import measure, published, sign_targets, with_bundle
+    """Sign BUNDLE, or an environment of the agent, and publish it in DIR.
+
+    The version before it stays allowed for going back.
+    """
+    from edgekit.repo.add import measure, open_publishable, published, sign_targets, with_bundle
     from edgekit.repo.keys import read_key
     from edgekit.repo.metadata import key_file, read_current
     from edgekit.repo.publish import publish
 
     now = datetime.now(timezone.utc)
-    opened = open_bundle(bundle)
+    opened = open_publishable(bundle)
     current = read_current(folder)
     known = published(current.targets.signed, opened) is not None
     if not known:
@@ -107,6 +110,64 @@ def add(folder: Path, bundle: Path, key: Path | None, as_json: bool) -> None:
         return
     said = "is published already, with this content" if known else "published"
     console.print(Text(f"{opened.label} {said} (targets version {version})"), soft_wrap=True)
+
+
+@command.command(
+    epilog="Example:  pip download edgekit -d wheels --platform manylinux_2_28_aarch64 --python-version 3.11 "
+    "--only-binary :all: && edgekit repo environment wheels -o agent-3.env --version 3"
+)
+@click.argument("wheels", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write.",
+)
+@click.option("--version", required=True, type=click.IntRange(1, 2**31), help="Higher than the one before.")
+@click.option("--name", default="agent", show_default=True, help="Versions count within a name.")
+@click.option(
+    "--python", "pythons", multiple=True, help="Such as 3.11; all that every wheel runs on if left out."
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    help="A kind of board it is for; all with such a Python and processor if left out.",
+)
+@click.option(
+    "--system-packages", is_flag=True, help="It sees what the board's own Python has installed as well."
+)
+@json_option
+def environment(
+    wheels: tuple[Path, ...],
+    output: Path,
+    version: int,
+    name: str,
+    pythons: tuple[str, ...],
+    profiles: tuple[str, ...],
+    system_packages: bool,
+    as_json: bool,
+) -> None:
+    """Pack WHEELS (files, or folders of them) as an environment for boards' agents.
+
+    Which Pythons and processors it runs on follows from the wheels. `edgekit push` signs it and sends it to boards.
+    """
+    from edgekit.cli.environment import pack
+
+    packed = pack(wheels, name, version, pythons, profiles, system_packages=system_packages)
+    write_atomic(output, packed.data)
+    made = packed.environment
+    if as_json:
+        print_json({"environment": str(output), "content_id": made.content_id, **made.to_json()})
+        return
+    console.print(
+        Text(f"{output}: {made.label}, {len(made.wheels)} wheels, {len(packed.data) / 2**20:.1f} MiB")
+    )
+    console.print(Text(f"  Python: {', '.join(made.pythons)}"), soft_wrap=True)
+    glibc = f", glibc {made.glibc} or newer" if made.glibc else ""
+    console.print(Text(f"  processors: {', '.join(made.machines) or 'any'}{glibc}"), soft_wrap=True)
+    console.print(Text(f"  profiles: {', '.join(made.profiles)}"), soft_wrap=True)
 
 
 @command.command(epilog="Example:  edgekit repo measure repository --key targets.pem")
@@ -230,7 +291,7 @@ def _show_keys(rows: list[dict[str, Any]]) -> None:
     for column in ("key", "id", "signs", "private half"):
         keys.add_column(column, overflow="fold")
     for row in rows:
-        where = row["file"] or "not here"
+        where = "not here" if row["file"] is None else row["file"][row["file"].rindex("keys/") :]
         keys.add_row(Text(row["name"] or "?"), row["id"][:8], ", ".join(row["roles"]), Text(where))
     console.print()
     console.print(keys)

@@ -278,6 +278,24 @@ def test_what_is_wrong_with_a_push_is_one_line(
     assert said.count("\n") == 1
 
 
+def test_a_bundle_is_revoked_through_the_server_and_boards_are_told_to_look(
+    site: Site, board: FakeBoard, make_bundle: MakeBundle
+) -> None:
+    site.push(make_bundle(name="taken-back"), "--to", "name=pi5-a", "--wait", 20)
+    found = site.run("repo", "revoke", "taken-back/1", "--key", site.key)
+    assert (found["target"], found["revoked"]) == ("taken-back/1", True)
+    until(lambda: [shot.action for shot in board.shots] == ["refresh"], "the word to look")
+    assert board.shots[0].target == "taken-back/1"
+    board.job_event(board.shots[0].job_id, "done")
+    again = site.run("repo", "revoke", "taken-back/1", "--key", site.key)
+    assert not again["revoked"]
+    said = site.run(
+        "repo", "revoke", "taken-back/1", "--key", site.folder / "repository/keys/online.pem", code=2
+    )
+    assert "is not the key that signs this server's targets" in said
+    assert "was revoked: no board runs it" in site.push(make_bundle(name="taken-back"), "--to", "all", code=2)
+
+
 def test_a_wrong_token_is_said(site: Site) -> None:
     (site.folder / "wrong.token").write_text("wrong\n")
     said = site.run("fleet", "status", "--token-file", site.folder / "wrong.token", code=2)
