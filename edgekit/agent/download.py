@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _SYNC_EVERY = 8 << 20
 _GAP = 512  # bytes that a board has already and that cost less to fetch than a request does
 _SMALLEST_CHUNK = 1 << 10
+_SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.25  # how long a download that is throttled does not look whether it should go on
 
 Check = Callable[[], None]
@@ -72,7 +73,7 @@ class Throttle:
             self._tokens, owed = self._tokens - owed, 0.0
             if self._tokens >= 0:
                 return
-            self._pause(min(_LONGEST_PAUSE_S, -self._tokens / rate))
+            self._pause(max(_SHORTEST_PAUSE_S, min(_LONGEST_PAUSE_S, -self._tokens / rate)))
             check()
         self._tokens = 0.0
 
