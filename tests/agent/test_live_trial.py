@@ -14,9 +14,10 @@ from agents import Site, free_port, until
 from apis import ask, question
 
 from edgekit.agent import commit
+from edgekit.agent.config import Trial
 from edgekit.core.manifest import BoardLimits
 
-LONG = {"live_requests": 10**6, "live_seconds": 600.0}
+LONG: dict[str, Any] = {"live_requests": 10**6, "live_seconds": 600.0}
 
 
 def on_trial(site: Site, bundle: str) -> Mapping[str, Any]:
@@ -37,11 +38,10 @@ def in_force(site: Site, bundle: str | None, state: str) -> Mapping[str, Any]:
 @pytest.fixture
 def trying(site: Site) -> Site:
     """toy/2 serves on a trial without end beside toy/1, under job-2."""
-    site.board.start()
+    agent = site.board.start()
     assert site.run(site.add(version=1), 1)["state"] == "active"
-    site.board.stop()
     site.board.write(trial=LONG)
-    site.board.start()
+    agent._worker._committer._live = lambda: Trial(**LONG)  # as after a restart, which takes longer
     site.server.desire("pi5", site.add(version=2), 2)
     on_trial(site, "toy/2")
     return site
