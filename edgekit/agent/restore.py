@@ -116,10 +116,10 @@ class Committed:
     # --- how it fares --------------------------------------------------------------------------------------------
 
     def began(self) -> None:
-        """The active bundle serves from now on: whether it does so well shows in a minute."""
-        state, now = self._state.current, self._server.in_force.content_id
-        is_new = state.active is not None and now == state.active.content_id and now != state.proven
-        self._healthy_at = self._clock() + HEALTHY_S if is_new else None
+        """Something serves from now on: whether it does so well shows in a minute."""
+        state = self._state.current
+        is_new = state.active is not None and state.active.content_id != state.proven
+        self._healthy_at = self._clock() + HEALTHY_S if is_new or state.short_runs else None
 
     def committed(self) -> None:
         """Another bundle was committed and serves."""
@@ -141,10 +141,9 @@ class Committed:
         now = self._clock()
         if self._healthy_at is not None and now >= self._healthy_at:
             self._healthy_at = None
-            serves = self._server.in_force.content_id
-            active = self._state.current.active
-            if active is not None and active.content_id == serves:
-                self._state.note(proven=serves, short_runs=0)
+            active, serves = self._state.current.active, self._server.in_force.content_id
+            held = active is not None and active.content_id == serves
+            self._state.note(short_runs=0, proven=serves if held else self._state.current.proven)
         if now < self._look_at:
             return False
         self._look_at = now + LOOK_S

@@ -15,6 +15,8 @@ from edgekit.agent.runner import Runner
 from edgekit.agent.serving import Server
 from edgekit.agent.slots import Slot, Slots
 from edgekit.agent.state import State, StateFile
+from edgekit.core.bundle import Bundle
+from edgekit.core.errors import WorldFailed
 from edgekit.core.policy import PolicySpec
 from edgekit.runtime import command
 from edgekit.runtime.power import open_sensor
@@ -153,6 +155,29 @@ def test_counts_are_of_one_bundle_and_begin_anew_with_the_next(board: Board) -> 
     for _ in range(MAX_FAILED_STARTS + 1):
         board.start()
     assert (board.serves, board.state.current.short_runs) == ("toy/1", 0), "it was proven before"
+
+
+def test_power_cuts_long_after_the_start_are_no_deaths_of_a_bundle_that_cannot_be_read_now(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_open, active = Slots.open, board.state.current.active
+    assert active is not None
+
+    def fails(slots: Slots, content_id: str) -> Bundle:
+        if content_id == active.content_id:
+            raise WorldFailed("Input/output error")
+        return true_open(slots, content_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "open", fails)
+        for _ in range(2 * MAX_FAILED_STARTS):
+            committed = board.start()
+            assert board.serves == "toy/1"
+            board.now += HEALTHY_S
+            committed.look()
+    board.start()
+    assert board.serves == "toy/2"
+    assert board.state.current.proven != active.content_id
 
 
 @pytest.mark.parametrize("harm", ["flipped", "truncated", "replaced", "gone"])
