@@ -3,10 +3,10 @@
 One sequence of numbers per start of the agent runs over all of them. What may be lost, and when:
 
 - Events and job events are on disk (fsync) before they are sent.
-- Records are on disk at once while there is no line to the broker, but not more than one commit every LINGER_S. Over a
-  line, a Record waits in memory for its acknowledgement, LINGER_S at most: nearly all are confirmed before, and are
-  never written. A power cut or SIGKILL costs those of these last seconds that had not got through. No number is used
-  for two things: each start draws its own boot_id.
+- Records are on disk at once while no acknowledgements come, but not more than one commit every LINGER_S. While they
+  come, a Record waits in memory for its own, LINGER_S at most: nearly all are confirmed before, and are never written.
+  A power cut or SIGKILL costs those of these last seconds that had not got through. No number is used for two things:
+  each start draws its own boot_id.
 - The files are held to a size in bytes. What goes over it costs the oldest telemetry first and job events last, and
   is counted.
 - A disk that takes nothing costs Records and Events beyond those that memory holds; job events are refused: their maker
@@ -138,7 +138,7 @@ class Outbox:
             if now - self._failed_s < LINGER_S:  # the disk takes nothing: trying costs time
                 may_wait = kind != JOB
             elif self._oldest_s() <= now - LINGER_S or len(self._waiting) > _BATCH:
-                may_wait = False
+                may_wait = self._acks_come = False
             if not may_wait:
                 written = self._flush()
                 if not written and kind == JOB:
@@ -150,12 +150,11 @@ class Outbox:
         self._on_put()
         return seq
 
-    def expect_acks(self, expected: bool) -> None:
-        """Whether there is a line on which acknowledgements can come; where there is none, nothing waits for them."""
+    def line_is_lost(self) -> None:
+        """No acknowledgement can come: nothing waits for one."""
         with self._lock:
-            self._acks_come = expected
-            if not expected:
-                self._flush()
+            self._acks_come = False
+            self._flush()
 
     def step(self) -> float | None:
         """Write what has waited long enough. Returns the seconds until there is more to do; None: nothing waits."""
@@ -165,6 +164,7 @@ class Outbox:
             left = max(self._oldest_s(), self._failed_s) + LINGER_S - self._clock()
             if left > 0:
                 return left
+            self._acks_come = False
             self._flush()
             return LINGER_S if self._waiting else None
 
@@ -324,6 +324,7 @@ class Outbox:
             return 0
         query = "SELECT id, kind, seq FROM items WHERE boot = ? AND seq BETWEEN ? AND ?"
         with self._lock:
+            self._acks_come = True
             gone = [n for n in self._waiting if n in seqs] if boot_id == self.boot_id else []
             for seq in gone:
                 self._uncounted[f"acked_{self._waiting.pop(seq).kind}"] += 1

@@ -208,7 +208,7 @@ class Uplink(threading.Thread):
             except Exception:
                 log.exception("uplink met a defect and connects anew")
             self.connected.clear()
-            self._outbox.expect_acks(False)
+            self._outbox.line_is_lost()
             if link is not None:
                 self._take_back(link)
             if self._finish_by is not None and (link is None or link.goodbye is not None):
@@ -283,7 +283,6 @@ class Uplink(threading.Thread):
         with self._lock:
             self._stale.update(self._current)
             self._fresh_items = True
-        self._outbox.expect_acks(True)
         self.connected.set()
 
     def _serve(self, link: _Link) -> bool:

@@ -210,23 +210,28 @@ def test_a_broker_that_acknowledges_and_forgets_costs_nothing(
 
 
 def test_records_are_written_when_no_answer_comes_and_when_the_line_breaks(
-    tmp_path: Path, broker: Mosquitto, line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    broker: Mosquitto,
+    server: Server,
+    line: Callable[..., Line],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(outbox, "LINGER_S", 0.3)
-    made = line(resend_s=60.0).start()
-
-    def written() -> int:
+    def written() -> set[bytes]:
         data = b"".join(file.read_bytes() for file in tmp_path.glob("outbox.db*"))
-        return len(set(re.findall(rb'"requests":\d', data)))
+        return set(re.findall(rb'"requests":\d', data))
 
+    made = line(resend_s=60.0).start()
     made.fill(1)
-    assert written() == 0
-    until(lambda: written() == 1, "the Record on disk")
-    monkeypatch.setattr(outbox, "LINGER_S", 3600.0)
+    until(lambda: made.held == 0, "the first acknowledgement")
+    server.acks = False
+    monkeypatch.setattr(outbox, "LINGER_S", 0.3)
     made.fill(1, first=1)
-    assert written() == 1
+    until(lambda: b'"requests":1' in written(), "the Record on disk")
+    monkeypatch.setattr(outbox, "LINGER_S", 3600.0)
+    made.fill(1, first=2)
+    assert b'"requests":2' not in written()
     broker.stop()
-    until(lambda: written() == 2, "the other one on disk")
+    until(lambda: b'"requests":2' in written(), "the other one on disk")
 
 
 def test_items_of_earlier_boots_go_first_under_their_own_numbers(

@@ -393,12 +393,11 @@ def a_record() -> Record:
     )  # fmt: skip
 
 
-def outbox_writes(folder: Path, card: Card | None, records: int, *, line: bool, answers_after: int) -> float:
+def outbox_writes(folder: Path, card: Card | None, records: int, answers_after: int) -> float:
     """MB a day of the outbox alone, a minute of its clock between Records; those older than so many are released."""
     clock = [1000.0]
     folder.mkdir()
     box = Outbox(folder / "outbox.db", "b" * 16, 64 * 2**20, clock=lambda: clock[0])
-    box.expect_acks(line)
     if card is not None:
         card.sync()
     before = write_bytes(os.getpid()) if card is None else card.written
@@ -454,13 +453,9 @@ def main() -> int:
                 "counted": real["counted"],
                 "agent_acknowledged": round(real["mb"] / real["records"] * DAY, 2),
                 "agent_records": real["records"],
-                "outbox_no_line": outbox_writes(place / "off", counted, records, line=False, answers_after=0),
-                "outbox_no_answer": outbox_writes(
-                    place / "mute", counted, records, line=True, answers_after=0
-                ),
-                "outbox_answers_hourly": outbox_writes(
-                    place / "late", counted, records, line=True, answers_after=60
-                ),
+                "outbox_no_line": outbox_writes(place / "off", counted, records, answers_after=0),
+                "outbox_no_answer": outbox_writes(place / "mute", counted, records, answers_after=0),
+                "outbox_answers_hourly": outbox_writes(place / "late", counted, records, answers_after=60),
             },
         )
     print(json.dumps(result))
