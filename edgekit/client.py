@@ -117,6 +117,13 @@ class Client:
             body["policy"] = policy.to_json()
         return _table(self._json("POST", "/settings", body), "job")
 
+    def update_agents(self, target: str, to: str, expires_s: float | None = None) -> dict[str, Any]:
+        """Ask the boards that `to` selects to put their agent into a published environment; the job."""
+        body: dict[str, Any] = {"target": target, "to": to}
+        if expires_s is not None:
+            body["expires_s"] = expires_s
+        return _table(self._json("POST", "/agents", body), "job")
+
     def measure(self, target: str, expires_s: float | None = None) -> dict[str, Any]:
         """Ask the board that a published round is called after to time it; the job. Raises Conflict: it is busy."""
         body: dict[str, Any] = {"target": target}

@@ -20,7 +20,8 @@ from edgekit.cli.output import console, print_json
 from edgekit.cli.server import client_of, server_options
 from edgekit.client import Client, Conflict
 from edgekit.core import jobs
-from edgekit.core.bundle import Bundle, open_bundle
+from edgekit.core.bundle import Bundle
+from edgekit.core.environment import EnvironmentFile
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.policy import policy_from_options
 from edgekit.core.selector import parse_selector
@@ -72,6 +73,9 @@ def command(
 ) -> None:
     """Sign BUNDLE and roll it out to boards.
 
+    BUNDLE may also be an environment that `edgekit repo environment` made: then the boards' agents are put into it, and
+    go back where it does not stand its trial.
+
     What is published already is not uploaded again. --policy and its amounts set the boards' policy; without them it
     stays as configured on each board. Ends with 1 when a board refused it, failed, or was not done in time.
     """
@@ -80,9 +84,13 @@ def command(
     if (policy, budget, deadline_ms, max_drop) != (None, None, None, None):
         wanted = policy_from_options(policy, budget, deadline_ms, max_drop)
     client = client_of(server, token_file)
-    opened = open_bundle(bundle)
+    opened = _opened(bundle)
+    agents = not isinstance(opened, Bundle)
+    if agents and wanted is not None:
+        raise BadInput(f"{bundle}: is an environment of the agent, which has no policy: leave --policy out")
     uploaded = publish_bundle(client, opened, key)
-    job = client.create_job(opened.label, selector, wanted)
+    label = opened.label
+    job = client.update_agents(label, selector) if agents else client.create_job(label, selector, wanted)
     if wait_s is not None:
         job = follow(client, job, wait_s, opened.label)
     devices = job["devices"]
@@ -101,7 +109,13 @@ def command(
         ctx.exit(SOME_FAILED)
 
 
-def publish_bundle(client: Client, bundle: Bundle, key_path: Path) -> bool:
+def _opened(path: Path) -> Bundle | EnvironmentFile:
+    from edgekit.repo.add import open_publishable
+
+    return open_publishable(path)
+
+
+def publish_bundle(client: Client, bundle: Bundle | EnvironmentFile, key_path: Path) -> bool:
     """Have the bundle in the server's repository, signed with this key; False where it was there already.
 
     Builds only on metadata that this very key signed: what else a server hands out, its holder does not sign.

@@ -1,4 +1,4 @@
-"""Put a bundle into targets metadata and sign it with the engineer's key. Pure but for reading the bundle."""
+"""Put a bundle, or an environment of the agent, into targets metadata and sign that. Publishes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
-from edgekit.core.bundle import Bundle
+from edgekit.core.bundle import Bundle, open_bundle
+from edgekit.core.environment import (
+    EnvironmentFile,
+    is_environment,
+    open_environment,
+    target_of_environment,
+)
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.target import Target
 from edgekit.repo.keys import signer
@@ -19,14 +25,22 @@ from edgekit.repo.metadata import Entry, entries
 
 TARGETS_LIFE = timedelta(days=365)
 _CHUNK = 1 << 20
+Publishable = Bundle | EnvironmentFile
 
 
 class Conflict(BadInput):
     """What is published does not go with what was asked: somebody else was first, or a version is taken."""
 
 
-def target_of(bundle: Bundle) -> Target:
-    """The target that publishes this bundle for running."""
+def open_publishable(path: Path) -> Publishable:
+    """The bundle or the environment in a file, verified. Raises BadBundle, BadInput, WorldFailed."""
+    return open_environment(path) if is_environment(path) else open_bundle(path)
+
+
+def target_of(bundle: Publishable) -> Target:
+    """The target that publishes it: a bundle for running, an environment for the agent."""
+    if isinstance(bundle, EnvironmentFile):
+        return target_of_environment(bundle.environment)
     manifest = bundle.manifest
     return Target(
         name=manifest.name,
@@ -39,7 +53,7 @@ def target_of(bundle: Bundle) -> Target:
     )
 
 
-def published(targets: Targets, bundle: Bundle) -> Entry | None:
+def published(targets: Targets, bundle: Publishable) -> Entry | None:
     """The entry that holds this bundle's content already, None where its version is still free.
 
     Raises Conflict where that version has other content.
@@ -53,7 +67,7 @@ def published(targets: Targets, bundle: Bundle) -> Entry | None:
     return found
 
 
-def with_bundle(metadata: Metadata[Targets], bundle: Bundle, now: datetime) -> Metadata[Targets]:
+def with_bundle(metadata: Metadata[Targets], bundle: Publishable, now: datetime) -> Metadata[Targets]:
     """The next version of the targets metadata, unsigned, with the bundle as current.
 
     The version before it under the same name becomes `allowed`, so that a board may go back to it without a key.
@@ -139,7 +153,8 @@ def _line(target: Target) -> tuple[str, str]:
 def _fixed(entry: Entry) -> tuple[object, ...]:
     """All of a published entry but its state."""
     target = entry.target
-    return entry.length, entry.sha256, target.content_id, target.profiles, target.executes_code
+    runs_on = (target.pythons, target.machines, target.glibc)
+    return entry.length, entry.sha256, target.content_id, target.profiles, target.executes_code, runs_on
 
 
 def with_state(info: TargetFile, state: str) -> TargetFile:

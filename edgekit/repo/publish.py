@@ -17,11 +17,18 @@ from pathlib import Path, PurePosixPath
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.metadata import Metadata, Targets
 
-from edgekit.core.bundle import open_bundle
 from edgekit.core.candidates import target_of_candidates, unpack_candidates
 from edgekit.core.errors import BadBundle, BadInput, WorldFailed
 from edgekit.core.target import Target
-from edgekit.repo.add import TARGETS_LIFE, Conflict, check_successor, measure, sign_targets, target_of
+from edgekit.repo.add import (
+    TARGETS_LIFE,
+    Conflict,
+    check_successor,
+    measure,
+    open_publishable,
+    sign_targets,
+    target_of,
+)
 from edgekit.repo.delegate import check_measure, delegation, no_candidates
 from edgekit.repo.keyring import online_keys
 from edgekit.repo.metadata import (
@@ -176,7 +183,7 @@ def _place(destination: Path, entry: Entry, source: Path | None) -> None:
 def _described(source: Path, target: Target) -> Target:
     """What the file itself says it is. Raises BadBundle, BadInput, WorldFailed."""
     if target.use != MEASURE:
-        return target_of(open_bundle(source))
+        return target_of(open_publishable(source))
     with tempfile.TemporaryDirectory(prefix=".round-", dir=source.parent) as unpacked:
         return target_of_candidates(target.name, target.version, unpack_candidates(source, Path(unpacked)))
 
