@@ -77,6 +77,7 @@ class Committer:
             outcome = around.passed(job, None)
             self._commit(job, bundle, outcome)
             self._server.want(policy)
+            self._committed.committed()
             return outcome
         result = self._try_out(bundle.path, policy, around.check)
         if result.reason is not None:

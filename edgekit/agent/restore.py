@@ -122,8 +122,9 @@ class Committed:
         self._healthy_at = self._clock() + HEALTHY_S if is_new or state.short_runs else None
 
     def committed(self) -> None:
-        """Another bundle was committed and serves."""
+        """A bundle was committed, whole, and serves."""
         self.unserved = self.damaged = None
+        self._told_damaged.clear()
         self.began()
 
     def ended(self) -> None:

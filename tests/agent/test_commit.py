@@ -56,6 +56,9 @@ class Board:
     events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     check: Callable[[], None] = lambda: None
 
+    def __post_init__(self) -> None:
+        self.committed = Committed(self.state, self.slots, self.server, FULL, self.tell)
+
     @property
     def serves(self) -> str | None:
         return self.server.in_force.label
@@ -68,12 +71,11 @@ class Board:
 
     def put(self, bundle: Bundle, policy: PolicySpec | None = None) -> Outcome:
         """The step `trial`; the child has passed it."""
-        committed = Committed(self.state, self.slots, self.server, FULL, self.tell)
         committer = Committer(
             state=self.state,
             slots=self.slots,
             server=self.server,
-            committed=committed,
+            committed=self.committed,
             try_out=lambda path, spec, check: TrialResult(None, "latency 1 ms", 0.1),
             live=lambda: self.trial,
             policy=FULL,
@@ -363,8 +365,10 @@ def test_a_bundle_that_serves_and_whose_slot_was_installed_anew_is_marked_again(
     assert active is not None
     board.slots.mark(active.content_id, 1)
     board.slots.path(active.content_id).write_bytes(b"torn")
+    board.committed.damaged = "toy/1 serves from memory"
     bundle = board.install(1)
     assert board.slots.committed() == ()
     assert board.put(bundle).event == "pass"
     assert [slot.label for _, slot in board.slots.committed()] == ["toy/1"]
     assert (board.state.current.active, board.state.current.previous) == (active, None)
+    assert board.committed.damaged is None, "it will serve at the next start"
