@@ -62,6 +62,7 @@ from edgekit.core.target import parse_label, target_path
 from edgekit.core.trust import Board
 from edgekit.runtime import command
 from edgekit.runtime.detect import installed_version
+from edgekit.runtime.energy import estimated
 from edgekit.runtime.health import Health, read_health
 from edgekit.runtime.measure import machine_name
 from edgekit.runtime.power import EnergyMeter, open_sensor
@@ -608,13 +609,18 @@ class Agent:
         dropped, lost = self._feed.take_counts()
         for interval in kept:
             self._requests += interval.requests
-            record = self._as_record(interval, self._energy(energy), why)
+            record = self._as_record(interval, self._energy(energy, interval), why)
             record = replace(record, energy_updates=window.updates, idle_power_mw=self._meter.idle_power_mw)
             if interval is kept[-1]:  # what was counted beside the runner goes with the latest
                 record = replace(record, inputs_dropped=dropped, answers_lost=lost)
             self._outbox.put(record)
 
-    def _energy(self, energy_mj: float | None) -> Figure:
+    def _energy(self, energy_mj: float | None, interval: Interval) -> Figure:
+        """What was measured; the profile's estimate where the board has no sensor, never where one fails."""
+        if energy_mj is None and self._config.sensors.power == "none":
+            profile = self._config.profile
+            seconds = interval.ended_s - interval.started_s
+            return estimated(profile.power, seconds, interval.busy_s, profile.name)
         if energy_mj is None:
             return Figure(None, "mJ")
         if self._config.sensors.simulated:

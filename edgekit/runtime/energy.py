@@ -10,6 +10,8 @@ from functools import partial
 from typing import TypeVar
 
 from edgekit.core.errors import BadInput
+from edgekit.core.figure import Figure
+from edgekit.core.profile import Power
 from edgekit.runtime.data import Data
 from edgekit.runtime.policy import StageCosts
 from edgekit.runtime.power import EnergyMeter, EnergyWindow, PowerSensor
@@ -60,6 +62,18 @@ def per_unit(window: EnergyWindow, units: float) -> EnergyPer:
             f"{MIN_WINDOW_S:g} s and {MIN_UPDATES} are needed",
         )
     return EnergyPer(window.energy_mj / units if units else None, None if units else "nothing was done")
+
+
+def estimated(power: Power, seconds: float, busy_s: float, profile: str) -> Figure:
+    """Energy of a stretch of time on a board without a sensor, in mJ, from its profile; unknown without its figures.
+
+    The board is taken to draw `idle_w`, and `busy_w` for as long as it was inside inferences.
+    """
+    idle_w, busy_w = power.idle_w.value, power.busy_w.value
+    if idle_w is None or busy_w is None:
+        return Figure(None, "mJ")
+    busy_s = min(busy_s, seconds)
+    return Figure(1e3 * (idle_w * (seconds - busy_s) + busy_w * busy_s), "mJ", "estimated", on=profile)
 
 
 def with_energy(costs: StageCosts, session: Session, data: Data, sensor: PowerSensor) -> StageCosts:

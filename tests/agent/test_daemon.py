@@ -440,9 +440,20 @@ def test_throttling_does_not_claim_to_cut_what_it_leaves(site: Site) -> None:
     assert (reported["policy"]["deadline_ms"], reported["why"]) == (40.0, None)
 
 
-def test_throttling_tightens_the_policy_is_told_and_ends(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_under_voltage_tightens_the_policy_too(site: Site) -> None:
+    chip = site.board.folder / "sysroot/sys/class/hwmon/hwmon3"
+    chip.mkdir(parents=True)
+    (chip / "name").write_text("rpi_volt\n")
+    (chip / "in0_lcrit_alarm").write_text("1\n")
+    site.board.write(policy={"kind": "budget", "budget": "80%"}, limits={"throttled_factor": 0.5})
+    site.board.start()
+    site.run(site.add(version=1), 1)
+    until(lambda: (r := site.server.last("reported")) and r["policy"] and r["policy"]["budget"] == "40%")
+    (told,) = site.server.events("condition")
+    assert (told["detail"]["what"], told["detail"]["on"]) == ("under-voltage", True)
+
+
+def test_throttling_tightens_the_policy_is_told_and_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "HEALTH_S", 0.1)
     monkeypatch.setattr(monitor, "CLEAR_S", 0.3)
     throttled = site.board.folder / "sysroot/sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -463,6 +474,12 @@ def test_throttling_tightens_the_policy_is_told_and_ends(
         (False, "budget 80%"),
     ]
     assert told[0]["detail"]["flags"] == ["throttled"]
+    conditions = until(lambda: len(found := site.server.events("condition")) == 2 and found)
+    assert [(entry["detail"]["what"], entry["detail"]["on"]) for entry in conditions] == [
+        ("throttled", True),
+        ("throttled", False),
+    ]
+    assert conditions[1]["detail"]["flags"] == ["throttled-has-happened"]
     policies = [record["policy"] for record in site.server.records() if record["throttled"]]
     assert "budget 40%" in policies
 
