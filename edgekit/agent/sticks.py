@@ -174,10 +174,11 @@ class Sticks:
 
 
 def _is_stick(folder: Path) -> bool:
+    inner = folder / _REPOSITORY
     try:
         return all(
             stat.S_ISDIR(os.lstat(path).st_mode)
-            for path in (folder, *(folder / _REPOSITORY / name for name in ("metadata", "targets")))
+            for path in (folder, inner, inner / "metadata", inner / "targets")
         )
     except OSError:
         return False
