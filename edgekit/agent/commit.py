@@ -107,7 +107,9 @@ class Committer:
             return None
         old = self._state.current.active
         beside = f", {old.label} stays ready" if old is not None else ""
-        around.says(f"{loaded.label} serves on trial{beside}")
+        said = f"{loaded.label} serves on trial{beside}"
+        log.info("%s, for %d requests or %g s", said, trial.live_requests, trial.live_seconds)
+        around.says(said)
         end = self._clock() + trial.live_seconds
         while True:
             around.check()
