@@ -72,7 +72,8 @@ def rotate(
         print_json({"role": role, **_facts(outcome)})
     else:
         done = not outcome.waiting
-        said = "has a new key" if done else "gets a new key once this is signed"
+        what = "a new key" if role != "root" or which else "new keys"
+        said = f"has {what}" if done else f"gets {what} once this is signed"
         console.print(Text(f"{role} {said}"), soft_wrap=True)
         _show(outcome, folder)
         if role in {"targets", "measure"} and done:
@@ -146,25 +147,24 @@ def refresh(
     The server does the online key's part by itself. What cannot be renewed here is said, with the key it wants. Ends
     with 1 when some of that has less than a third of its life left.
     """
-    from edgekit.repo.refresh import advance
+    from edgekit.repo.metadata import read_current
+    from edgekit.repo.refresh import advance, versions
     from edgekit.repo.refresh import refresh as renew
 
-    now = datetime.now(timezone.utc)
+    now, before = datetime.now(timezone.utc), versions(read_current(folder))
     if past:
         advance(folder, _versions(past), now, keys)
     found = renew(folder, now, keys)
-    versions = {
-        name: getattr(found.current, name).signed.version
-        for name in ("root", "targets", "snapshot", "timestamp")
-    }
+    after = versions(found.current)
+    renewed = {role: version for role, version in after.items() if version != before.get(role)}
     if as_json:
-        print_json({"renewed": dict(found.renewed), "versions": versions, "waiting": list(found.waiting)})
+        print_json({"renewed": renewed, "versions": after, "waiting": list(found.waiting)})
     else:
-        for role, version in found.renewed.items():
+        for role, version in renewed.items():
             console.print(f"{role} signed anew: version {version}")
-        if not found.renewed:
+        if not renewed:
             console.print(
-                "nothing was signed anew: " + ("nothing else is due" if found.waiting else "nothing is due")
+                "nothing was signed anew: nothing " + ("else is due" if found.waiting else "is due")
             )
         _show_waiting(found.waiting)
     if found.alarming:

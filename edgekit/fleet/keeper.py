@@ -28,7 +28,7 @@ from edgekit.fleet.rollout import create_refresh
 from edgekit.fleet.store import Store, open_store
 from edgekit.repo.metadata import MEASURE, Current, metadata_folder, read_current
 from edgekit.repo.publish import renew
-from edgekit.repo.refresh import advance
+from edgekit.repo.refresh import advance, versions
 from edgekit.repo.revoke import revoked_labels
 from edgekit.repo.status import expiry_problems
 
@@ -85,7 +85,7 @@ class Behind:
 
 def behind(current: Current, boards: Iterable[Board], steps: int, folder: Path) -> Behind:
     """Compare what is in force with what boards have seen. steps: how many versions may still be gone up today."""
-    in_force = _versions(current)
+    in_force = versions(current)
     ahead: dict[str, dict[int, list[str]]] = {}
     for board in boards:
         for role, version in board.seen.items():
@@ -106,17 +106,6 @@ def behind(current: Current, boards: Iterable[Board], steps: int, folder: Path) 
     if "root" in ahead:
         problems.append(_lost_root(ahead["root"], in_force["root"], folder))
     return Behind(past, tuple(problems))
-
-
-def _versions(current: Current) -> dict[str, int]:
-    found = {
-        "root": current.root.signed.version,
-        "timestamp": current.timestamp.signed.version,
-        "snapshot": current.snapshot.signed.version,
-        "targets": current.targets.signed.version,
-    }
-    named = current.snapshot.signed.meta.get(f"{MEASURE}.json")
-    return found | ({} if named is None else {MEASURE: named.version})
 
 
 def _too_far(role: str, claims: Mapping[int, list[str]], in_force: int, folder: Path) -> str:
@@ -227,9 +216,9 @@ class Keeper:
         steps = _steps(fact.get("advanced"), now)
         found = behind(current, boards, MAX_STEPS - steps["used"], folder)
         if found.past:
-            before = _versions(current)
+            before = versions(current)
             current = advance(folder, found.past, self._now())
-            after = _versions(current)
+            after = versions(current)
             steps["used"] += sum(after[role] - before[role] for role in found.past)
             steps["times"] += 1
             log.warning("repository: boards had seen newer versions: %s", _said(before, after, found.past))

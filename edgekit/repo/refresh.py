@@ -43,6 +43,13 @@ class Refreshed:
     alarming: bool = False
 
 
+def versions(current: Current) -> dict[str, int]:
+    """Each role's version in force; measure's as the snapshot names it, where it does."""
+    found: dict[str, int] = {role: getattr(current, role).signed.version for role in ROLES}
+    named = current.snapshot.signed.meta.get(f"{MEASURE}.json")
+    return found | ({} if named is None else {MEASURE: named.version})
+
+
 def left(current: Current, role: str, now: datetime) -> float:
     """The share of a role's life that is left: below 0 it has expired."""
     expires: datetime = getattr(current, role).signed.expires
@@ -72,13 +79,10 @@ def refresh(folder: Path, now: datetime, more: Sequence[Path] = ()) -> Refreshed
             except BadInput as err:
                 if str(err) not in lines:
                     lines.append(str(err))
-        renewed_now = {
-            role: getattr(current, role).signed.version
-            for role in ROLES
-            if getattr(current, role).signed.version != getattr(before, role).signed.version
-        }
+        was = versions(before)
+        anew = {role: version for role, version in versions(current).items() if version != was.get(role)}
         alarming = any(left(current, role, now) < 1 / 3 for role in ROLES)
-        return Refreshed(current, renewed_now, tuple(lines), alarming)
+        return Refreshed(current, anew, tuple(lines), alarming)
 
 
 def advance(folder: Path, past: Mapping[str, int], now: datetime, more: Sequence[Path] = ()) -> Current:

@@ -138,7 +138,8 @@ def test_refresh_ends_with_1_when_what_it_could_not_renew_is_near_its_end(
     assert "waits: targets wants the key targets" in said
     said = call(capsys, "repo", "refresh", tmp_path / "old", "--key", kept)[0]
     assert "targets signed anew: version 2" in said
-    call(capsys, "repo", "refresh", tmp_path / "old", "--past", "timestamp=120")
+    said = call(capsys, "repo", "refresh", tmp_path / "old", "--past", "timestamp=120")[0]
+    assert "timestamp signed anew: version 121" in said
     found = json.loads(call(capsys, "repo", "status", tmp_path / "old", "--json")[0])
     assert found["roles"]["timestamp"]["version"] == 121
 

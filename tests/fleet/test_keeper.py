@@ -29,6 +29,7 @@ from edgekit.repo.init import init
 from edgekit.repo.keys import read_key
 from edgekit.repo.metadata import key_file, read_current
 from edgekit.repo.publish import publish, renew
+from edgekit.repo.refresh import versions
 from edgekit.repo.revoke import with_revoked
 
 MakeBundle = Callable[..., Bundle]
@@ -71,7 +72,7 @@ class Server:
             self.says(connection, name, {"metadata": versions})
 
     def versions(self) -> dict[str, int]:
-        return keeper._versions(read_current(self.config.repository))
+        return versions(read_current(self.config.repository))
 
     def problems(self) -> list[str]:
         with self.context.store.read() as connection:
