@@ -7,6 +7,7 @@ import pytest
 from networks import NETWORKS, save
 
 from edgekit.cli.main import run
+from edgekit.cli.output import console
 from edgekit.core.profile import known_profiles, profile, profile_from
 from edgekit.core.resources import device_profile_files
 
@@ -15,7 +16,9 @@ Output = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    # Not by COLUMNS: whatever a console saw when it was made stays.
+    monkeypatch.setattr(console, "_width", 160)
+    monkeypatch.setattr(console, "_height", 50)
 
 
 @pytest.fixture
