@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+TBF = ("tbf", "burst", "16kb", "latency", "400ms")
 
 
 class Lines(Protocol):
@@ -62,7 +63,7 @@ def may_make_namespaces() -> str | None:
     try:
         run("ip", "netns", "add", name)
         run("ip", "-n", name, "link", "add", "x", "type", "veth", "peer", "name", "y")
-        run("tc", "-n", name, "qdisc", "add", "dev", "x", "root", "netem", "rate", "8mbit")
+        run("tc", "-n", name, "qdisc", "add", "dev", "x", "root", *TBF, "rate", "8mbit")
     except subprocess.CalledProcessError as err:
         return f"network namespaces cannot be made here: {err.stderr.strip()}"
     finally:
@@ -133,9 +134,14 @@ class Namespaces:
         return port
 
     def slow(self, rate: int, delay_s: float, loss: float) -> None:
+        bits = ("rate", f"{8 * rate}bit")
+        netem = ("netem", *bits, "delay", f"{delay_s * 1000:g}ms", "loss", f"{100 * loss:g}%")
         for name, device in self._ends():
-            netem = ("rate", f"{8 * rate}bit", "delay", f"{delay_s * 1000:g}ms", "loss", f"{100 * loss:g}%")
-            run("tc", "-n", name, "qdisc", "replace", "dev", device, "root", "netem", *netem)
+            shape = ("tc", "-n", name, "qdisc", "replace", "dev", device, "root")
+            try:
+                run(*shape, *netem)
+            except subprocess.CalledProcessError:  # a kernel without it: the rate alone
+                run(*shape, *TBF, *bits)
 
     def _ends(self) -> list[tuple[str, str]]:
         cables = [(f"{self.prefix}-server", f"to-{number}") for number in range(1, len(self.boards) + 1)]

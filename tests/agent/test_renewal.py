@@ -114,11 +114,7 @@ def test_each_renewal_has_a_new_key_and_is_signed_with_the_old_one(board: Board)
     (asked,) = board.asked
     csr = x509.load_pem_x509_csr(asked["csr"].encode())
     assert csr.public_key() != old.public_key()
-    assert (
-        asked["certificate"]
-        == board.maker.folder.joinpath(board.enrolled.name).read_text().partition("-----BEGIN CERT")[1]
-        + board.enrolled.read_text().partition("-----BEGIN CERT")[2]
-    )
+    assert asked["certificate"] in board.enrolled.read_text()
     key = old.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     key.verify(base64.b64decode(asked["signature"]), asked["csr"].encode(), ec.ECDSA(hashes.SHA256()))

@@ -9,24 +9,30 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+import urllib3
 from agents import free_port, until
 from bundles import null_bundle
 from lines import Lines, Namespaces, Proxies, may_make_namespaces
 from paho.mqtt.client import Client as Listener
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from edgekit.agent.identity import key_pem, new_key, request
 from edgekit.cli.demo.processes import Process, Processes
 from edgekit.cli.demo.steps import edgekit
 from edgekit.client import Client
 from edgekit.core.messages import decode
 from edgekit.core.schemas import OUTPUTS
+from edgekit.fleet.certificates import issue
 from edgekit.fleet.config import read_config
-from edgekit.fleet.tls import broker_context
+from edgekit.fleet.store import certificates, devices, open_store
+from edgekit.fleet.tls import authorities_of, broker_context
 
 jsonschema = pytest.importorskip("jsonschema")
 BOARDS = ("north", "south")
@@ -96,7 +102,14 @@ class Fleet:
         there = ("--server", self.url, "--token-file", self.folder / "server/api.token")
         return self.run(*arguments, *there, code=code)
 
-    def enroll(self, **changes: str) -> None:
+    def refused(self, *arguments: str | Path) -> str:
+        """What a command said that the user could have known better."""
+        there = ("--server", self.url, "--token-file", self.folder / "server/api.token")
+        done = subprocess.run(edgekit(*arguments, *there), capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    def enroll(self) -> None:
         """Both boards from one list, and what a person would change in their agent.toml."""
         (self.folder / "boards.csv").write_text(
             "name,profile,tags\n" + "".join(f"{name},raspberrypi5,field\n" for name in BOARDS)
@@ -183,16 +196,22 @@ class Fleet:
         self.processes.end_all()
 
 
-KINDS: dict[str, type[Namespaces | Proxies]] = {"proxy": Proxies, "namespaces": Namespaces}
-
-
-@pytest.fixture(params=KINDS)
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    if request.param == "namespaces" and (why := may_make_namespaces()):
+@contextmanager
+def lines_of(kind: str) -> Iterator[Lines]:
+    """namespaces: networks of their own. proxies: all on loopback. best: what this machine allows."""
+    why = may_make_namespaces() if kind != "proxies" else None
+    if kind == "namespaces" and why:
         pytest.skip(why)
-    with ExitStack() as stack:
-        lines = KINDS[request.param](BOARDS)
-        stack.callback(lines.close)
+    lines = Proxies(BOARDS) if kind == "proxies" or why else Namespaces(BOARDS)
+    try:
+        yield lines
+    finally:
+        lines.close()
+
+
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
+    with lines_of(request.param) as lines, ExitStack() as stack:
         made = Fleet(tmp_path, lines)
         stack.callback(made.close)
         yield made
@@ -262,6 +281,7 @@ def go_through_it(fleet: Fleet, padding: int, rate: int, dark_s: float) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("fleet", ["best"], indirect=True)
 def test_a_slow_line_that_is_cut_in_a_download_while_the_broker_restarts_costs_time_and_nothing_else(
     fleet: Fleet,
 ) -> None:
@@ -270,5 +290,66 @@ def test_a_slow_line_that_is_cut_in_a_download_while_the_broker_restarts_costs_t
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("fleet", ["namespaces", "proxies"], indirect=True)
 def test_the_same_on_a_line_so_slow_and_away_so_long_that_every_connection_is_given_up(fleet: Fleet) -> None:
     go_through_it(fleet, padding=4 * 2**20, rate=2**18, dark_s=20.0)
+
+
+def age(fleet: Fleet, name: str, days: float) -> float:
+    """Give a board a certificate that the server signed so many days ago; when it ends."""
+    config = read_config(fleet.folder / "fleet.toml")
+    now = datetime.now(timezone.utc)
+    address, key = f"demo/{name}", new_key()
+    then = now - timedelta(days=days)
+    issued = issue(authorities_of(config, now), request(key, address), address, then)
+    store = open_store(config.database_url)
+    with store.write() as connection:
+        device = connection.scalar(sa.select(devices.c.id).where(devices.c.name == name))
+        row = {"serial": issued.serial, "device": device, "expires": issued.expires}
+        connection.execute(sa.insert(certificates).values(row))
+    store.close()
+    folder = fleet.folder / "boards" / name
+    (folder / "board.key").write_bytes(key_pem(key))
+    (folder / "board.pem").write_text(issued.pem)
+    return issued.expires
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fleet", ["proxies"], indirect=True)
+def test_a_board_renews_its_certificate_by_itself_until_it_is_revoked_and_comes_back_when_enrolled_again(
+    fleet: Fleet,
+) -> None:
+    def said() -> dict[str, Any]:
+        """What the board last said about itself."""
+        return fleet.client.device("north")["info"] or {}
+
+    fleet.enroll()
+    ends = age(fleet, "north", 200)  # it was in a drawer for so long that its certificate has ended
+    fleet.start_agent("north")
+    fleet.wait("the board to be online", lambda: fleet.devices()["north"]["online"])
+    fleet.wait("its new certificate", lambda: said().get("certificate_expires", 0) > ends + 100 * 86_400)
+    assert said()["certificate_expires"] == fleet.devices()["north"]["certificate_expires"]
+
+    answer = fleet.ask("fleet", "revoke", "north")
+    jsonschema.validate(answer, OUTPUTS["fleet revoke"])
+    assert answer["broker_reloaded"]
+    log = fleet.agents["north"].log
+    fleet.wait("the broker to hang up", lambda: "connection to the broker is gone" in log.read_text())
+    revoked = fleet.devices()["north"]
+    assert (revoked["online"], revoked["revoked_at"] is None) == (False, False)
+    token = (fleet.folder / "boards/north/repo.token").read_text().strip()
+    http = urllib3.PoolManager(ca_certs=str(fleet.folder / "server/ca.pem"))
+    metadata = f"{fleet.url}/repo/metadata/timestamp.json"
+    assert http.request("GET", metadata, headers={"Authorization": f"Bearer {token}"}).status == 401
+    assert "nobody was revoked" in fleet.refused("fleet", "revoke", "south", "nobody")
+    assert fleet.devices()["south"]["revoked_at"] is None
+    assert fleet.processes.end(fleet.agents.pop("north")) == 0
+
+    boards = fleet.folder / "boards"
+    shutil.move(boards / "north", fleet.folder / "before")
+    again = ("fleet", "enroll", "north", "--profile", "raspberrypi5", "-o", boards / "north", "--again")
+    fleet.ask(*again)
+    shutil.move(fleet.folder / "before/state", boards / "north/state")  # what it knew it still knows
+    fleet.start_agent("north")
+    fleet.wait("the board to be back", lambda: fleet.devices()["north"]["online"])
+    assert fleet.devices()["north"]["revoked_at"] is None
