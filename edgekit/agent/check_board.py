@@ -23,6 +23,7 @@ from edgekit.core.bundle import open_bundle
 from edgekit.core.checks import parse_json
 from edgekit.core.errors import BadInput, EdgekitError
 from edgekit.core.manifest import Manifest
+from edgekit.core.trust import near_expiry
 from edgekit.runtime.detect import installed_version
 from edgekit.runtime.sysfs import text_or_none
 
@@ -32,10 +33,6 @@ PACKAGES = {
     "tflite-runtime": ("tflite-runtime",),
 }
 UNIT = "etc/systemd/system/edgekit-agent.service"
-_DAY_S = 86_400.0
-# Days left at which somebody should have renewed it: timestamps live 14 days and are renewed daily, the others a year.
-_DAYS_LEFT = {"timestamp": 4.6, "snapshot": 4.6}
-_OTHER_DAYS_LEFT = 30.0
 _WEARS = {
     "sync": "every write waits for the card and costs whole blocks",
     "strictatime": "every read writes to the card",
@@ -171,11 +168,10 @@ def _clock(config: Config, machine: Machine, state: State) -> Iterator[Problem]:
 
 def _metadata(machine: Machine, state: State) -> Iterator[Problem]:
     now = clock.trusted(machine.now(), state.good_time)
-    for role, expires in sorted(state.metadata_expires.items()) if now is not None else ():
-        left = (expires - (now or 0.0)) / _DAY_S
-        if left < _DAYS_LEFT.get(role, _OTHER_DAYS_LEFT):
+    for role, expires in sorted(state.metadata_expires.items()):
+        if now is not None and near_expiry(role, expires, now):
             day = time.strftime("%Y-%m-%d", time.gmtime(expires))
-            ends = "ended" if left <= 0 else "ends"
+            ends = "ended" if expires <= now else "ends"
             yield Problem(
                 "metadata",
                 f"the repository's {role} {ends} on {day}, after which no update is taken: the server renews it "

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.agent import clock
 from edgekit.agent.api import open_api
@@ -33,7 +33,6 @@ from edgekit.agent.notify import Guard, Watched, notifier
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
 from edgekit.agent.refresh import Refresh, Refresher
 from edgekit.agent.remote import Repository
-from edgekit.agent.renewal import Renewer, signer
 from edgekit.agent.restore import Committed
 from edgekit.agent.runner import Interval, Runner
 from edgekit.agent.serving import Server
@@ -66,6 +65,9 @@ from edgekit.runtime.energy import estimated
 from edgekit.runtime.health import Health, read_health
 from edgekit.runtime.measure import machine_name
 from edgekit.runtime.power import EnergyMeter, open_sensor
+
+if TYPE_CHECKING:
+    from edgekit.agent.renewal import Renewer
 
 log = logging.getLogger(__name__)
 FLUSH_S = 2.0  # what the end may take, all of it
@@ -301,6 +303,11 @@ class Agent:
         )
 
     def _make_renewer(self, identities: Identities) -> Renewer:
+        from edgekit.agent.renewal import (
+            Renewer,
+            signer,
+        )  # urllib3: only where there is a certificate to renew
+
         return Renewer(
             identities=identities,
             address=self._config.address,

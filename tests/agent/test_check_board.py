@@ -123,12 +123,12 @@ def test_a_clock_that_nobody_synchronizes(board: Board) -> None:
 
 @pytest.mark.parametrize(
     ("role", "days", "word"),
-    [("timestamp", 4, "ends"), ("snapshot", -1, "ended"), ("root", 29, "ends"), ("targets", 29, "ends")],
+    [("timestamp", 4, "ends"), ("snapshot", -1, "ended"), ("root", 121, "ends"), ("targets", 121, "ends")],
 )
 def test_metadata_that_somebody_should_have_renewed(board: Board, role: str, days: float, word: str) -> None:
     remember(board, metadata_expires={role: NOW + days * 86_400})
     assert f"the repository's {role} {word} on " in the_only(found(board), "metadata")
-    remember(board, metadata_expires={role: NOW + (days + 32) * 86_400})
+    remember(board, metadata_expires={role: NOW + (days + 12) * 86_400})
     assert found(board) == []
 
 
