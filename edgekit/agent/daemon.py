@@ -303,10 +303,8 @@ class Agent:
         )
 
     def _make_renewer(self, identities: Identities) -> Renewer:
-        from edgekit.agent.renewal import (
-            Renewer,
-            signer,
-        )  # urllib3: only where there is a certificate to renew
+        # It brings urllib3: only where there is a certificate to renew.
+        from edgekit.agent.renewal import Renewer, signer
 
         return Renewer(
             identities=identities,
