@@ -27,6 +27,7 @@ from edgekit.agent.slots import Slots
 from edgekit.agent.state import Job, State, StateFile
 from edgekit.agent.trial import TrialResult
 from edgekit.core.bundle import Bundle, open_bundle
+from edgekit.core.errors import WorldFailed
 from edgekit.core.messages import Event, JobEvent
 from edgekit.core.policy import PolicySpec
 from edgekit.core.target import Target, target_path
@@ -94,11 +95,13 @@ class MemoryRepository:
             for at in range(len(have), len(data), _CHUNK):
                 check()
                 if not self.up or (self.breaks_after is not None and at >= self.breaks_after):
-                    file.flush()
                     raise NetworkFailed("repository: broke off")
                 file.write(data[at : at + _CHUNK])
             file.flush()
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as err:
+                raise WorldFailed(f"{part}: could not be written: {err.strerror}") from err
 
 
 class FakeServer:
