@@ -102,7 +102,7 @@ def test_requests_of_callers_are_answered_through_a_trial_that_passes_and_one_th
 
     def client() -> None:
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
-        while not stop.is_set():
+        while not stop.wait(0.005):
             response, body = ask(connection, "POST", "/v2/models/toy/infer", question())
             answers.append((response.status, json.loads(body).get("parameters", {}).get("bundle", body)))
         connection.close()
