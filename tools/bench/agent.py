@@ -14,6 +14,7 @@ written    MB a day that reach the card at 1440 Records a day: acknowledged as t
            shortened), without a line to the broker, and with one over which nobody answers (the outbox alone, on a
            clock that is put forward). The state folder is an ext4 of 4 KiB blocks in a file, synced after every Record,
            and the blocks are counted that it wrote (that needs root: without, what the system says of the process).
+           floor: of 900 bytes a minute in a plain file.
 """
 
 from __future__ import annotations
@@ -415,6 +416,23 @@ def outbox_writes(folder: Path, card: Card | None, records: int, answers_after: 
     return round((after - before) / records * DAY / 1e6, 1)
 
 
+def floor_writes(folder: Path, card: Card | None, records: int) -> float | None:
+    """MB a day of 900 bytes a minute, written over the same place of a file and synced: what no file can go below."""
+    if card is None:
+        return None
+    descriptor = os.open(folder / "floor", os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(descriptor, bytes(900))
+    os.fsync(descriptor)
+    card.sync()
+    before = card.written
+    for record in range(records):
+        os.pwrite(descriptor, record.to_bytes(900, "little"), 0)
+        os.fdatasync(descriptor)
+        card.sync()
+    os.close(descriptor)
+    return round((card.written - before) / records * DAY / 1e6, 1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
@@ -453,6 +471,7 @@ def main() -> int:
                 "counted": real["counted"],
                 "agent_acknowledged": round(real["mb"] / real["records"] * DAY, 2),
                 "agent_records": real["records"],
+                "floor": floor_writes(place, counted, records),
                 "outbox_no_line": outbox_writes(place / "off", counted, records, answers_after=0),
                 "outbox_no_answer": outbox_writes(place / "mute", counted, records, answers_after=0),
                 "outbox_answers_hourly": outbox_writes(place / "late", counted, records, answers_after=60),
