@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from edgekit.agent.renewal import Renewer
 
 log = logging.getLogger(__name__)
-FLUSH_S = 2.0  # what the end may take, all of it
+FLUSH_S = 1.6  # what the end may take, all of it; the interpreter needs a moment after it
 _STOP_S = 0.4
 _INSTALL_S = 1800.0  # thousands of small files on a slow card
 # How long a thread may be busy without a sign of life: a name that is not resolved; a large model opened. The monitor

@@ -129,12 +129,16 @@ class Worker(Loop):
 
     def report_again(self) -> None:
         """Report the ends of jobs that have not reached the outbox yet, in their order."""
-        with self._saving:
+        if not self._saving.acquire(blocking=False):
+            return  # a transition is on its way to a disk that may take its time; this is called again
+        try:
             while (owed := self._state.current.owed) and self._report(owed[0]):
                 self._state.note(owed=owed[1:])
             job = self._state.current.job
             if job is not None and job.ended and not job.reported and self._report(job):
                 self._state.note(job=replace(job, reported=True))
+        finally:
+            self._saving.release()
 
     def _owing(self, job: Job) -> tuple[Job, ...]:
         return (*self._state.current.owed, job)[-_MAX_OWED:]

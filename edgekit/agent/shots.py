@@ -106,10 +106,14 @@ class Shots(Loop):
 
     def report_again(self) -> None:
         """Report ends that have not reached the outbox yet."""
-        with self._saving:
+        if not self._saving.acquire(blocking=False):
+            return  # a transition is on its way to a disk that may take its time; this is called again
+        try:
             for job in self._state.current.shots:
                 if job.ended and not job.reported:
                     self._tell(job)
+        finally:
+            self._saving.release()
 
     # --- the thread ----------------------------------------------------------------------------------------------
 

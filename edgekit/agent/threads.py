@@ -37,12 +37,14 @@ class Loop(threading.Thread):
         self.pulse = Pulse()
 
     def stop(self, timeout_s: float) -> None:
-        """Have it end where it stands, and wait for that."""
-        with self._wake:
-            self._stopping = True
+        """Have it end where it stands, and wait for that; no longer, though a hung disk may hold what it waits on."""
+        end = time.monotonic() + timeout_s
+        self._stopping = True
+        if self._wake.acquire(timeout=timeout_s):
             self._wake.notify_all()
+            self._wake.release()
         if self.is_alive():
-            self.join(timeout_s)
+            self.join(max(0.0, end - time.monotonic()))
 
     def poke(self) -> None:
         """Have it show that it gets on, if it can; never waits."""

@@ -9,7 +9,8 @@ import pwd
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from edgekit.core.stopping import call_on_signal
 if TYPE_CHECKING:
     from edgekit.agent.config import Config
 
+_LAST_S = 1.9  # after a signal: what the agent's own end takes, and a little
 _CONFIG = click.option(
     "--config",
     "config_path",
@@ -139,14 +141,15 @@ def command(ctx: click.Context, config_path: Path | None, as_json: bool, verbose
     answers_on_stdout = any(sink.kind == "stdout" for sink in config.sinks)
     if answers_on_stdout and as_json:
         raise BadInput(f"--json and the sink stdout of {config.path} both want standard output: choose one")
-    log = logging.getLogger("edgekit.agent")
+    log, ended = logging.getLogger("edgekit.agent"), threading.Event()
     for key in config.unknown:
         log.warning("%s: %s is not known to this version, ignored", config.path, key)
     try:
         agent = Agent(config, __version__)
         fields["boot_id"] = agent.boot_id
-        call_on_signal(agent.stop, signal.SIGTERM, signal.SIGINT)
+        call_on_signal(lambda: _end(agent.stop, ended), signal.SIGTERM, signal.SIGINT)
         summary = agent.run()
+        ended.set()
     except EdgekitError as err:
         if not config.log.as_json:
             raise
@@ -188,6 +191,15 @@ def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> int:
     elif not found:
         console.print("nothing wrong")
     return exit_code(found)
+
+
+def _end(stop: Callable[[], None], ended: threading.Event) -> None:
+    """Have the agent end; where a hung disk or library keeps it, end it as a power cut would, which harms nothing."""
+    stop()
+    if not ended.wait(_LAST_S):
+        sys.stderr.write("edgekit: something hangs (the disk?), ended without a goodbye\n")
+        sys.stderr.flush()
+        os._exit(WorldFailed.exit_code)
 
 
 _ROOT = click.option(
