@@ -189,6 +189,27 @@ def test_a_file_changed_on_the_server_is_refused_as_tampered(site: Site) -> None
     assert site.processes.end(agent) == 0
 
 
+def test_a_board_stops_what_is_revoked_at_once_and_follows_every_change_of_keys(site: Site) -> None:
+    agent = site.start_agent()
+    for version in (1, 2):
+        site.push(version, wait_s=WAIT_S)
+    repository = site.folder / "repository"
+    for role in ("online", "targets", "root"):
+        call("repo", "rotate", repository, role)
+    there = ("--server", site.address, "--token-file", site.token)
+    call("repo", "revoke", "toy/2", *there, "--key", repository / "keys/targets.pem")
+    site.wait("the board to go back", lambda: site.device()["bundle"] == "toy/1", [agent])
+    looked = next(job for job in site.client.jobs() if job["action"] == "refresh")
+    site.wait("the end of the look", lambda: ended(site, looked["job_id"]), [agent])
+    assert site.client.job(looked["job_id"])["devices"]["pi5"]["state"] == "done"
+    assert site.push(3, wait_s=WAIT_S)["devices"]["pi5"]["state"] == "active"
+    seen = site.client.device("pi5")["info"]["metadata"]
+    versions = {role: facts["version"] for role, facts in site.client.repository()["roles"].items()}
+    assert {role: seen[role] for role in versions} == versions
+    assert versions["root"] == 4
+    assert site.processes.end(agent) == 0
+
+
 def test_a_bundle_whose_golden_cases_fail_never_serves(site: Site) -> None:
     agent = site.start_agent()
     site.push(1, wait_s=WAIT_S)
