@@ -106,7 +106,7 @@ def configure(path: Path, images: Path) -> None:
     path.write_text(
         "\n[".join(kept).rstrip()
         + '\n\n[telemetry]\ninterval_s = 1\nack = "server"\n'
-        + f'\n[source]\nkind = "folder"\npath = "{images}"\nloop = true\nrate_hz = 4\n'
+        + f'\n[source]\nkind = "folder"\npath = "{images}"\nloop = true\nrate_hz = 2\n'
         + '\n[[sink]]\nkind = "file"\npath = "answers.jsonl"\nmax_mb = 64\noutputs = true\n'
         + "\n[trial]\nrequests = 10\nseconds = 2\nlive_requests = 10\nlive_seconds = 5\n"
     )
