@@ -242,6 +242,19 @@ def test_changes_of_different_keys_wait_one_upon_the_other(
     assert board.versions()["root"] == 3
 
 
+def test_what_a_kill_left_of_a_proposal_does_not_follow_the_next_one(
+    repository: Path, board: BoardClient, elsewhere: list[Path]
+) -> None:
+    key_file(repository, "targets").unlink()
+    rotate(repository, "targets", NOW)
+    pending_file(repository, 2).unlink()  # it is written last
+    assert status(repository, NOW)["pending"] == []
+    rotate(repository, "online", NOW)
+    assert sign_here(repository, *elsewhere).enforced == (2,)
+    assert status(repository, NOW)["pending"] == []
+    assert board.versions()["root"] == 2
+
+
 def test_what_waits_is_thrown_away_with_the_keys_drawn_for_it(
     repository: Path, board: BoardClient, elsewhere: list[Path]
 ) -> None:
