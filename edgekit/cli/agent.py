@@ -222,6 +222,7 @@ _UNIT_FILE = Path("/etc/systemd/system/edgekit-agent.service")
 )
 @click.option("--memory-high", default="60%", show_default=True, help="Above this it is slowed down.")
 @click.option("--memory-max", default="75%", show_default=True, help="What takes more is ended.")
+@_JSON
 @click.pass_context
 def unit(
     ctx: click.Context,
@@ -231,6 +232,7 @@ def unit(
     plain: bool,
     memory_high: str,
     memory_max: str,
+    as_json: bool,
 ) -> None:
     """Print the systemd unit of this board's agent: what it may touch follows from its config."""
     from edgekit.agent import unit as units
@@ -238,7 +240,11 @@ def unit(
     chosen = None if plain else _root(root)
     config, start = _start(ctx, config_path, chosen)
     service = units.Service(start, user, chosen, memory_high, memory_max)
-    sys.stdout.write(units.unit(config, service))
+    text = units.unit(config, service)
+    if as_json:
+        print_json({"unit": text})
+    else:
+        sys.stdout.write(text)
 
 
 @command.command("set-up", epilog="Example:  edgekit agent set-up --config /etc/edgekit/agent.toml --systemd")
@@ -246,8 +252,16 @@ def unit(
 @_ROOT
 @_USER
 @click.option("--systemd", is_flag=True, help=f"Write {_UNIT_FILE} as well; systemctl is yours to call.")
+@_JSON
 @click.pass_context
-def set_up(ctx: click.Context, config_path: Path | None, root: Path | None, user: str, systemd: bool) -> None:
+def set_up(
+    ctx: click.Context,
+    config_path: Path | None,
+    root: Path | None,
+    user: str,
+    systemd: bool,
+    as_json: bool,
+) -> None:
     """Make the supervisor that keeps the agent running and tries its updates.
 
     The edgekit that runs this command becomes the board's first environment, and the one it falls back to: leave it
@@ -259,15 +273,19 @@ def set_up(ctx: click.Context, config_path: Path | None, root: Path | None, user
     chosen = _root(root)
     config, start = _start(ctx, config_path, chosen)
     make(chosen)
-    console.print(f"supervisor: {chosen}", soft_wrap=True, markup=False)
     if os.geteuid() == 0:
         _give_to(user, chosen)
-    if not systemd:
-        console.print(f"start it with: {shlex.join(start)}", soft_wrap=True, markup=False)
+    if systemd:
+        write_atomic(_UNIT_FILE, units.unit(config, units.Service(start, user, chosen)).encode())
+    if as_json:
+        written = str(_UNIT_FILE) if systemd else None
+        print_json({"supervisor": str(chosen), "start": list(start), "unit": written})
         return
-    write_atomic(_UNIT_FILE, units.unit(config, units.Service(start, user, chosen)).encode())
-    console.print(f"unit: {_UNIT_FILE}", soft_wrap=True, markup=False)
-    console.print("start it with: systemctl daemon-reload && systemctl enable --now edgekit-agent")
+    console.print(f"supervisor: {chosen}", soft_wrap=True, markup=False)
+    if systemd:
+        console.print(f"unit: {_UNIT_FILE}", soft_wrap=True, markup=False)
+    by_hand = "systemctl daemon-reload && systemctl enable --now edgekit-agent"
+    console.print(f"start it with: {by_hand if systemd else shlex.join(start)}", soft_wrap=True, markup=False)
 
 
 def _root(given: Path | None) -> Path:

@@ -313,6 +313,11 @@ OUTPUTS: Mapping[str, Schema] = {
         targets=rows(TARGET),
         measure=MEASURE_OR_NULL,
     ),
+    "agent set-up": output(supervisor=TEXT, start=rows(TEXT), unit=TEXT_OR_NULL),
+    "agent unit": output(unit=TEXT),
+    "repo environment": output(
+        environment=TEXT, name=TEXT, version=COUNT, content_id=TEXT, wheels=rows(table(name=TEXT))
+    ),
     "repo revoke": output(target=TEXT, revoked=FLAG, targets_version=COUNT),
     "repo rotate": output(role=TEXT, **SIGNED_ROOT),
     "repo sign": {
