@@ -72,13 +72,24 @@ def edgekit(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", code, *(str(argument) for argument in arguments)]
 
 
-def call(*arguments: str | Path) -> dict[str, Any]:
-    """Run a verb with --json to its end. Raises WorldFailed with its own line when it fails."""
-    done = subprocess.run(edgekit(*arguments, "--json"), capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1) or not done.stdout.strip():
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise WorldFailed(f"demo: edgekit {arguments[0]} ended with code {done.returncode}: {said[-1]}")
-    answer: dict[str, Any] = json.loads(done.stdout)
+def call(*arguments: str | Path, running: list[subprocess.Popen[str]] | None = None) -> dict[str, Any]:
+    """Run a verb with --json to its end. Raises WorldFailed with its own line when it fails.
+
+    running: the process is put there, for others to end it.
+    """
+    command = edgekit(*arguments, "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if running is not None:
+            running.append(process)
+        try:
+            out, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode not in (0, 1) or not out.strip():
+        said = errors.strip().splitlines() or ["it said nothing"]
+        raise WorldFailed(f"demo: edgekit {arguments[0]} ended with code {process.returncode}: {said[-1]}")
+    answer: dict[str, Any] = json.loads(out)
     return answer
 
 
@@ -117,6 +128,7 @@ def convert_all(demo: Demo) -> dict[str, Any]:
     model = demo.folder / "model.onnx"
     model.write_bytes(demo_model_file().read_bytes())
     demo.bundles.mkdir()
+    running: list[subprocess.Popen[str]] = []
 
     def convert(board: SimulatedBoard) -> dict[str, Any]:
         demo.say(f"convert for {board.profile}")
@@ -134,12 +146,18 @@ def convert_all(demo: Demo) -> dict[str, Any]:
             ),
             *("--calib", demo.folder / "calib.npz", "--val", demo.folder / "val.npz", *judged),
             *("-o", demo.bundles / f"{board.name}.edge", "--report", demo.bundles / f"{board.name}.html"),
+            running=running,
         )
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return {
-            board.profile: answer for board, answer in zip(BOARDS, pool.map(convert, BOARDS), strict=True)
-        }
+        try:
+            answers = list(pool.map(convert, BOARDS))
+        except BaseException:  # Ctrl-C as well: nobody waits for conversions that nobody wants any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
+    return {board.profile: answer for board, answer in zip(BOARDS, answers, strict=True)}
 
 
 def start_server(demo: Demo) -> tuple[Client, str]:
