@@ -25,7 +25,7 @@ from edgekit.fleet.tls import WEB, web_context
 log = logging.getLogger("edgekit.fleet.web")
 
 _CLOSE_S = 2
-_LOOK_EVERY = 100  # of the server's ticks of 0.1 s: whether its certificate was renewed
+_LOOK_EVERY = 10  # of the server's ticks of 0.1 s: whether its certificate was renewed
 
 
 def run_web(config: FleetConfig, listener: socket.socket, url: str, stop: threading.Event) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from edgekit.cli.fleet import folder as folder_module
 from edgekit.cli.fleet.folder import SECRETS, TOKEN
-from edgekit.client import Client
+from edgekit.client import Client, Conflict
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.profile import known_profiles
 
@@ -127,3 +127,108 @@ def test_a_profile_nobody_knows_is_refused_with_those_that_are(tmp_path: Path, a
         assert name in str(done.exception)
     assert answers == []
     assert run(tmp_path / "new", "--profile", "host").exit_code == 0
+
+
+# --- many ---
+
+
+def run_list(folder: Path, text: str, *more: str) -> Result:
+    (folder / "boards.csv").write_text(text)
+    arguments = ["--csv", str(folder / "boards.csv"), "-o", str(folder / "boards"), "--server", NOBODY, *more]
+    return CliRunner().invoke(verb.enroll, arguments, env={"EDGEKIT_TOKEN": "x"}, standalone_mode=False)
+
+
+LIST = "name,profile,tags\npi5-a,raspberrypi5,site-a lab\n\npi5-b,,site-b;lab\npi5-c\n"
+
+
+def test_a_list_is_read_line_by_line_with_or_without_its_head(tmp_path: Path) -> None:
+    wanted = [
+        verb.Row("pi5-a", "raspberrypi5", ("site-a", "lab")),
+        verb.Row("pi5-b", None, ("site-b", "lab")),
+        verb.Row("pi5-c", None, ()),
+    ]
+    for text in (LIST, LIST.partition("\n")[2], "\ufeff" + LIST.replace("\n", "\r\n")):
+        (tmp_path / "list.csv").write_text(text, encoding="utf-8", newline="")
+        assert verb.read_list(tmp_path / "list.csv") == wanted
+
+
+def test_a_list_with_anything_wrong_enrolls_nobody_and_says_every_line(
+    tmp_path: Path, answers: list[str]
+) -> None:
+    text = "good\nbad name\nx,nosuch\ngood\ny,,not/a/tag\nz,raspberrypi5,a,b\n"
+    done = run_list(tmp_path, text)
+    assert isinstance(done.exception, BadInput)
+    said = str(done.exception)
+    assert "nobody was enrolled" in said
+    for number in (2, 3, 4, 5, 6):
+        assert f"line {number}: " in said
+    assert "line 1" not in said
+    assert (answers, (tmp_path / "boards").exists()) == ([], False)
+    for text in ("", "name,profile,tags\n"):
+        assert isinstance(run_list(tmp_path, text).exception, BadInput)
+
+
+def test_a_list_goes_on_after_a_refusal_and_the_same_command_does_what_is_left(
+    tmp_path: Path, answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"pi5-b"}
+
+    def enroll(_client: Client, name: str, *_: object, **__: object) -> dict[str, Any]:
+        answers.append(name)
+        if name in known:
+            raise Conflict(f"a board called {name!r} is enrolled already")
+        return ANSWER | {"name": name}
+
+    monkeypatch.setattr(Client, "enroll", enroll)
+    done = run_list(tmp_path, LIST)
+    assert done.return_value == 1
+    assert "pi5-b: a board called 'pi5-b' is enrolled already" in done.output
+    assert "2 enrolled, 0 were already, 1 failed" in done.output
+    assert {path.name for path in (tmp_path / "boards").iterdir()} == {"pi5-a", "pi5-c"}
+    known.clear()
+    answers.clear()
+    key = (tmp_path / "boards/pi5-a/board.key").read_bytes()
+    done = run_list(tmp_path, LIST, "--again")
+    assert (done.return_value, answers) == (0, ["pi5-b"])
+    assert "1 enrolled, 2 were already, 0 failed" in done.output
+    assert (tmp_path / "boards/pi5-a/board.key").read_bytes() == key
+    assert len({path.read_bytes() for path in tmp_path.glob("boards/*/board.key")}) == 3
+
+
+def test_a_list_stops_where_the_server_is_gone(
+    tmp_path: Path, answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enroll(_client: Client, name: str, *_: object, **__: object) -> dict[str, Any]:
+        answers.append(name)
+        if name == "pi5-b":
+            raise WorldFailed("no answer")
+        return ANSWER | {"name": name}
+
+    monkeypatch.setattr(Client, "enroll", enroll)
+    done = run_list(tmp_path, LIST)
+    assert (done.return_value, answers) == (3, ["pi5-a", "pi5-b"])
+    assert "1 failed, 1 not tried" in done.output
+
+
+@pytest.mark.parametrize("more", [("pi5-a",), ("--profile", "host"), ("--tag", "x")])
+def test_a_list_and_a_single_board_are_not_mixed(
+    tmp_path: Path, answers: list[str], more: tuple[str, ...]
+) -> None:
+    assert isinstance(run_list(tmp_path, LIST, *more).exception, BadInput)
+    assert answers == []
+
+
+def test_the_authority_beside_the_token_file_is_used_unless_another_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+    monkeypatch.setattr(Client, "fleet", lambda client: seen.append(client.ca) or {"certificates": False})
+    monkeypatch.setattr(Client, "enroll", lambda *_, **__: ANSWER)
+    (tmp_path / "api.token").write_text("x\n")
+    token = ("--token-file", str(tmp_path / "api.token"))
+    assert run(tmp_path / "1", *token).exit_code == 0
+    (tmp_path / "ca.pem").touch()
+    assert run(tmp_path / "2", *token).exit_code == 0
+    assert run(tmp_path / "3", *token, "--ca", "other.pem").exit_code == 0
+    assert run(tmp_path / "4").exit_code == 0
+    assert seen == [None, tmp_path / "ca.pem", Path("other.pem"), None]
