@@ -45,7 +45,7 @@ class Site:
         )
         config = self.board / "agent.toml"
         text = config.read_text().replace("interval_s = 60", "interval_s = 1")
-        config.write_text(f"{text}\n[trial]\nseconds = 1\nlive_seconds = 1\n")
+        config.write_text(f"{text}\n[trial]\nseconds = 1\nlive_seconds = 1\n[update]\njitter_s = 0\n")
 
     @property
     def state_dir(self) -> Path:
@@ -115,12 +115,11 @@ def test_an_agent_killed_during_an_install_comes_back_and_finishes(site: Site) -
     assert state["active"]["label"] == "toy/1"
 
     agent = site.start_agent()
-    site.wait("version 2", lambda: site.device()["bundle"] == "toy/2", [agent])
     job = site.client.jobs()[0]
     assert job["target"] == "toy/2"
-    assert {name: board["state"] for name, board in site.client.job(job["job_id"])["devices"].items()} == {
-        "pi5": "active"
-    }
+    site.wait("the end of the job", lambda: ended(site, job["job_id"]), [agent])
+    assert site.client.job(job["job_id"])["devices"]["pi5"]["state"] == "active"
+    site.wait("version 2", lambda: site.device()["bundle"] == "toy/2", [agent])
     assert not installing(site)
     assert site.processes.end(agent) == 0
 
