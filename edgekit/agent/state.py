@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -202,6 +204,20 @@ def _unknown(kind: type[Job | State], data: Mapping[str, Any]) -> Mapping[str, A
     return {key: value for key, value in data.items() if key not in known}
 
 
+def _set_aside(path: Path) -> None:
+    """What is no file, and no link to one, cannot be replaced by one: it gives up the name."""
+    if path.is_file() or not os.path.lexists(path):
+        return
+    aside = path.with_name(f"{path.name}.damaged")
+    log.error("%s is no file: set aside as %s", path, aside.name)
+    try:
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        path.replace(aside)
+    except OSError as err:
+        log.error("%s: could not be set aside: %s", path, err.strerror)  # noqa: TRY400  (the line says it all)
+
+
 class StateFile:
     """The state in memory and on disk. Safe from several threads; a reader takes `current` once and keeps it."""
 
@@ -214,6 +230,7 @@ class StateFile:
         self._lock = threading.Lock()
         self._unsaved = False
         self.repaired: str | None = None
+        _set_aside(path)
         try:
             self.current = State.parse(checks.parse_json(path.read_bytes(), str(path)), str(path))
         except FileNotFoundError:
