@@ -225,7 +225,8 @@ def _boards_with(connection: sa.Connection, label: str) -> list[Device]:
     for device in known_devices(connection):
         info = said[device.id]
         runs = device.running is not None and f"{device.running.name}/{device.running.version}" == label
-        if info is None or runs or label in info.get("slots", ()) or wanted.get(device.id) == label:
+        has = info is None or label in (*info.get("slots", ()), info.get("environment"))
+        if has or runs or wanted.get(device.id) == label:
             found.append(device)
     return found
 

@@ -265,6 +265,7 @@ def test_boards_that_may_run_what_was_revoked_are_told_to_look_once(
         server.add(make_bundle(version=version))
     server.enroll("runs", slots=["toy/2", "toy/1"])
     server.enroll("other", slots=["toy/1"])
+    server.enroll("environment", environment="toy/2")  # of its agent
     server.enroll("silent")
     with server.context.store.write() as connection:
         connection.execute(sa.update(db.devices).where(db.devices.c.name == "silent").values(info=None))
@@ -272,7 +273,7 @@ def test_boards_that_may_run_what_was_revoked_are_told_to_look_once(
     assert shots(server) == []
     server.revoke("toy/2")
     server.keeper.look(server.ticks)  # at once: it sees that something was published
-    told = [("runs", "refresh", "toy/2"), ("silent", "refresh", "toy/2")]
+    told = [("environment", "refresh", "toy/2"), ("runs", "refresh", "toy/2"), ("silent", "refresh", "toy/2")]
     assert sorted(shots(server)) == told
     server.look(10)
     Keeper(server.config, lambda: server.time).look()
