@@ -3,7 +3,7 @@
 One file for a bare Python: it is copied out when a board is set up (`edgekit agent set-up`) and never updated in place,
 so it imports nothing but the standard library and changes as rarely as the files below. It installs nothing.
 
-    python3 supervisor.py ROOT [options] -- agent --config FILE
+    python3 supervisor.py ROOT [options] -- agent --config FILE       (with its whole path)
 
     ROOT/environments/ID/environment.json  says what `python -m` starts there: entry, and python where not bin/python
     ROOT/state.json      ours: current, previous, trial {id, job, starts}, last {id, job, passed, reason, detail}
@@ -92,7 +92,7 @@ def command(root: Path, name: object) -> list[str] | None:
     entry, python = manifest.get("entry"), manifest.get("python", "bin/python")
     if not isinstance(entry, str) or not isinstance(python, str) or not os.access(folder / python, os.X_OK):
         return None
-    return [str(folder / python), "-m", entry]
+    return [str(folder / python), "-I", "-m", entry]  # -I: nothing from the current folder or PYTHONPATH gets in
 
 
 def load(root: Path) -> dict[str, Any]:
@@ -271,6 +271,7 @@ class Supervisor:
             child = subprocess.Popen(
                 [*start, *self.arguments],
                 env={**os.environ, **extra},
+                cwd=self.root,
                 preexec_fn=lambda: library.prctl(_DEATH_SIGNAL, signal.SIGKILL),  # noqa: PLW1509  (one thread here)
                 pass_fds=(self.lock,),
             )

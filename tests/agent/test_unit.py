@@ -141,7 +141,7 @@ def test_set_up_makes_what_the_supervisor_starts(
     said = " ".join(capsys.readouterr().out.split())
     assert f"{root}/{PROGRAM} {root} -- agent --config {config.path}" in said
     assert (root / PROGRAM).read_bytes() == Path(supervisor.__file__).read_bytes()
-    assert supervisor.command(root, FIRST) == [sys.executable, "-m", "edgekit"]
+    assert supervisor.command(root, FIRST) == [sys.executable, "-I", "-m", "edgekit"]
     (root / PROGRAM).write_text("old")
     (root / "state.json").write_text("{}")
     set_up(root)
