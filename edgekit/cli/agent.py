@@ -302,7 +302,7 @@ def _start(ctx: click.Context, path: Path | None, root: Path | None) -> tuple[Co
     if path is None and ctx.parent is not None:
         path = ctx.parent.params.get("config_path")
     config = load_config(_given(path, ctx))
-    return config, start_command(root, config.path.absolute())
+    return config, start_command(root, config.path.resolve())
 
 
 def _give_to(user: str, root: Path) -> None:
