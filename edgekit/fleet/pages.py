@@ -302,7 +302,8 @@ def _board_head(found: dict[str, Any], now: float) -> None:
     online, energy, latency = found["online"], found["energy_mj"], found["latency_ms"]
     with ui.row().classes("items-baseline gap-3 w-full"):
         ui.label(found["name"]).classes("text-xl font-semibold")
-        ui.label("online" if online else "offline").classes("ek-good" if online else "ek-bad")
+        state = "revoked" if found["revoked_at"] else "online" if online else "offline"
+        ui.label(state).classes("ek-good" if online else "ek-bad")
         ui.label(f"last seen {shown.ago(found['last_seen'], now)}").classes("ek-dim")
         ui.label(" · ".join([found["profile"] or "profile unknown", *found["tags"]])).classes("ek-dim")
     if found["why"]:

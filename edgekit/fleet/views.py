@@ -85,7 +85,8 @@ def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAUL
     return {
         "window_s": window_s,
         "boards": {
-            "enrolled": len(devices),
+            "enrolled": sum(device.revoked_at is None for device in devices),
+            "revoked": sum(device.revoked_at is not None for device in devices),
             "online": sum(_is_online(d, intervals[d.id], now) for d in devices),
         },
         **summary(records),

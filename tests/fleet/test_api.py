@@ -377,7 +377,11 @@ def test_a_job_is_made_for_a_published_target_alone(
 def test_the_status_speaks_of_fleet_ingest_and_repository(context: Context, web: TestClient) -> None:
     enroll(web)
     found = web.get(f"{V1}/status").json()
-    assert (found["v"], found["fleet"], found["boards"]) == (1, "demo", {"enrolled": 1, "online": 0})
+    assert (found["v"], found["fleet"], found["boards"]) == (
+        1,
+        "demo",
+        {"enrolled": 1, "revoked": 0, "online": 0},
+    )
     assert found["ingest"] is None
     assert found["repository"]["problems"] == []
     assert found["energy_mj"]["mean"] is None

@@ -125,6 +125,8 @@ def test_who_is_revoked_gets_no_file_no_certificate_and_no_job_and_is_shown_as_s
     assert web.post("/certificate", json=body, headers=own).status_code == 401
     (row,) = web.get("/api/v1/devices").json()["devices"]
     assert (row["revoked_at"], row["online"]) == (answer["revoked_at"], False)
+    boards = web.get("/api/v1/status").json()["boards"]
+    assert (boards["enrolled"], boards["revoked"]) == (0, 1)
     assert web.post("/api/v1/devices/nobody/revoke", json={}).status_code == 404
     refused = enroll(web, "pi5", request(key, "demo/pi5"))
     assert (refused.status_code, "--again" in refused.json()["error"]) == (409, True)

@@ -313,7 +313,7 @@ def test_the_fleet_verbs_show_what_boards_sent(site: Site, board: FakeBoard) -> 
     found = site.run("fleet", "status")
     assert (found["v"], found["boards"], found["ingest"]["connected"]) == (
         1,
-        {"enrolled": 1, "online": 1},
+        {"enrolled": 1, "revoked": 0, "online": 1},
         True,
     )
     devices = site.run("fleet", "devices")["devices"]
