@@ -45,6 +45,7 @@ from tuf.api.metadata import (
 
 from edgekit.agent.config import load_config
 from edgekit.agent.daemon import Agent, Summary
+from edgekit.agent.volatile import Volatile
 from edgekit.core import messages
 from edgekit.core.bundle import open_bundle
 from edgekit.core.candidates import pack_candidates, target_of_candidates, unpack_candidates
@@ -505,6 +506,9 @@ class Board:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+        left = Volatile(self.folder / "state/outbox.db")  # what a killed agent could not send
+        left.clear()
+        left.close()
 
 
 @dataclass

@@ -5,8 +5,8 @@ One sequence of numbers per start of the agent runs over all of them. What may b
 - Events and job events are on disk (fsync) before they are sent.
 - Records are on disk at once while no acknowledgements come, but not more than one commit every LINGER_S. While they
   come, a Record waits in memory for its own, LINGER_S at most: nearly all are confirmed before, and are never written.
-  A power cut or SIGKILL costs those of these last seconds that had not got through. No number is used for two things:
-  each start draws its own boot_id.
+  A power cut costs those of these last seconds that had not got through; the end of the process does not, they wait in
+  memory that outlives it. No number is used for two things: each start draws its own boot_id.
 - The files are held to a size in bytes. What goes over it costs the oldest telemetry first and job events last, and
   is counted.
 - A disk that takes nothing costs Records and Events beyond those that memory holds; job events are refused: their maker
@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.agent.volatile import Volatile
 from edgekit.core.errors import one_line
 from edgekit.core.files import sync_folder
 from edgekit.core.messages import Event, JobEvent
@@ -96,6 +97,7 @@ class Outbox:
         cap_bytes: int,
         on_put: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        volatile: Volatile | None = None,
     ) -> None:
         """Open or make `path`. on_put: called after something new is in.
 
@@ -121,6 +123,8 @@ class Outbox:
         self._db = self._open()
         self._shrink()
         self._seen = self._look()
+        self._volatile = Volatile(path) if volatile is None else volatile
+        self._take_over()
 
     # --- in ------------------------------------------------------------------------------------------------------
 
@@ -146,6 +150,7 @@ class Outbox:
                     self._uncounted[f"made_{kind}"] -= 1
                     return None
             self._drop_waiting(len(self._waiting) - _MEMORY_ITEMS)
+            self._note_waiting(seq)
             self._next_seq = seq + 1
         self._on_put()
         return seq
@@ -172,6 +177,7 @@ class Outbox:
         """Write what waits, and close the file."""
         with self._lock:
             self._flush()
+            self._volatile.close()
             with suppress(sqlite3.Error):
                 self._db.close()
 
@@ -277,6 +283,7 @@ class Outbox:
                 self._make_room(db, counted, len(entry.payload))
                 db.execute(_INSERT, (self.boot_id, seq, entry.kind, entry.payload))
         self._waiting.clear()
+        self._volatile.clear()
         self._wrote_s = self._clock()
         self._seen = self._look()
 
@@ -328,6 +335,8 @@ class Outbox:
             gone = [n for n in self._waiting if n in seqs] if boot_id == self.boot_id else []
             for seq in gone:
                 self._uncounted[f"acked_{self._waiting.pop(seq).kind}"] += 1
+            if gone and not self._waiting:
+                self._volatile.clear()
             rows = [row for row in self._read(query, boot_id, seqs[0], seqs[-1]) if row[2] in seqs]
             deleted = 0
             try:
@@ -365,6 +374,37 @@ class Outbox:
                 self._db.execute("ROLLBACK")
             raise
         self._uncounted.clear()
+
+    def _note_waiting(self, new: int) -> None:
+        """Have what waits outlive the process."""
+        numbers: Sequence[int] = [new] if new in self._waiting else ()
+        if self._volatile.full:
+            self._volatile.clear()
+            numbers = list(self._waiting)
+        for seq in numbers:
+            entry = self._waiting[seq]
+            row = {"boot": self.boot_id, "seq": seq, "kind": entry.kind, "payload": entry.payload}
+            self._volatile.add(json.dumps(row).encode())
+
+    def _take_over(self) -> None:
+        """What an agent that was killed still had in memory goes to disk."""
+        rows = []
+        for line in self._volatile.lines():
+            with suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                if row["kind"] in KINDS and isinstance(json.loads(row["payload"]), dict):
+                    rows.append((str(row["boot"]), int(row["seq"]), str(row["kind"]), str(row["payload"])))
+        if not rows:
+            return
+        try:
+            with self._transaction() as (db, counted):
+                for row in rows:
+                    self._make_room(db, counted, len(row[3]))
+                    if db.execute(_INSERT, row).rowcount:
+                        counted[f"made_{row[2]}"] += 1
+            self._volatile.clear()
+        except sqlite3.Error as err:
+            self._failed("what the last agent left", err)
 
     # --- when the disk fails -------------------------------------------------------------------------------------
 
