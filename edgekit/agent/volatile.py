@@ -23,8 +23,11 @@ class Volatile:
         self._path = (folder or SHARED_MEMORY) / f"edgekit-{name}"
         self._file: int | None = None
         self._bytes = 0
+        self._open(0)
+
+    def _open(self, create: int) -> None:
         with suppress(OSError):
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | create
             descriptor = os.open(self._path, flags, 0o600)
             found = os.fstat(descriptor)
             if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077:
@@ -43,7 +46,9 @@ class Volatile:
         return data.split(b"\n")[:-1]
 
     def add(self, line: bytes) -> None:
-        """One more line, without a line break in it."""
+        """One more line, without a line break in it. The file is made when there is something to keep."""
+        if self._file is None:
+            self._open(os.O_CREAT)
         if self._file is not None:
             with suppress(OSError):
                 self._bytes += os.write(self._file, line + b"\n")

@@ -51,6 +51,7 @@ def test_a_record_that_waited_in_memory_is_there_after_the_process_was_killed(
 def test_what_was_acknowledged_or_written_is_not_taken_over(tmp_path: Path, memory: Path) -> None:
     clock = Clock()
     box = online(tmp_path / "outbox.db", clock)
+    assert list(memory.iterdir()) == [], "nothing is made before something waits"
     box.put(record())
     box.release("boot1", 2)
     box.put(Event("?", 1, "throttle", None))
@@ -83,12 +84,14 @@ def test_garbage_in_it_is_passed_over(tmp_path: Path, memory: Path, left: bytes)
     store.close()
     name = store._path
     name.touch(mode=0o600)
+    assert not store.lines()
     name.write_bytes(left)
     assert Outbox(tmp_path / "outbox.db", "boot1", 10**9).boots() == ()
 
 
 def test_a_file_that_others_may_read_or_a_link_is_not_used(tmp_path: Path, memory: Path) -> None:
     path = Volatile(tmp_path / "a.db", memory)._path
+    path.touch(mode=0o644)
     path.chmod(0o644)
     open_one = Volatile(tmp_path / "a.db", memory)
     open_one.add(b"secret")
