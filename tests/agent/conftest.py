@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from agents import Site, make_site
 
+from edgekit.agent import volatile
 from edgekit.agent.runner import Runner
 
 
@@ -21,3 +22,9 @@ def runner() -> Iterator[Runner]:
     made.start()
     yield made
     made.stop(5.0)
+
+
+@pytest.fixture(autouse=True)
+def own_shared_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What outboxes that no test closes would leave in the machine's."""
+    monkeypatch.setattr(volatile, "SHARED_MEMORY", tmp_path_factory.mktemp("shm"))
