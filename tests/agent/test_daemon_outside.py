@@ -89,6 +89,7 @@ def test_when_all_that_is_here_was_revoked_it_serves_nothing_and_says_so(site: S
 
 def test_a_look_waits_for_a_repository_that_is_away(site: Site) -> None:
     site.board.start()
+    until(lambda: site.server.last("reported"), "the board")
     kept = site.repository.files
     site.repository.files = {}
     shot = site.server.order(site.board.name, "toy/1", action="refresh")
