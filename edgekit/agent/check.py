@@ -25,7 +25,7 @@ from edgekit.agent.sinks import open_sink
 from edgekit.agent.sinks.mqtt import Post
 from edgekit.agent.sources import open_source
 from edgekit.agent.tls import Tls
-from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, new_client
+from edgekit.agent.uplink import CONNECT_S, PROTOCOLS, connect, hung_up, new_client
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.messages import ANSWER, INPUT, topic
 from edgekit.core.profile import HOST
@@ -226,6 +226,7 @@ def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
         answered.set()
 
     client.on_connect = on_connect
+    client.on_disconnect = lambda *_: answered.set()
     try:
         connect(client, broker)
     except WorldFailed as err:
@@ -237,6 +238,8 @@ def _greet(config: Config, protocol: MQTTProtocolVersion) -> None:
     try:
         if not answered.wait(CONNECT_S):
             raise WorldFailed(f"broker {broker.host}:{broker.port}: no answer within {CONNECT_S:g} s")
+        if not codes:
+            raise WorldFailed(hung_up(broker, broker.username))
         if codes[0].is_failure:
             raise WorldFailed(f"broker {broker.host}:{broker.port} refuses {broker.username}: {codes[0]}")
     finally:

@@ -314,6 +314,8 @@ class Uplink(threading.Thread):
                 self._send_what_changed(link)
         if link.up and link.goodbye is None:
             log.info("connection to the broker is gone")
+        elif not link.up and link.refused is None and client.socket() is None:
+            self._say(hung_up(self._broker, self._address))
         if client.socket() is not None:
             client.disconnect()
             client.loop_write()
@@ -558,6 +560,12 @@ def new_client(
     if broker.tls:
         client.tls_set_context((tls or Tls()).context(broker.ca, "broker.ca"))
     return client
+
+
+def hung_up(broker: Broker, address: str) -> str:
+    """What to say of a broker that ends the connection before it answers: with TLS 1.3 it refuses certificates so."""
+    why = ": was the board's certificate revoked, or is there none?" if broker.tls else ""
+    return f"broker {broker.host}:{broker.port} hangs up on {address} before it answers{why}"
 
 
 def connect(client: mqtt.Client, broker: Broker, max_packet: int = 0) -> None:

@@ -335,6 +335,7 @@ def test_a_board_renews_its_certificate_by_itself_until_it_is_revoked_and_comes_
     assert answer["broker_reloaded"]
     log = fleet.agents["north"].log
     fleet.wait("the broker to hang up", lambda: "connection to the broker is gone" in log.read_text())
+    fleet.wait("the agent to say why", lambda: "hangs up on demo/north before it answers" in log.read_text())
     revoked = fleet.devices()["north"]
     assert (revoked["online"], revoked["revoked_at"] is None) == (False, False)
     token = (fleet.folder / "boards/north/repo.token").read_text().strip()
