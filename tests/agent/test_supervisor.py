@@ -99,6 +99,7 @@ def test_a_confirmed_agent_that_dies_over_and_over_gives_way_to_the_one_before(r
     root.settled("old")
     root.want("bad")
     until(lambda: root.state["current"] == "bad", "the new one")
+    (root.folder / "wanted").unlink()
     until(lambda: root.running() == "bad", "its agent")
     os.kill(int(root.log[-1][2]), signal.SIGKILL)
     until(lambda: root.count("bad", "start") >= 3, "a few starts")
