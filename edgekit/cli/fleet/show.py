@@ -96,7 +96,9 @@ def devices(name: str | None, server: str, token_file: Path | None, hours: float
     for job in reversed(device["jobs"][:10]):
         why = ": ".join(part for part in (job["reason"], job["detail"]) if part)
         console.print(
-            Text(f"{_clock(job['updated'])}  job {job['job_id']}  {job_states.title(job)}  {job['state']}  {why}"),
+            Text(
+                f"{_clock(job['updated'])}  job {job['job_id']}  {job_states.title(job)}  {job['state']}  {why}"
+            ),
             soft_wrap=True,
         )
 
