@@ -506,7 +506,9 @@ class Board:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-        left = Volatile(self.folder / "state/outbox.db", Path("/dev/shm"))  # what a killed agent could not send
+        left = Volatile(
+            self.folder / "state/outbox.db", Path("/dev/shm")
+        )  # what a killed agent could not send
         left.clear()
         left.close()
 

@@ -92,7 +92,12 @@ def command(root: Path, name: object) -> list[str] | None:
     entry, python = manifest.get("entry"), manifest.get("python", "bin/python")
     if not isinstance(entry, str) or not isinstance(python, str) or not os.access(folder / python, os.X_OK):
         return None
-    return [str(folder / python), "-I", "-m", entry]  # -I: nothing from the current folder or PYTHONPATH gets in
+    return [
+        str(folder / python),
+        "-I",
+        "-m",
+        entry,
+    ]  # -I: nothing from the current folder or PYTHONPATH gets in
 
 
 def load(root: Path) -> dict[str, Any]:

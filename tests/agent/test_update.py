@@ -86,7 +86,13 @@ def board(tmp_path: Path, repository: Repository) -> Board:
 
 def test_a_signed_target_is_found_and_fetched_and_its_versions_are_remembered(board: Board) -> None:
     assert board.fetch() == board.repository.files["targets/run/toy/1.edge"]
-    assert board.state.current.metadata == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2, "measure": 2}
+    assert board.state.current.metadata == {
+        "root": 1,
+        "timestamp": 2,
+        "snapshot": 2,
+        "targets": 2,
+        "measure": 2,
+    }
     assert board.state.current.good_time > 1.7e9
 
 
