@@ -155,6 +155,7 @@ class Committer:
 
     @property
     def kept(self) -> set[str]:
-        """Contents of the slots that are committed."""
-        state = self._state.current
-        return {slot.content_id for slot in (state.active, state.previous) if slot is not None}
+        """Contents of the slots that are committed, or that a state file which could not be written still names."""
+        states = (self._state.current, self._state.saved)
+        slots = [slot for state in states for slot in (state.active, state.previous)]
+        return {slot.content_id for slot in slots if slot is not None}

@@ -224,11 +224,12 @@ class StateFile:
     def __init__(self, path: Path, repair: Callable[[], State]) -> None:
         """Load `path`; no file is the first start. An unreadable one is replaced by what `repair` finds.
 
-        repaired: why it had to be repaired, None when it had not.
+        repaired: why it had to be repaired, None when it had not. saved: what is on disk, as far as it is known.
         """
         self._path = path
         self._lock = threading.Lock()
         self._unsaved = False
+        self.saved = State()
         self.repaired: str | None = None
         _set_aside(path)
         try:
@@ -240,6 +241,8 @@ class StateFile:
         except (BadInput, OSError) as err:
             self.repaired = one_line(err)
             self.current = repair()
+        else:
+            self.saved = self.current
         if self.repaired is not None:
             log.warning("state repaired: %s", self.repaired)
             self._unsaved = True
@@ -252,6 +255,7 @@ class StateFile:
             if wanted != self.current or self._unsaved:
                 write_atomic(self._path, checks.canonical_json(wanted.to_json()), 0o600)
                 self._unsaved = False
+                self.saved = wanted
             self.current = wanted
             return wanted
 
