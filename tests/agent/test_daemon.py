@@ -187,7 +187,7 @@ def test_a_job_whose_time_runs_out_while_waiting_expires_with_what_it_waited_for
 
 
 def test_a_tampered_file_is_refused(serving: Site) -> None:
-    label = serving.add(version=4)
+    label = serving.add(version=4, padding=300_000)  # what a slot holds already is not fetched
     data = bytearray(serving.repository.files["targets/run/toy/4.edge"])
     data[len(data) // 2] ^= 1
     serving.repository.files["targets/run/toy/4.edge"] = bytes(data)
