@@ -20,7 +20,7 @@ from edgekit.agent.config import Limits, Trial
 from edgekit.agent.install import Worker
 from edgekit.agent.live import Watch
 from edgekit.agent.outbox import Outbox
-from edgekit.agent.remote import Found, NetworkFailed
+from edgekit.agent.repository.base import Found, NetworkFailed
 from edgekit.agent.restore import Committed
 from edgekit.agent.serving import InForce, Loaded
 from edgekit.agent.slots import Slots

@@ -20,7 +20,7 @@ from edgekit.agent.config import Broker, Config
 from edgekit.agent.control import load_control_key
 from edgekit.agent.identity import Identities
 from edgekit.agent.lock import is_held
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.repository.base import NetworkFailed
 from edgekit.agent.sinks import open_sink
 from edgekit.agent.sinks.mqtt import Post
 from edgekit.agent.sources import open_source
@@ -296,7 +296,7 @@ def _identity(config: Config) -> Iterator[Problem]:
 
 
 def _repository(config: Config) -> None:
-    from edgekit.agent.update import reachable
+    from edgekit.agent.repository.client import reachable
 
     try:
         reachable(config.repository, _tls(config))

@@ -32,7 +32,8 @@ from edgekit.agent.monitor import Change, Monitor
 from edgekit.agent.notify import Guard, Watched, notifier
 from edgekit.agent.outbox import EVENT, JOB, RECORD, Outbox
 from edgekit.agent.refresh import Refresh, Refresher
-from edgekit.agent.remote import Repository
+from edgekit.agent.repository.base import Repository
+from edgekit.agent.repository.sticks import Sticks, StickWatch
 from edgekit.agent.restore import Committed
 from edgekit.agent.runner import Interval, Runner
 from edgekit.agent.serving import Server
@@ -43,7 +44,6 @@ from edgekit.agent.slots import Slots
 from edgekit.agent.sources import open_source
 from edgekit.agent.sources.mqtt import MqttSource
 from edgekit.agent.state import Job, State, StateFile
-from edgekit.agent.sticks import Sticks, StickWatch
 from edgekit.agent.supervisor import SWITCH
 from edgekit.agent.threads import Pulse
 from edgekit.agent.tls import Tls
@@ -541,7 +541,9 @@ class Agent:
     def _open_repository(self) -> Repository:
         with self._opening:
             if self._repository is None:
-                from edgekit.agent.update import RepositoryClient  # python-tuf, not before a job needs it
+                from edgekit.agent.repository.client import (
+                    RepositoryClient,  # python-tuf, not before a job needs it
+                )
 
                 self._repository = RepositoryClient(
                     self._config.repository,

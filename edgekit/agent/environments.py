@@ -21,7 +21,7 @@ from typing import Any
 
 from edgekit.agent import supervisor as files
 from edgekit.agent.jobs import Expired, Outcome, Stopping
-from edgekit.agent.remote import Found, Repository
+from edgekit.agent.repository.base import Found, Repository
 from edgekit.agent.shots import Step, Turn, begun_again
 from edgekit.agent.state import Job
 from edgekit.core import checks

@@ -26,8 +26,8 @@ from edgekit.agent.jobs import (
     restarted,
     walk,
 )
-from edgekit.agent.patience import MAX_RETRY_S, patiently
-from edgekit.agent.remote import Found, Repository
+from edgekit.agent.repository.base import Found, Repository
+from edgekit.agent.repository.patience import MAX_RETRY_S, patiently
 from edgekit.agent.restore import Committed
 from edgekit.agent.serving import Server
 from edgekit.agent.slots import Slots

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekit.agent.bench import RoundFailed
 from edgekit.agent.jobs import Expired, Outcome
-from edgekit.agent.remote import Found, Repository
+from edgekit.agent.repository.base import Found, Repository
 from edgekit.agent.shots import Step, Turn, begun_again
 from edgekit.agent.state import Job
 from edgekit.core.bench import BenchReport

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 from edgekit.agent.clock import trusted
 from edgekit.agent.jobs import Outcome
-from edgekit.agent.remote import NetworkFailed, Repository
+from edgekit.agent.repository.base import NetworkFailed, Repository
 from edgekit.agent.shots import Step, Turn, begun_again
 from edgekit.agent.state import Job, StateFile
 from edgekit.agent.threads import Loop

@@ -11,9 +11,9 @@ from typing import Any
 import urllib3
 
 from edgekit.agent.config import Repository
-from edgekit.agent.http import open_pool
 from edgekit.agent.identity import Identities, Pair, jitter_of, new_key, request
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.repository.base import NetworkFailed
+from edgekit.agent.repository.http import open_pool
 from edgekit.agent.threads import Loop
 from edgekit.agent.tls import Tls
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from edgekit.agent.clock import late
 from edgekit.agent.jobs import Expired, Outcome, Stopping, restarted, walk
-from edgekit.agent.patience import MAX_RETRY_S, patiently
+from edgekit.agent.repository.patience import MAX_RETRY_S, patiently
 from edgekit.agent.state import Job, StateFile
 from edgekit.agent.threads import Loop
 from edgekit.core.jobs import TRANSITIONS

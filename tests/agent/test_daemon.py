@@ -19,10 +19,11 @@ from PIL import Image
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Timestamp
 
-from edgekit.agent import metadata, monitor
+from edgekit.agent import monitor
 from edgekit.agent.config import load_config
 from edgekit.agent.daemon import Agent
 from edgekit.agent.outbox import Outbox
+from edgekit.agent.repository import metadata
 from edgekit.agent.serving import Server
 from edgekit.agent.slots import Slots
 from edgekit.core.bundle import Bundle

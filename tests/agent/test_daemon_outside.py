@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from agents import Site, make_site, until
 
-from edgekit.agent import metadata
+from edgekit.agent.repository import metadata
 
 
 @pytest.fixture

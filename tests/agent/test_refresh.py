@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgekit.agent.refresh import EXPIRING, REFUSED, Refresher
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.repository.base import NetworkFailed
 from edgekit.agent.slots import Slot
 from edgekit.agent.state import State, StateFile
 from edgekit.core.errors import WorldFailed

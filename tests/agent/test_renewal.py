@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edgekit.agent import identity as identity_module
 from edgekit.agent.config import Identity, Repository
 from edgekit.agent.identity import FILE, Identities, jitter_of, new_key
-from edgekit.agent.remote import NetworkFailed
 from edgekit.agent.renewal import EXPIRING, FIRST_RETRY_S, LOOK_S, MAX_RETRY_S, Renewer, signer
+from edgekit.agent.repository.base import NetworkFailed
 from edgekit.agent.tls import Tls
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.fleet.certificates import issue, trusted_pem

@@ -16,8 +16,8 @@ from certificates import Maker
 
 from edgekit.agent.clock import EARLIEST
 from edgekit.agent.config import Identity, Repository
-from edgekit.agent.http import open_pool
 from edgekit.agent.identity import Identities
+from edgekit.agent.repository.http import open_pool
 from edgekit.agent.tls import Tls
 from edgekit.core.errors import WorldFailed
 

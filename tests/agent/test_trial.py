@@ -88,9 +88,7 @@ def test_a_trial_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 def test_a_trial_that_swallows_memory_crashes_alone(tmp_path: Path) -> None:
     bundle = write_null_bundle(tmp_path / "large.edge", padding=2**20)
-    result = try_out(
-        bundle.path, HOW, ChildLimits(30.0, 4, 1, LIMITS.providers, accepts_code=False), nothing
-    )
+    result = try_out(bundle.path, HOW, ChildLimits(30.0, 4, 1, LIMITS.providers, accepts_code=False), nothing)
     assert result.reason == "crash"
 
 

@@ -27,7 +27,7 @@ from edgekit.agent import clock, install, jobs
 from edgekit.agent.commands import Commands
 from edgekit.agent.config import Trial
 from edgekit.agent.install import Worker
-from edgekit.agent.remote import Found
+from edgekit.agent.repository.base import Found
 from edgekit.agent.slots import Slots
 from edgekit.agent.state import State, StateFile
 from edgekit.agent.trial import TrialResult

@@ -21,9 +21,9 @@ from workers import FakeServer, MemoryRepository, Reports, make_worker, state_fr
 from edgekit.agent.config import Repository as Address
 from edgekit.agent.jobs import judge
 from edgekit.agent.outbox import Outbox
+from edgekit.agent.repository.client import RepositoryClient
 from edgekit.agent.slots import Slots
 from edgekit.agent.state import Job, State, StateFile
-from edgekit.agent.update import RepositoryClient
 from edgekit.core.checks import SHA256
 from edgekit.core.messages import Desired
 

@@ -33,10 +33,10 @@ import onnx
 from onnx import numpy_helper
 
 from edgekit.agent.config import Repository
-from edgekit.agent.download import Downloader
-from edgekit.agent.http import HttpFiles, open_pool
-from edgekit.agent.members import FIRST, listed, manifest_size
-from edgekit.agent.remote import Found
+from edgekit.agent.repository.base import Found
+from edgekit.agent.repository.download import Downloader
+from edgekit.agent.repository.http import HttpFiles, open_pool
+from edgekit.agent.repository.members import FIRST, listed, manifest_size
 from edgekit.core.bundle import members_of, stored_zip
 from edgekit.core.layout import pieces
 from edgekit.core.manifest import MANIFEST, REPORT

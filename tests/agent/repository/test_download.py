@@ -17,12 +17,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgekit.agent import download, http, members
 from edgekit.agent.config import Repository
-from edgekit.agent.download import Downloader, Throttle
-from edgekit.agent.http import HttpFiles, open_pool
 from edgekit.agent.jobs import Superseded
-from edgekit.agent.remote import CHUNK, Found, NetworkFailed
+from edgekit.agent.repository import download, http, members
+from edgekit.agent.repository.base import CHUNK, Found, NetworkFailed
+from edgekit.agent.repository.download import Downloader, Throttle
+from edgekit.agent.repository.http import HttpFiles, open_pool
 from edgekit.core.bundle import members_of, stored_zip
 from edgekit.core.errors import Refused, WorldFailed
 from edgekit.core.layout import HEADER_BYTES

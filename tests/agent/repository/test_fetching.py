@@ -10,10 +10,10 @@ import pytest
 from agents import Site, until
 from bundles import null_files, null_manifest
 
-from edgekit.agent import patience
 from edgekit.agent.jobs import Superseded
-from edgekit.agent.patience import patiently
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.repository import patience
+from edgekit.agent.repository.base import NetworkFailed
+from edgekit.agent.repository.patience import patiently
 from edgekit.core.bundle import pack
 
 PADDING = bytes(range(256)) * 4000

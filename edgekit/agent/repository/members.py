@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.agent.remote import CHUNK
+from edgekit.agent.repository.base import CHUNK
 from edgekit.core import checks
 from edgekit.core.errors import BadBundle, BadInput, one_line
 from edgekit.core.layout import HEADER_BYTES, Piece, pieces, read_header

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.repository.base import NetworkFailed
 from edgekit.core.errors import one_line
 
 T = TypeVar("T")

@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from edgekit.agent.members import (
+from edgekit.agent.repository.base import CHUNK, Files, Found, NetworkFailed
+from edgekit.agent.repository.members import (
     FIRST,
     Key,
     Source,
@@ -30,7 +31,6 @@ from edgekit.agent.members import (
     missing_until,
     usual_head,
 )
-from edgekit.agent.remote import CHUNK, Files, Found, NetworkFailed
 from edgekit.core.errors import BadInput, Refused, WorldFailed, one_line
 from edgekit.core.layout import Piece, directory, header, pieces, read_header
 from edgekit.core.trust import refusal

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgekit.agent.remote import CHUNK, Found, NetworkFailed
+from edgekit.agent.repository.base import CHUNK, Found, NetworkFailed
 from edgekit.agent.threads import Loop
 from edgekit.core.errors import BadInput, one_line
 from edgekit.core.messages import decode
@@ -103,14 +103,14 @@ class FolderBody:
 
 
 class FolderFiles:
-    """The copy of a repository in one folder of that kind: a remote.Files."""
+    """The copy of a repository in one folder of that kind: a base.Files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._hashes: dict[Identity, str] = {}
 
     def open(self, path: str, start: int = 0, end: int | None = None) -> FolderBody:
-        """As remote.Files says."""
+        """As base.Files says."""
         descriptor, _ = open_inside(self.folder, f"{_REPOSITORY}/{path}")
         return FolderBody(descriptor, str(self.folder / _REPOSITORY / path), start, end)
 

@@ -17,11 +17,12 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
 from tuf.ngclient._internal import trusted_metadata_set
 
-from edgekit.agent import clock, http, metadata
+from edgekit.agent import clock
 from edgekit.agent.config import Repository as Address
-from edgekit.agent.remote import NetworkFailed
+from edgekit.agent.repository import http, metadata
+from edgekit.agent.repository.base import NetworkFailed
+from edgekit.agent.repository.client import RepositoryClient
 from edgekit.agent.state import State, StateFile
-from edgekit.agent.update import RepositoryClient
 from edgekit.core.errors import Refused, WorldFailed
 from edgekit.core.trust import LIVES_S, near_expiry
 

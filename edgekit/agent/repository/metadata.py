@@ -23,7 +23,7 @@ from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgekit.agent import clock
-from edgekit.agent.remote import Files, Found, NetworkFailed
+from edgekit.agent.repository.base import Files, Found, NetworkFailed
 from edgekit.agent.state import StateFile
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.target import Target, parse_label, target_path

@@ -61,7 +61,7 @@ class Found:
 
 
 class Repository(Protocol):
-    """Where bundles come from; update.py talks to one over HTTP."""
+    """Where bundles come from; client.py is one."""
 
     def find(self, name: str, version: int, use: str = "run") -> Found:
         """Look a target up in fresh, verified metadata. Raises Refused, NetworkFailed, WorldFailed (disk)."""

@@ -18,7 +18,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from edgekit.agent.config import Repository
-from edgekit.agent.remote import CHUNK, NetworkFailed
+from edgekit.agent.repository.base import CHUNK, NetworkFailed
 from edgekit.agent.tls import Tls
 from edgekit.core.errors import one_line
 
@@ -115,7 +115,7 @@ class HttpFiles:
         self._clock = clock
 
     def open(self, path: str, start: int = 0, end: int | None = None) -> HttpBody:
-        """As remote.Files says. A server may answer with the whole file: the body says where it begins."""
+        """As base.Files says. A server may answer with the whole file: the body says where it begins."""
         url = f"{self._url}/{path}"
         ranged = start > 0 or end is not None
         span = f"bytes={start}-{'' if end is None else end - 1}"

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from agents import Repository
 
-from edgekit.agent import metadata
 from edgekit.agent.config import Repository as Address
-from edgekit.agent.remote import Found, NetworkFailed
+from edgekit.agent.repository import metadata
+from edgekit.agent.repository.base import Found, NetworkFailed
+from edgekit.agent.repository.client import RepositoryClient
+from edgekit.agent.repository.sticks import FolderFiles, Sticks, StickWatch
 from edgekit.agent.state import State, StateFile
-from edgekit.agent.sticks import FolderFiles, Sticks, StickWatch
-from edgekit.agent.update import RepositoryClient
 from edgekit.core.errors import Refused
 
 

@@ -12,12 +12,13 @@ import pytest
 from agents import Repository
 from securesystemslib.signer import CryptoSigner
 
-from edgekit.agent import clock, download, metadata
+from edgekit.agent import clock
 from edgekit.agent.config import Repository as Address
 from edgekit.agent.jobs import Superseded
-from edgekit.agent.remote import Found, NetworkFailed
+from edgekit.agent.repository import download, metadata
+from edgekit.agent.repository.base import Found, NetworkFailed
+from edgekit.agent.repository.client import RepositoryClient
 from edgekit.agent.state import State, StateFile
-from edgekit.agent.update import RepositoryClient
 from edgekit.core.errors import Refused, WorldFailed
 
 PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)

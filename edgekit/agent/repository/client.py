@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.agent.config import Repository
-from edgekit.agent.download import Downloader, Held, Throttle
-from edgekit.agent.http import HttpFiles, open_pool
-from edgekit.agent.metadata import MetadataClient
-from edgekit.agent.remote import Files, Found, NetworkFailed
+from edgekit.agent.repository.base import Files, Found, NetworkFailed
+from edgekit.agent.repository.download import Downloader, Held, Throttle
+from edgekit.agent.repository.http import HttpFiles, open_pool
+from edgekit.agent.repository.metadata import MetadataClient
+from edgekit.agent.repository.sticks import Sticks
 from edgekit.agent.state import StateFile
-from edgekit.agent.sticks import Sticks
 from edgekit.agent.tls import Tls
 from edgekit.core.errors import Refused, one_line
 
@@ -50,11 +50,11 @@ class RepositoryClient:
         self._sticks = sticks or Sticks()
 
     def find(self, name: str, version: int, use: str = "run") -> Found:
-        """As remote.Repository says."""
+        """As base.Repository says."""
         return self._anywhere(lambda files: self._metadata.find(name, version, use, files))
 
     def standing(self, labels: Sequence[str]) -> Mapping[str, str | None]:
-        """As remote.Repository says."""
+        """As base.Repository says."""
         return self._anywhere(lambda files: self._metadata.standing(labels, files))
 
     def _anywhere(self, ask: Callable[[Files | None], T]) -> T:
@@ -71,7 +71,7 @@ class RepositoryClient:
             raise NetworkFailed("; ".join(said), err.status, err.retry_after_s) from err
 
     def fetch(self, found: Found, part: Path, check: Callable[[], None]) -> None:
-        """As remote.Repository says. A copy with the signed hash costs no network, and goes first."""
+        """As base.Repository says. A copy with the signed hash costs no network, and goes first."""
         for stick in self._sticks.present():
             if stick.holds(found, check):
                 try:
