@@ -54,6 +54,7 @@ from edgekit.repo.metadata import (
     targets_bytes,
 )
 from edgekit.repo.publish import publish, publish_measure
+from edgekit.repo.revoke import revoked_labels
 from edgekit.repo.status import describe, expiry_problems
 
 log = logging.getLogger("edgekit.fleet.api")
@@ -266,9 +267,10 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
             if isinstance(value, float) and not math.isfinite(value):
                 raise checks.wrong(f"config: {key}", "a finite number", value)
         wanted = Wanted(new.to, new.config, policy, new.interval_s, new.reset, new.expires_s)
+        revoked = revoked_labels(read_current(config.repository).targets.signed)
         with store.write() as connection:
             chosen = rollout.selected(rollout.known_devices(connection), new.to)
-            job_id = create_settings_job(connection, wanted, chosen, context.clock())
+            job_id = create_settings_job(connection, wanted, chosen, context.clock(), revoked)
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/agents", status_code=201)

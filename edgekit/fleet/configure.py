@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,16 @@ class Wanted:
 
 
 def create_settings_job(
-    connection: sa.Connection, wanted: Wanted, devices: Sequence[Device], now: float
+    connection: sa.Connection,
+    wanted: Wanted,
+    devices: Sequence[Device],
+    now: float,
+    revoked: Collection[str] = (),
 ) -> str:
-    """Store the job and each board's next desired state; the job's id.
+    """Store the job and each board's next desired state; the job's id. revoked: labels of bundles.
 
-    What a board runs stays: a bundle that is on its way to it still is, one that failed there is not tried again.
+    What a board runs stays: a bundle that is on its way to it still is; one that failed there, or was revoked, is not
+    asked for again.
     """
     job_id = secrets.token_hex(6)
     policy = None if wanted.policy is None else json.dumps(wanted.policy.to_json())
@@ -56,6 +61,8 @@ def create_settings_job(
     for device in devices:
         before = _before(connection, device)
         target = _target(connection, device, before)
+        if target in revoked:
+            target = None
         end_unfinished(connection, device, job_id, now)
         state = {"job": job, "device": device.id, "updated": now, "state": PENDING}
         connection.execute(sa.insert(db.job_devices).values(state))

@@ -99,6 +99,19 @@ def test_a_bundle_that_came_to_a_bad_end_is_not_tried_again_for_a_setting(
     assert wanted(store)["pi5-a"].target is None
 
 
+def test_a_bundle_that_was_revoked_is_not_asked_for_again_with_a_setting(
+    store: Store, boards: object
+) -> None:
+    push(store, "name=pi5-a")
+    end(store, "active")
+    with store.write() as connection:
+        chosen = selected(known_devices(connection), "name=pi5-a")
+        asked = Wanted("name=pi5-a", {"log.verbose": True})
+        create_settings_job(connection, asked, chosen, NOW, {"toy/2"})
+    assert wanted(store)["pi5-a"].target is None
+    assert settings(store) == {"log.verbose": True}
+
+
 def test_each_board_keeps_what_it_was_told_itself(store: Store, boards: object) -> None:
     configure(store, "name=pi5-b", config={"log.verbose": True})
     configure(store, "all", config={"trial.requests": 5})
