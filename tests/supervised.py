@@ -33,7 +33,8 @@ def note(word):
         file.write(me + " " + word + " " + str(os.getpid()) + "\\n")
 def tell(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-        out.sendto(text.encode(), "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        address = os.environ["NOTIFY_SOCKET"]
+        out.sendto(text.encode(), address if address[0] == "/" else "\\0" + address[1:])
 def put(name, value):
     with open(root + "/." + name, "w") as file:
         json.dump(value, file)

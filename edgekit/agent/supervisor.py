@@ -35,6 +35,8 @@ from typing import Any
 
 SWITCH = 82  # the agent's exit code for "I have written an order"
 STATE, ORDER, CONFIRMED, CURRENT, LOCK = "state.json", "order.json", "confirmed.json", "current", "lock"
+INBOX = "notify"  # a socket: what its folder and mode keep out cannot crowd out the agent's own messages
+MESSAGES = 64  # that are read at a time
 FOLDER, MANIFEST = "environments", "environment.json"
 ROOT_KEY, ID_KEY, JOB_KEY = (
     "EDGEKIT_SUPERVISOR",
@@ -100,6 +102,32 @@ def command(root: Path, name: object) -> list[str] | None:
     ]  # -I: nothing from the current folder or PYTHONPATH gets in
 
 
+def installed(root: Path) -> list[str]:
+    """The names of all that is there, the oldest (set-up's own) first. A link that leads nowhere keeps nobody."""
+    with contextlib.suppress(OSError):
+        entries = [
+            (entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in os.scandir(root / FOLDER)
+        ]
+        return [name for _, name in sorted(entries)]
+    return []
+
+
+def inbox(root: Path) -> socket.socket:
+    """Where the agent's messages come in: in our own folder, for our own user; where that cannot be, abstract."""
+    made, path = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), root / INBOX
+    before = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        made.bind(str(path))
+    except OSError:  # a disk that is full or read-only, a path of more than 107 bytes
+        made.bind("")  # a name of the kernel's choice
+    finally:
+        os.umask(before)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    made.setblocking(False)
+    return made
+
+
 def load(root: Path) -> dict[str, Any]:
     """The state, with a current environment that is there. Raises SystemExit where the board has none at all."""
     found = read(root / STATE)
@@ -109,13 +137,14 @@ def load(root: Path) -> dict[str, Any]:
     if (
         not isinstance(trial, dict)
         or not isinstance(trial.get("starts"), int)
+        or trial["starts"] < 0
+        or not isinstance(trial.get("job"), str)
         or not command(root, trial.get("id"))
     ):
         trial = None
     link = (root / CURRENT).readlink().name if (root / CURRENT).is_symlink() else None
     named = [found.get("current"), link, found.get("previous")]
-    folders = sorted((root / FOLDER).glob("*"), key=lambda path: path.stat().st_mtime)  # set-up's own first
-    whole = [name for name in (*named, *(path.name for path in folders)) if command(root, name)]
+    whole = [name for name in (*named, *installed(root)) if command(root, name)]
     if not whole:
         say(f"{root / FOLDER} holds no environment: run edgekit agent set-up again")
         raise SystemExit(3)
@@ -149,10 +178,7 @@ class Supervisor:
         self.said = ""  # the agent's last STATUS
         self.upwards = os.environ.pop("NOTIFY_SOCKET", "")  # systemd's
         os.environ.pop("WATCHDOG_PID", None)
-        self.inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.inbox.bind("")  # an abstract name of the kernel's choice
-        self.inbox.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.inbox.setblocking(False)
+        self.inbox = inbox(root)
         self.woken, wake = socket.socketpair()
         self.woken.setblocking(False)
         wake.setblocking(False)
@@ -225,7 +251,8 @@ class Supervisor:
         elif trial is not None and not self.save(trial={**trial, "starts": trial["starts"] + 1}):
             self._fail(trial["id"], trial["job"], "disk", "its start could not be noted")
         for file in (ORDER, CONFIRMED):
-            (self.root / file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only disk says so even where there is none
+                (self.root / file).unlink(missing_ok=True)
         return self.state["trial"]  # type: ignore[no-any-return]
 
     def _begin_trial(self) -> bool:
@@ -323,13 +350,14 @@ class Supervisor:
     # --- what is said to us, and by us, as sd_notify(3) has it ---------------------------------------------------
 
     def _address(self) -> str:
-        return "@" + os.fsdecode(self.inbox.getsockname()[1:])
+        name = self.inbox.getsockname()
+        return name if isinstance(name, str) else "@" + os.fsdecode(name[1:])
 
     def _heard(self, pid: int) -> list[list[str]]:
         """What the agent itself has sent: others may know the address as well."""
         found = []
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(MESSAGES):  # nobody keeps us here by sending on and on
                 data, extra, *_ = self.inbox.recvmsg(4096, socket.CMSG_SPACE(12))
                 sender = next((struct.unpack("3i", part)[0] for *_, part in extra if len(part) == 12), None)
                 if sender == pid:
@@ -364,7 +392,10 @@ class Supervisor:
 
 def hold(root: Path) -> int:
     """Be the only one on `root`. The agent holds the lock as well, so that no second one starts beside it."""
-    descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:  # a disk that has become read-only: what is installed runs on
+        descriptor = os.open(root / LOCK, os.O_RDONLY)
     end = time.monotonic() + LOCK_S
     while True:
         try:

@@ -16,6 +16,8 @@ import pytest
 from agents import until
 from supervised import ENDS, GOOD, HANGS, HANGS_AT_ONCE, MUTE, SCRIPT, Root
 
+from edgekit.agent.supervisor import Supervisor
+
 QUICK = ("--start-s", "1", "--trial-s", "1", "--watchdog-s", "1")
 
 
@@ -152,7 +154,16 @@ def test_a_stale_order_or_confirmation_is_not_believed(root: Root) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[1]", '{"current": 5, "trial": 3}', '{"current": "gone", "last": []}']
+    "content",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"current": 5, "trial": 3}',
+        '{"current": "gone", "last": []}',
+        '{"current": "old", "trial": {"id": "newer", "starts": 0}}',
+        '{"current": "old", "trial": {"id": "newer", "starts": -9, "job": "j"}}',
+    ],
 )
 def test_a_state_that_cannot_be_read_is_repaired_from_what_is_there(root: Root, content: str) -> None:
     root.add("newer")
@@ -160,6 +171,26 @@ def test_a_state_that_cannot_be_read_is_repaired_from_what_is_there(root: Root, 
     (root.folder / "current").symlink_to("environments/old")
     root.start()
     root.settled("old")
+
+
+def test_what_nobody_should_have_left_in_its_folder_keeps_no_agent_from_running(root: Root) -> None:
+    (root.folder / "environments/astray").symlink_to("nowhere")
+    for name in ("lock", "order.json", "confirmed.json", "state.json", "notify"):
+        (root.folder / name).mkdir()
+    root.start()
+    until(lambda: root.running() == "old", "the agent")
+
+
+def test_messages_without_end_keep_it_from_nothing() -> None:
+    class Flooded:
+        def recvmsg(self, *_: int) -> tuple[bytes, list[object], int, None]:
+            self.read = getattr(self, "read", 0) + 1
+            assert self.read < 10_000, "it reads on and on"
+            return b"WATCHDOG=1", [], 0, None
+
+    own = Supervisor.__new__(Supervisor)
+    own.inbox = Flooded()  # type: ignore[assignment]
+    assert own._heard(1) == []
 
 
 def test_an_environment_that_is_gone_is_replaced_by_one_that_is_there(root: Root) -> None:
@@ -191,7 +222,8 @@ def test_it_tells_systemd_what_the_agent_says_and_believes_nobody_else(root: Roo
         environ = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
         inbox = next(entry.partition("=")[2] for entry in environ if entry.startswith("NOTIFY_SOCKET="))
         assert inbox != "@" + address
-        systemd.sendto(b"STATUS=forged\nREADY=1", "\0" + inbox[1:])
+        assert Path(inbox).stat().st_mode & 0o777 == 0o600  # no other user writes there
+        systemd.sendto(b"STATUS=forged\nREADY=1", inbox)
         process.send_signal(signal.SIGTERM)
         while "STOPPING=1" not in heard:
             heard += systemd.recv(4096).decode() + "\n"
