@@ -87,8 +87,12 @@ def _settings(value: object, where: str) -> Mapping[str, Any]:
         raise checks.wrong(where, f"at most {_MAX_SETTINGS} settings", len(settings))
     for key, setting in settings.items():
         text(key, where)
-        if not isinstance(setting, (bool, int, float, str)):
-            raise checks.wrong(f"{where}: {key}", "a number, a text, true or false", setting)
+        if isinstance(setting, str):
+            text(setting, f"{where}: {key}")
+        elif not isinstance(setting, bool):
+            if not isinstance(setting, (int, float)):
+                raise checks.wrong(f"{where}: {key}", "a number, a text, true or false", setting)
+            number(setting, f"{where}: {key}")
     return settings
 
 

@@ -152,7 +152,9 @@ def _too_large(request: Request) -> Response | None:
     if request.method == "PUT" or request.method in {"GET", "HEAD"}:
         return None
     length = request.headers.get("content-length", "")
-    if not length.isdecimal():
+    if (
+        not length.isdecimal() or "transfer-encoding" in request.headers
+    ):  # with both, some servers heed the other
         return JSONResponse({"error": "the request must say its Content-Length"}, 411)
     if int(length) > MAX_BODY_BYTES:
         return JSONResponse(

@@ -30,6 +30,9 @@ MAX_RECORDS = 10_000  # in one message
 MAX_WIRE_BYTES = 2**20
 MAX_STATE_BYTES = 64 * 1024  # of an info or reported payload
 MAX_EVENT_BYTES = 4096
+_MAX_DEPTH = (
+    16  # of an info, a reported or an event's detail: who reads them has less stack left than who stores them
+)
 _MAX_WHY = 200
 
 
@@ -103,11 +106,26 @@ def entries_of(message: Received) -> Iterator[tuple[int, Received]]:
 
 
 def stored_json(value: object, where: str, most: int) -> str:
-    """JSON as the store keeps it: ASCII, no NaN, of at most `most` characters. Raises BadInput, ValueError."""
+    """JSON as the store keeps it: ASCII, no NaN, of at most `most` characters. Raises BadInput, ValueError.
+
+    Nothing in it may fail later, where it is read for a page or an answer that shows other boards as well: tables in
+    tables in tables, or half of a surrogate pair, which is no UTF-8.
+    """
+    if _deeper(value, _MAX_DEPTH):
+        raise checks.wrong(where, f"at most {_MAX_DEPTH} levels deep", "more")
+    checks.canonical_json(value)
     text = json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":"))
     if len(text) > most:
         raise checks.wrong(where, f"at most {most} characters of JSON", len(text))
     return text
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Whether JSON is nested deeper than that."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return any(
+        levels == 0 or _deeper(entry, levels - 1) for entry in inner if isinstance(entry, (Mapping, list))
+    )
 
 
 def _status(device: str, payload: Mapping[str, Any]) -> Received:

@@ -226,6 +226,8 @@ def test_a_body_that_is_no_json_is_refused_in_one_line(web: TestClient) -> None:
 def test_a_body_without_end_is_refused(web: TestClient) -> None:
     assert "at most 6000000 bytes" in error(web.post(f"{V1}/jobs", content=b"x" * 6_000_001), 413)
     assert "Content-Length" in error(web.post(f"{V1}/jobs", content=iter([b"{}"])), 411)
+    both = {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+    assert "Content-Length" in error(web.post(f"{V1}/jobs", content=iter([b"{}"]), headers=both), 411)
 
 
 def test_a_board_that_is_not_there_is_not_found(web: TestClient) -> None:

@@ -154,11 +154,6 @@ def test_an_event_with_a_detail_that_cannot_be_kept_leaves_its_number(detail: by
     assert (found.events, found.unreadable[0].seq) == ((), 4)
 
 
-def test_half_a_surrogate_pair_is_kept_as_ascii() -> None:
-    data = b'{"v":1,"boot_id":"b","seq":4,"kind":"throttle","time":null,"detail":{"a":"\\ud800"}}'
-    assert read_message("demo", topic("event"), data).events[0].detail == {"a": "\ud800"}
-
-
 LEAF = st.sampled_from(
     [None, True, 0, 1, -1, 2**60, 0.5, 1e300, float("nan"), "", "b", "active", "\0", "\ud800"]
 )
@@ -193,3 +188,51 @@ def test_any_json_is_read_or_malformed_and_nothing_else(kind: str, payload: dict
 def test_any_bytes_are_malformed(kind: str, data: bytes) -> None:
     with pytest.raises(Malformed):
         read_message("demo", topic(kind), data)
+
+
+REPORTED: dict[str, Any] = {"rev": 0, "interval_s": 1.0}
+INFO: dict[str, Any] = {"profile": "pi5", "agent": "1", "boot_id": "b"}
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        ("info", INFO | {"new": nested(500)}),
+        ("info", INFO | {"new": "\ud800"}),
+        ("reported", REPORTED | {"new": {"\udfff": 1}}),
+        ("reported", REPORTED | {"config": {"log.verbose": "\ud800"}}),
+        ("reported", REPORTED | {"config": {"log.verbose": 10**400}}),
+        ("reported", REPORTED | {"config": {"log.verbose": "x" * 5000}}),
+    ],
+)
+def test_what_would_fail_later_where_it_is_shown_is_not_taken(kind: str, payload: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        read_message("demo", topic(kind), json.dumps({"v": 1} | payload).encode())
+
+
+def test_what_a_newer_board_says_is_taken_if_it_is_plain() -> None:
+    payload = INFO | {"new": nested(10), "name": "\U0001f600"}
+    assert read_message("demo", topic("info"), json.dumps({"v": 1} | payload).encode()).state is not None
+
+
+@pytest.mark.parametrize("detail", [nested(100), ["\ud800"]])
+def test_an_event_whose_detail_would_fail_later_leaves_its_number_alone(detail: Any) -> None:
+    event = {
+        "v": 1,
+        "boot_id": "b",
+        "seq": 4,
+        "kind": "stop",
+        "uptime": 1.0,
+        "time": None,
+        "detail": {"a": detail},
+    }
+    found = read_message("demo", topic("event"), json.dumps(event).encode())
+    assert not found.events
+    assert [entry.seq for entry in found.unreadable] == [4]
