@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import TextIO
 
+from edgekit.core.errors import printable
+
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # syslog's priorities as sd-daemon(3) has them, read by journald from the beginning of a line
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
@@ -30,7 +32,7 @@ def set_up(
     the main thread did not catch is logged as well.
     """
     handler = logging.StreamHandler(stream)
-    formatter: logging.Formatter = JsonLines(fields) if as_json else logging.Formatter(_PLAIN)
+    formatter: logging.Formatter = JsonLines(fields) if as_json else Lines(_PLAIN)
     handler.setFormatter(_Prioritised(formatter) if is_journal(stream, journal) else formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("edgekit").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -57,6 +59,14 @@ def is_journal(stream: TextIO, journal: str) -> bool:
     return journal == f"{found.st_dev}:{found.st_ino}"
 
 
+class Lines(logging.Formatter):
+    """Readable lines. What a peer gave steers no terminal that they are read on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """With escapes for all but line breaks."""
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
 class JsonLines(logging.Formatter):
     """time (UTC, ISO 8601), level, logger, message; job_id and exception where there is one; the given fields."""
 
@@ -78,7 +88,8 @@ class JsonLines(logging.Formatter):
             line["job_id"] = job_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        return text if text == printable(text) else json.dumps(line, default=str)
 
 
 class _Prioritised(logging.Formatter):

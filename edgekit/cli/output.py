@@ -7,15 +7,20 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from edgekit.cli.screen import Console
+from edgekit.core.errors import printable
 
 console = Console(highlight=False)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, with `"v":1` first."""
-    sys.stdout.write(json.dumps({"v": 1, **value}, ensure_ascii=False) + "\n")
+    text = json.dumps({"v": 1, **value}, ensure_ascii=False)
+    if text != printable(text):  # what a peer gave steers no terminal; JSON alone sees only to the ASCII half
+        text = json.dumps({"v": 1, **value})
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

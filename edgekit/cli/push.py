@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from edgekit.cli.options import bundle_argument, json_option, policy_options
 from edgekit.cli.output import console, print_json
+from edgekit.cli.screen import Console
 from edgekit.cli.server import client_of, server_options
 from edgekit.client import Client, Conflict
 from edgekit.core import jobs

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, printable
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -29,7 +29,7 @@ def shown(value: object) -> str:
 
 def line(text: str) -> str:
     """A text that may hold what a peer gave, as one line of bounded length: escapes for what would break or turn it."""
-    plain = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    plain = printable(text)
     if len(plain) <= _LINE_CHARACTERS:
         return plain
     return f"{plain[: _LINE_CHARACTERS - 150]}…{plain[-149:]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 
 class EdgekitError(Exception):
     """Root of every error edgekit raises on purpose. Its text is one line: what was wanted, what came, what to do."""
@@ -36,6 +38,13 @@ class WorldFailed(EdgekitError):
 
 
 def one_line(err: BaseException) -> str:
-    """The error's text folded to one line; the class name where it has no text."""
-    text = " ".join(str(err).split())
+    """The error's text folded to one line, as `printable` has it; the class name where it has no text."""
+    text = printable(" ".join(str(err).split()))
     return text or type(err).__name__
+
+
+def printable(text: str) -> str:
+    """A text that may hold what a peer gave, with escapes for what would steer a terminal, break a line or turn it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or category(c) == "Zs" else ascii(c)[1:-1] for c in text)

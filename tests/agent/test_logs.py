@@ -74,6 +74,18 @@ def test_plain_lines_are_the_default_and_libraries_only_warn() -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
+def test_what_a_peer_gave_steers_no_terminal_that_the_log_is_read_on(as_json: bool) -> None:
+    stream = io.StringIO()
+    logs.set_up(stream, as_json=as_json, verbose=False, fields={})
+    try:
+        raise ValueError("\x9b2J")
+    except ValueError:
+        logging.getLogger("edgekit.agent.test").exception("got %s", "\x1b[2J\u202e")
+    assert all(line.isprintable() for line in stream.getvalue().split("\n"))
+    assert "u202e" in stream.getvalue()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
 def test_lines_for_the_journal_begin_with_their_priority(tmp_path: Path, as_json: bool) -> None:
     with (tmp_path / "log").open("w+") as stream:
         found = os.fstat(stream.fileno())

@@ -38,6 +38,7 @@ def test_every_verb_has_a_file_and_every_file_is_a_verb() -> None:
         "overlay",
         "remote_bench",
         "repo_keys",
+        "screen",
         "server",
         "session",
     }
