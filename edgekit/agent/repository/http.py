@@ -28,6 +28,7 @@ _CONNECT_S, _SILENT_S = 10.0, 30.0
 _WINDOW_S, _SLOWEST = 60.0, 256  # fewer bytes a second over so many seconds, or a head so late, are no answer
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)")
 _SMALLEST_BUFFER = 1 << 14
+_OBJECT = re.compile(r"^(?:<.*>|\w+\(.*?\)): ")
 
 
 def open_pool(
@@ -202,6 +203,8 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _plain(err: Exception) -> str:
-    """urllib3's errors without object addresses."""
+    """urllib3's errors without its objects: what comes after `_TlsConnection(host='10.0.0.1', port=443): `."""
     reason = getattr(err, "reason", None) or err
-    return f"{type(reason).__name__}: {one_line(reason).rpartition('>: ')[2]}"[:200]
+    first = reason.args[0] if reason.args else None  # behind it stands the cause, which says the same again
+    text = first if isinstance(first, str) else one_line(reason)
+    return f"{type(reason).__name__}: {_OBJECT.sub('', text)}"[:200]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -664,3 +665,16 @@ def test_whatever_lies_in_a_slot_is_only_looked_through(noise: bytes, cut: int) 
         paths[0].write_bytes(noise)
         paths[1].write_bytes(bundle(files)[:cut])
         assert held_of(paths) <= set(files.values())
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_is_away_is_said_without_the_librarys_objects(scheme: str) -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"{scheme}://127.0.0.1:{taken.getsockname()[1]}"
+        files = HttpFiles(open_pool(Repository(url, None)), url)
+        with pytest.raises(NetworkFailed) as failed:
+            files.open("timestamp.json")
+    assert "onnection refused" in str(failed.value)
+    for leak in ("host=", "object at"):
+        assert leak not in str(failed.value)
