@@ -272,9 +272,10 @@ def set_up(
 
     chosen = _root(root)
     config, start = _start(ctx, config_path, chosen)
+    owner = _account(user) if os.geteuid() == 0 else None  # known before anything is made
     make(chosen)
-    if os.geteuid() == 0:
-        _give_to(user, chosen)
+    if owner is not None:
+        _give_to(owner, chosen)
     if systemd:
         write_atomic(_UNIT_FILE, units.unit(config, units.Service(start, user, chosen)).encode())
     if as_json:
@@ -305,16 +306,20 @@ def _start(ctx: click.Context, path: Path | None, root: Path | None) -> tuple[Co
     return config, start_command(root, config.path.resolve())
 
 
-def _give_to(user: str, root: Path) -> None:
-    """The supervisor's folder belongs to who runs it; so nobody else's program is started there."""
+def _account(user: str) -> pwd.struct_passwd:
     try:
-        found = pwd.getpwnam(user)
-        for path in (root, *root.rglob("*")):
-            os.lchown(path, found.pw_uid, found.pw_gid)
+        return pwd.getpwnam(user)
     except KeyError as err:
         raise BadInput(f"there is no user {user!r}: useradd --system {user}, or give --user") from err
+
+
+def _give_to(owner: pwd.struct_passwd, root: Path) -> None:
+    """The supervisor's folder belongs to who runs it; so nobody else's program is started there."""
+    try:
+        for path in (root, *root.rglob("*")):
+            os.lchown(path, owner.pw_uid, owner.pw_gid)
     except OSError as err:
-        raise WorldFailed(f"{root}: could not be given to {user}: {err.strerror}") from err
+        raise WorldFailed(f"{root}: could not be given to {owner.pw_name}: {err.strerror}") from err
 
 
 def _given(path: Path | None, ctx: click.Context) -> Path:

@@ -157,6 +157,16 @@ def test_the_command_prints_the_unit(config: Config, capsys: pytest.CaptureFixtu
     assert found["ExecStart"] == [f"{sys.executable} -m edgekit agent --config {config.path}"]
 
 
+def test_set_up_for_a_user_who_is_not_there_makes_nothing(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    command = ["agent", "set-up", "--config", str(config.path), "--root", str(tmp_path / "supervisor")]
+    assert run([*command, "--user", "nobody-is-called-so"]) == 2
+    assert "useradd --system nobody-is-called-so" in capsys.readouterr().err
+    assert not (tmp_path / "supervisor").exists()
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands: list[list[Any]] = [
         ["agent", "unit"],
