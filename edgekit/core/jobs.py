@@ -67,5 +67,12 @@ def title(job: Mapping[str, Any]) -> str:
     """What a job of the server's API is about, in a few words: a bundle to run, or what else boards should do."""
     if job["action"] == "run":
         return str(job["target"])
-    settings = ", ".join(f"{key}={value}" for key, value in (job.get("config") or {}).items())
+    settings = ", ".join(f"{key}={_typed(value)}" for key, value in (job.get("config") or {}).items())
     return " ".join(part for part in (job["action"], job["target"], settings) if part)
+
+
+def _typed(value: object) -> object:
+    """A setting's value as it was typed; nothing for one that is taken back."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from nicegui import app, ui
 from starlette.concurrency import run_in_threadpool
 
+from edgekit.core import jobs as job_states
 from edgekit.core.errors import EdgekitError, one_line
 from edgekit.fleet import charts, shown, tables, views
 from edgekit.fleet.api import Context
@@ -45,6 +46,8 @@ a.ek-nav.here { color: var(--ink); background: var(--page); font-weight: 600 }
 .q-table td { font-variant-numeric: tabular-nums }
 .q-table th:not(:first-child), .q-table td:not(:first-child) { padding: 6px 10px }
 .q-table td .ek-note { white-space: normal }
+.q-table th { white-space: nowrap !important }
+.ek-seen, .q-table td a { white-space: nowrap }
 .q-table__bottom-nodata-icon { display: none }
 .q-table th, .q-table td { border-color: var(--line) !important }
 .q-table a, a.ek-link { color: var(--link); text-decoration: none; font-weight: 600 }
@@ -163,7 +166,7 @@ def add_pages(context: Context) -> None:
 
         def show(found: dict[str, Any]) -> None:
             policy = found["policy"] or "as configured on each board"
-            title.set_text(f"{found['target']} to {found['to']}")
+            title.set_text(f"{job_states.title(found)} to {found['to']}")
             about.set_text(f"job {found['job_id']} · {tables.clock(found['created'])} · policy {policy}")
             table.update_rows(
                 [tables.job_device_row(name, row, context.clock()) for name, row in found["devices"].items()]
@@ -306,6 +309,10 @@ def _board_head(found: dict[str, Any], now: float) -> None:
         ui.label(state).classes("ek-good" if online else "ek-bad")
         ui.label(f"last seen {shown.ago(found['last_seen'], now)}").classes("ek-dim")
         ui.label(" · ".join([found["profile"] or "profile unknown", *found["tags"]])).classes("ek-dim")
+        if found["certificate_expires"] is not None and not found["revoked_at"]:
+            ended = found["certificate_expires"] <= now
+            until = f"{'ended on' if ended else 'until'} {tables.clock(found['certificate_expires'])[:10]}"
+            ui.label(f"certificate {until}").classes("ek-bad" if ended else "ek-dim")
     if found["why"]:
         ui.label(found["why"]).classes("ek-problem")
     if found["malformed"]:

@@ -23,7 +23,7 @@ MIX_CELL = """<q-td :props="props">
   <div class="ek-note">{{ props.row.mix_text }}</div></q-td>"""
 FIGURE_CELL = """<q-td :props="props">{{ props.row[props.col.name + '_text'] }}
   <div class="ek-note">{{ props.row[props.col.name + '_note'] }}</div></q-td>"""
-SEEN_CELL = """<q-td :props="props">{{ props.row.seen_text }}
+SEEN_CELL = """<q-td :props="props"><span class="ek-seen">{{ props.row.seen_text }}</span>
   <div v-if="props.row.warning" class="ek-note ek-warn">{{ props.row.warning }}</div></q-td>"""
 BOARD_LINK_CELL = (
     """<q-td :props="props"><a :href="'/board/' + props.row.name">{{ props.row.name }}</a></q-td>"""
@@ -38,7 +38,8 @@ _STATE_COLORS = {"active": "good", "done": "good", "failed": "bad", "refused": "
 def board_row(row: dict[str, Any], now: float) -> dict[str, Any]:
     """A board in the fleet's table."""
     desired = row["desired"]
-    differs = desired is not None and desired["target"] not in {None, row["bundle"]}
+    revoked = row["revoked_at"] is not None  # then nothing is wanted of it any more
+    differs = not revoked and desired is not None and desired["target"] not in {None, row["bundle"]}
     return {
         "name": row["name"],
         "online": row["online"],
@@ -50,8 +51,20 @@ def board_row(row: dict[str, Any], now: float) -> dict[str, Any]:
         **figures(row),
         "seen": row["last_seen"] or 0.0,
         "seen_text": shown.ago(row["last_seen"], now),
-        "warning": "throttled" if row["throttled"] else "malformed messages" if row["malformed"] else "",
+        "warning": _warning(row),
     }
+
+
+def _warning(row: dict[str, Any]) -> str:
+    """The one thing to be said beside when it was last seen."""
+    for key, word in (
+        ("revoked_at", "revoked"),
+        ("throttled", "throttled"),
+        ("malformed", "malformed messages"),
+    ):
+        if row[key]:
+            return word
+    return ""
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +159,9 @@ def clock(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+_LONG = {"target", "states"}  # a job's settings, and its states, fill more than a line
+
+
 def _columns(*described: tuple[str, str, str]) -> list[dict[str, Any]]:
     """name, label, align ("l" or "r")."""
     return [
@@ -155,6 +171,7 @@ def _columns(*described: tuple[str, str, str]) -> list[dict[str, Any]]:
             "field": name,
             "align": {"l": "left", "r": "right"}[align],
             "sortable": True,
+            "style": "white-space: normal" if name in _LONG else "",
         }
         for name, label, align in described
     ]

@@ -14,6 +14,7 @@ from edgekit.core.jobs import (
     TRANSITIONS,
     IllegalTransition,
     advance,
+    title,
 )
 
 
@@ -68,3 +69,9 @@ def test_what_is_measured_never_comes_near_a_slot() -> None:
     """From `measuring` on there is no way to installed, trial or active but through a new beginning."""
     assert set(TRANSITIONS["measuring"].values()) == {"done", "failed", "expired", "received"}
     assert TRANSITIONS["measuring"]["restart"] == "received"
+
+
+def test_a_title_writes_settings_as_they_are_typed() -> None:
+    config = {"log.verbose": True, "trial.requests": None, "update.rate_kb_s": 64}
+    job = {"action": "configure", "target": None, "config": config}
+    assert title(job) == "configure log.verbose=true, trial.requests=, update.rate_kb_s=64"

@@ -112,6 +112,19 @@ def test_figures_arrive_without_reloading(site: Site, page: playwright.Page) -> 
     assert page.problems == []
 
 
+def test_revoked_boards_and_jobs_of_settings_are_named(site: Site, page: playwright.Page) -> None:
+    client = Client(site.server.url, site.server.token)
+    client.enroll("pi5-b", "raspberrypi5", [])
+    job = client.configure("name=pi5-b", {"log.verbose": True})
+    client.revoke("pi5-b")
+    page.goto(f"{site.server.url}/?token={site.server.token}")
+    row = page.get_by_role("row").filter(has_text="pi5-b")
+    row.get_by_text("revoked", exact=True).wait_for()
+    page.goto(f"{site.server.url}/job/{job['job_id']}")
+    page.get_by_text("configure log.verbose=true to name=pi5-b").wait_for()
+    assert page.problems == []
+
+
 def test_a_stranger_reaches_neither_pages_nor_the_websocket_behind_them(site: Site) -> None:
     import urllib.error
     import urllib.request
