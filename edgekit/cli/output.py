@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edgekit.cli.screen import Console
 from edgekit.core.errors import printable
 
-console = Console(highlight=False)
+_WIDE = 240  # columns of a table that goes into a file or a pipe: nothing there needs it folded
+
+
+def _width() -> int | None:
+    """None: the terminal's, or what COLUMNS says."""
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDE
+
+
+console = Console(highlight=False, soft_wrap=True, width=_width())
 
 
 def print_json(value: Mapping[str, Any]) -> None:

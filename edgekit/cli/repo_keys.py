@@ -76,8 +76,9 @@ def rotate(
         said = f"has {what}" if done else f"gets {what} once this is signed"
         console.print(Text(f"{role} {said}"), soft_wrap=True)
         _show(outcome, folder)
-        if role in {"targets", "measure"} and done:
-            console.print(f"  {folder / 'keys' / role}.pem: take it off the server again", soft_wrap=True)
+        if done and role != "online":
+            which_ones = "root-*" if role == "root" else role
+            console.print(f"  {folder / 'keys' / which_ones}.pem: take off the server again", soft_wrap=True)
     if outcome.waiting:
         ctx.exit(UNFINISHED)
 
