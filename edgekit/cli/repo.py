@@ -112,10 +112,7 @@ def add(folder: Path, bundle: Path, key: Path | None, as_json: bool) -> None:
     console.print(Text(f"{opened.label} {said} (targets version {version})"), soft_wrap=True)
 
 
-@command.command(
-    epilog="Example:  pip download edgekit -d wheels --platform manylinux_2_28_aarch64 --python-version 3.11 "
-    "--only-binary :all: && edgekit repo environment wheels -o agent-3.env --version 3"
-)
+@command.command(epilog="Example:  edgekit repo environment wheels/ -o agent-3.env --version 3")
 @click.argument("wheels", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option(
     "-o",
@@ -151,7 +148,8 @@ def environment(
 ) -> None:
     """Pack WHEELS (files, or folders of them) as an environment for boards' agents.
 
-    Which Pythons and processors it runs on follows from the wheels. `edgekit push` signs it and sends it to boards.
+    Which Pythons and processors it runs on follows from the wheels; docs/board.md says how to fetch those of a board.
+    `edgekit push` signs it and sends it to boards.
     """
     from edgekit.cli.environment import pack
 

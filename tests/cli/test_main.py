@@ -32,6 +32,7 @@ def test_every_verb_has_a_file_and_every_file_is_a_verb() -> None:
     shared = {
         "__init__",
         "bench_curves",
+        "environment",
         "main",
         "options",
         "output",

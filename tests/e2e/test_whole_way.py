@@ -174,7 +174,7 @@ def test_a_file_changed_on_the_server_is_refused_as_tampered(site: Site) -> None
     agent = site.start_agent()
     site.push(1, wait_s=WAIT_S)
     assert site.processes.end(agent) == 0
-    site.push(2)
+    site.push(2, padding=300_000)  # what a slot holds already is not fetched
     stored = next((site.folder / "repository/targets").rglob("2.edge"))
     data = bytearray(stored.read_bytes())
     data[len(data) // 2] ^= 1

@@ -72,8 +72,9 @@ def test_killed_during_the_download_it_goes_on_from_where_it_was(site: Site) -> 
     site.board.spawn()
     assert site.server.ended("job-2")["state"] == "active"
     ranges = [wanted for path, wanted in site.repository.requests if path == "targets/run/toy/2.edge"]
-    assert len(ranges) == 1
-    assert int(str(ranges[0]).removeprefix("bytes=").rstrip("-")) > 10**6
+    begins = [int(str(wanted).removeprefix("bytes=").partition("-")[0]) for wanted in ranges]
+    assert begins
+    assert min(begins) > 10**6
     until(lambda: not list(slots.glob(".part-*")), "the cleaning up")
 
 
