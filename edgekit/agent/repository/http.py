@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
@@ -60,15 +60,16 @@ def open_pool(
 
 
 @contextmanager
-def _within(seconds: float, connection: HTTPConnection) -> Iterator[None]:
-    """Cut a connection on which something takes longer. A timeout of the socket counts anew with every byte."""
+def _within(seconds: float, get: Callable[[], socket.socket | None]) -> Iterator[None]:
+    """Cut the connection over which something takes longer. A timeout of the socket counts anew with every byte."""
     late = threading.Event()
 
     def cut() -> None:
         late.set()
-        if connection.sock is not None:
+        found = get()
+        if found is not None:
             with suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                found.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
     timer.daemon = True
@@ -82,18 +83,24 @@ def _within(seconds: float, connection: HTTPConnection) -> Iterator[None]:
 
 
 class _Connection(HTTPConnection):
+    answering: socket.socket | None = None  # that the last answer comes over: `sock` may be None by then
+
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
-        with _within(_WINDOW_S, self):
+        self.answering = self.sock
+        with _within(_WINDOW_S, lambda: self.sock):
             return super().getresponse()
 
 
 class _TlsConnection(HTTPSConnection):
+    answering: socket.socket | None = None
+
     def connect(self) -> None:
-        with _within(_WINDOW_S, self):
+        with _within(_WINDOW_S, lambda: self.sock):
             super().connect()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
-        with _within(_WINDOW_S, self):
+        self.answering = self.sock
+        with _within(_WINDOW_S, lambda: self.sock):
             return super().getresponse()
 
 
@@ -173,9 +180,16 @@ class HttpBody:
             yield chunk
 
     def _read(self, size: int) -> bytes:
-        """What has come, not waiting until it is `size` bytes: so that a crawl is seen."""
+        """What has come, not waiting until it is `size` bytes: so that a crawl is seen.
+
+        Of an answer in chunks that may take for ever nevertheless: a chunk's head, or what comes after the last one.
+        """
+        connection = self._response.connection
+        answering = connection.answering if isinstance(connection, (_Connection, _TlsConnection)) else None
+        chunked = getattr(self._response, "chunked", False)
         try:
-            return self._response.read1(size, decode_content=False)
+            with _within(_WINDOW_S, lambda: answering) if chunked else nullcontext():
+                return self._response.read1(size, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as err:
             raise NetworkFailed(f"{self._url}: {_plain(err)}") from err
 

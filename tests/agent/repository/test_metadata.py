@@ -183,12 +183,19 @@ def test_endless_metadata_ends_at_its_limit(board: Board, role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "]
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nX: ", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"x"),
+    ],
 )
 def test_a_server_that_drips_for_ever_is_a_network_that_failed(
-    board: Board, head: bytes, monkeypatch: pytest.MonkeyPatch
+    board: Board, head: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A byte now and then, in the body or in the head: no single read ever takes long."""
+    """A byte now and then, in the body, in the head, or around chunks: no single read of the socket takes long."""
     monkeypatch.setattr(http, "_WINDOW_S", 0.3)
     ended = threading.Event()
 
@@ -200,7 +207,7 @@ def test_a_server_that_drips_for_ever_is_a_network_that_failed(
                     peer.recv(65536)
                     peer.sendall(head)
                     while not ended.wait(0.02):
-                        peer.sendall(b" ")
+                        peer.sendall(drop)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, daemon=True)
