@@ -23,6 +23,7 @@ from edgekit.agent import supervisor as files
 from edgekit.agent.jobs import Expired, Outcome, Stopping
 from edgekit.agent.repository.base import Found, Repository
 from edgekit.agent.shots import Step, Turn, begun_again
+from edgekit.agent.slots import check_room
 from edgekit.agent.state import Job
 from edgekit.core import checks
 from edgekit.core.environment import AGENT, Environment, target_of_environment
@@ -119,11 +120,14 @@ class Supervised:
         bundle = found.get("bundle")
         return Service(bundle if isinstance(bundle, str) else None, found.get("connected") is True)
 
-    def kept(self) -> set[str]:
-        """The environments that must stay."""
+    def kept(self) -> set[str] | None:
+        """The environments that must stay; None where nobody knows, for the supervisor's state cannot be read."""
         state = files.read(self.root / files.STATE)
+        if not state:
+            return None
         trial = state.get("trial")
-        named = [self.name, state.get("current"), state.get("previous"), (trial or {}).get("id")]
+        on_trial = trial.get("id") if isinstance(trial, dict) else None
+        named = (self.name, state.get("current"), state.get("previous"), on_trial)
         return {name for name in named if isinstance(name, str)}
 
 
@@ -207,11 +211,7 @@ class Environments:
         self._found = None
         if self._site is None or self._site.job is not None:
             return
-        kept = self._site.kept()
-        for folder in self._site.folder.iterdir() if self._site.folder.is_dir() else ():
-            left = folder.name.startswith((_PART, _NEW))
-            if left or (checks.SHA256.fullmatch(folder.name) and folder.name not in kept):
-                self._remove(folder)
+        self._keep_what_is_needed(self._site)
         for file in (self._site.root / BEFORE, self._copy):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -230,7 +230,10 @@ class Environments:
         if found.length > self._max_bytes:
             raise refusal("beyond-limits", f"{label} is {found.length} bytes, here at most {self._max_bytes}")
         self._found = found
-        return Outcome("present" if site.holds(found.target.content_id) else "accept")
+        if site.holds(found.target.content_id):
+            return Outcome("present")
+        check_room(site.folder, found.length)  # what it unpacks to is known once it is here (wheels.py)
+        return Outcome("accept")
 
     def _downloading(self, job: Job, turn: Turn) -> Outcome:
         found = self._known()
@@ -317,10 +320,7 @@ class Environments:
 
     def _rolling_back(self, job: Job, turn: Turn) -> Outcome:
         site = self._known_site()
-        kept = site.kept()
-        for folder in site.folder.iterdir():  # so that a retry does not find it and believe it
-            if checks.SHA256.fullmatch(folder.name) and folder.name not in kept:
-                self._remove(folder)
+        self._keep_what_is_needed(site)  # so that a retry does not find it and believe it
         self._tell(
             "rollback", {"from": job.target, "to": site.label, "reason": job.reason, "detail": job.detail}
         )
@@ -371,6 +371,19 @@ class Environments:
         if self._found is None:  # every walk of the old agent begins at `received`
             raise BadInput("a step of this job was skipped")
         return self._found
+
+    def _keep_what_is_needed(self, site: Supervised) -> None:
+        """Remove every other environment and what interrupted work left behind."""
+        kept = site.kept()
+        try:
+            folders = sorted(site.folder.iterdir())
+        except OSError as err:
+            log.warning("%s: could not be looked through: %s", site.folder, err.strerror)
+            return
+        for folder in folders:
+            unneeded = kept is not None and folder.name not in kept and checks.SHA256.fullmatch(folder.name)
+            if unneeded or folder.name.startswith((_PART, _NEW)):
+                self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
         """Take the name away first, so that half an environment is never taken for one."""

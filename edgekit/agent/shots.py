@@ -97,7 +97,7 @@ class Shots(Loop):
         job = self._next()
         for name, action in self._actions.items():
             if job is None or job.action != name:
-                action.clean_up()
+                self._clean_up(action)
         if job is not None and job.action in self._actions:
             resumed = self._actions[job.action].resumed(job)
             if resumed != job:
@@ -134,8 +134,15 @@ class Shots(Loop):
             except Exception:
                 log.exception("%s met a defect and goes on", job.action)
                 self._pause(MAX_RETRY_S)
+            self._clean_up(action)
+
+    def _clean_up(self, action: Action | None) -> None:
+        """What is left behind must not end the thread, nor the agent at every start."""
+        try:
             if action is not None:
                 action.clean_up()
+        except Exception:
+            log.exception("cleaning up met a defect")
 
     def _bound(self, action: Action | None) -> Mapping[str, Callable[[Job], Outcome]]:
         if action is None:  # a newer agent took it, and was taken back

@@ -22,6 +22,19 @@ _PART, _GONE = ".part-", ".gone-"
 MARGIN = 16 * 10**6  # bytes that a download leaves free: state, outbox and whoever else writes need some
 
 
+def check_room(folder: Path, missing: int) -> None:
+    """Raise WorldFailed where the disk has no room for `missing` bytes more in `folder`, and some to go on with."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as err:
+        raise WorldFailed(f"{folder}: free space is not known: {err.strerror or err}") from err
+    if free < missing + MARGIN:
+        raise WorldFailed(
+            f"{folder}: {missing / 1e6:.1f} MB are still to come and {MARGIN / 1e6:.0f} MB must stay free, "
+            f"there are {free / 1e6:.1f} MB: make room on the disk"
+        )
+
+
 @dataclass(frozen=True)
 class Slot:
     """A committed bundle: it passed its trial here."""
@@ -103,17 +116,8 @@ class Slots:
         sha256: of the file; what has come of it already is not needed again. No slot is given up for it: the one before
         the active one is what a bundle that fails later gives way to.
         """
-        try:
-            free = shutil.disk_usage(self.folder).free
-        except OSError as err:
-            raise WorldFailed(f"{self.folder}: free space is not known: {err.strerror or err}") from err
         part = self.folder / f"{_PART}{sha256}" / BUNDLE
-        missing = max(0, length - (part.stat().st_size if part.is_file() else 0))
-        if free < missing + MARGIN:
-            raise WorldFailed(
-                f"{self.folder}: {missing / 1e6:.1f} MB are still to come and {MARGIN / 1e6:.0f} MB must stay free, "
-                f"there are {free / 1e6:.1f} MB: make room on the disk"
-            )
+        check_room(self.folder, max(0, length - (part.stat().st_size if part.is_file() else 0)))
 
     def is_marked(self, content_id: str) -> bool:
         """Whether it is noted beside a bundle that it passed its trial."""
@@ -127,7 +131,12 @@ class Slots:
     def committed(self) -> tuple[tuple[int, Slot], ...]:
         """Verified slots that once passed their trial, with their numbers, the latest first."""
         found = []
-        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+        try:
+            folders = tuple(self.folder.iterdir())
+        except OSError as err:
+            log.warning("%s: could not be looked through: %s", self.folder, err.strerror)
+            return ()
+        for folder in folders:
             if not checks.SHA256.fullmatch(folder.name):
                 continue
             try:

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from edgekit.agent.child import ChildLimits, child_parser, confine, run_child
+from edgekit.agent.slots import check_room
 from edgekit.core.checks import canonical_json, parse_json
 from edgekit.core.environment import MANIFEST, EnvironmentFile, open_environment
 from edgekit.core.errors import BadBundle, BadInput, EdgekitError, WorldFailed, one_line
@@ -56,19 +57,32 @@ def install(file: Path, folder: Path, max_bytes: int, limits: ChildLimits, check
 
 
 def build(opened: EnvironmentFile, folder: Path, most: int) -> None:
-    """Make a virtual environment of this very Python in `folder`. Raises BadBundle, OSError."""
+    """Make a virtual environment of this very Python in `folder`. Raises BadBundle, WorldFailed (no room), OSError."""
     environment = opened.environment
     venv.EnvBuilder(symlinks=True, system_site_packages=environment.system_packages).create(folder)
     site = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     left = most
     with opened.path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        for info in archive.infolist()[1:]:
-            begin = info.header_offset + len(info.FileHeader(zip64=False))
-            with zipfile.ZipFile(_Window(file, begin, info.file_size)) as wheel:
-                left = _unpack(info.filename, wheel, site, folder, left)
+        wheels = [
+            (info.filename, zipfile.ZipFile(_Window(file, _begin(info), info.file_size)))
+            for info in archive.infolist()[1:]
+        ]
+        check_room(folder, sum(_needs(wheel) for _, wheel in wheels))
+        for name, wheel in wheels:
+            left = _unpack(name, wheel, site, folder, left)
     compileall.compile_dir(site, quiet=2, legacy=False)
     (folder / MANIFEST).write_bytes(canonical_json(environment.to_json()))
     _sync_disk(folder)
+
+
+def _begin(info: zipfile.ZipInfo) -> int:
+    """Where a stored member's content begins."""
+    return info.header_offset + len(info.FileHeader(zip64=False))
+
+
+def _needs(wheel: zipfile.ZipFile) -> int:
+    """Bytes on disk that a wheel's files come to; Python's own as often again, compiled."""
+    return sum(info.file_size * (1 + info.filename.endswith(".py")) for info in wheel.infolist())
 
 
 class _Window(io.RawIOBase):

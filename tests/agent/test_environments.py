@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agents import Site, until
 from supervised import Supervised, environment, wheel
 
+from edgekit.agent.environments import Environments
+from edgekit.agent.environments import Supervised as Site_
+from edgekit.agent.repository.base import Found
 from edgekit.agent.state import Job, State
+from edgekit.agent.wheels import build
+from edgekit.core.environment import open_environment
+from edgekit.core.errors import WorldFailed
+from edgekit.core.target import Target
+from edgekit.core.trust import Board
 
 
 @pytest.fixture
@@ -240,3 +250,105 @@ def test_sigterm_while_an_environment_is_installed_ends_it_in_time_and_it_goes_o
     assert time.monotonic() - begun < 2.5
     board.start()
     assert board.site.server.ended(shot.job_id)["state"] == "active"
+
+
+# --- what the disk, or the supervisor's folder, may have in store -------------------------------------------------
+
+
+class AtOnce:
+    """A shots.Turn that never waits."""
+
+    def check(self, job: Job) -> None: ...
+
+    def patiently(self, job: Job, action: Callable[[], Any]) -> Any:
+        return action()
+
+    def pause(self, seconds: float) -> None: ...
+
+
+ORDER = Job("job-1", 1, "agent/1", None, None, 2e9, action="update-agent")
+IDS = {name: character * 64 for name, character in {"runs": "a", "before": "b", "failed": "c"}.items()}
+
+
+def actions(folder: Path, target: Target | None = None, length: int = 1000) -> Environments:
+    """The action alone, under a supervisor's folder with three environments and what was begun."""
+    for name in (*IDS.values(), ".part-x", ".new-x", "first"):
+        (folder / "environments" / name).mkdir(parents=True)
+    found = None if target is None else Found(target, target.path, length, "f" * 64)
+    repository = SimpleNamespace(find=lambda *given: found)
+    nothing = SimpleNamespace(bundle=None, connected=False)
+    return Environments(
+        site=Site_(folder, IDS["runs"], None),
+        repository=lambda: repository,  # type: ignore[arg-type,return-value]
+        install=lambda *given: None,
+        board=Board("raspberrypi5"),
+        max_bytes=10**9,
+        state_file=folder / "state.json",
+        idle=lambda: True,
+        service=lambda: nothing,  # type: ignore[arg-type,return-value]
+        unhealthy=lambda: None,
+        steady_s=0.0,
+        leave=lambda: None,
+        passed=lambda: None,
+        tell=lambda kind, detail: None,
+        say=lambda text: None,
+    )
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "environments").iterdir()}
+
+
+@pytest.mark.parametrize("trial", [None, "soon", 7, [], {"id": None}, {"id": IDS["failed"]}])
+def test_environments_that_the_supervisor_needs_stay_whatever_stands_beside_them_in_its_state(
+    tmp_path: Path, trial: object
+) -> None:
+    action = actions(tmp_path)
+    state = {"current": IDS["runs"], "previous": IDS["before"], "trial": trial}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    action.clean_up()
+    on_trial = {IDS["failed"]} if trial == {"id": IDS["failed"]} else set()
+    assert left(tmp_path) == {"first", IDS["runs"], IDS["before"]} | on_trial
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", "\0" * 100])
+def test_no_environment_goes_while_nobody_knows_which_one_is_needed(
+    tmp_path: Path, content: str | None
+) -> None:
+    action = actions(tmp_path)
+    if content is not None:
+        (tmp_path / "state.json").write_text(content)
+    action.clean_up()
+    assert left(tmp_path) == {"first", *IDS.values()}
+    assert action.steps["rolling_back"](ORDER, AtOnce()).event == "restored"
+    assert left(tmp_path) == {"first", *IDS.values()}
+
+
+def test_a_folder_of_environments_that_is_gone_ends_neither_the_agent_nor_its_job(tmp_path: Path) -> None:
+    action = actions(tmp_path)
+    shutil.rmtree(tmp_path / "environments")
+    action.clean_up()
+    assert action.steps["rolling_back"](ORDER, AtOnce()).event == "restored"
+
+
+def test_a_disk_without_room_for_an_environment_fails_the_job_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target("agent", 1, ("raspberrypi5",), "agent", "current", "d" * 64)
+    action = actions(tmp_path, target, length=50_000_000)
+    assert action.steps["received"](ORDER, AtOnce()).event == "accept"
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=60_000_000))
+    with pytest.raises(WorldFailed, match=r"50\.0 MB are still to come .* make room on the disk"):
+        action.steps["received"](ORDER, AtOnce())
+
+
+def test_a_disk_without_room_for_what_it_unpacks_to_is_said_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = wheel("large", {"large.py": "x = 1\n" * 500_000, "data.bin": "y" * 1_000_000})
+    file = tmp_path / "environment.env"
+    file.write_bytes(environment(wheels={"large-1-py3-none-any.whl": large}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=22_000_000))
+    with pytest.raises(WorldFailed, match=r"7\.0 MB are still to come"):
+        build(open_environment(file, 10**9), tmp_path / "new", 10**9)
+    assert not list((tmp_path / "new").rglob("large.py"))
