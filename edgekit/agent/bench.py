@@ -45,7 +45,7 @@ def time_candidates(
 
     Raises RoundFailed where the child crashed or its time was over, WorldFailed where it could not be started.
     """
-    arguments = [str(folder), "--sensor", sensor, "--sysroot", str(sysroot)]
+    arguments = [str(folder.absolute()), "--sensor", sensor, "--sysroot", str(sysroot.absolute())]
     ended = run_child("edgekit.agent.bench", arguments, limits, check)
     if ended.code is None:
         raise RoundFailed("timeout", f"measuring took longer than {limits.timeout_s:g} s")

@@ -55,7 +55,8 @@ class Ended:
 def run_child(module: str, arguments: Sequence[str], limits: ChildLimits, check: Callable[[], None]) -> Ended:
     """Run `python -m module` to its end or to its limits. Whatever `check` raises (called all the time) ends it first.
 
-    Raises WorldFailed where it could not be started.
+    arguments: paths must be absolute. `-m` imports from the current folder first, and in the agent's own others may be
+    able to write: the child's is /. Raises WorldFailed where it could not be started.
     """
     command = [sys.executable, "-m", module, *arguments, "--parent", str(os.getpid())]
     command += ["--timeout", str(limits.timeout_s), "--memory-mb", str(limits.memory_mb)]
@@ -65,7 +66,12 @@ def run_child(module: str, arguments: Sequence[str], limits: ChildLimits, check:
     with _memory_file() as out, _memory_file() as complaints:
         try:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=complaints, start_new_session=True
+                command,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=complaints,
+                start_new_session=True,
             )
         except OSError as err:
             raise WorldFailed(f"{module}: the child could not be started: {err.strerror}") from err

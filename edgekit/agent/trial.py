@@ -95,9 +95,9 @@ class How:
 
 def try_out(bundle: Path, how: How, limits: ChildLimits, check: Callable[[], None]) -> TrialResult:
     """Run the child to its end or to its limits. Whatever `check` raises (called all the time) ends the child first."""
-    arguments = [str(bundle), "--requests", str(how.requests), "--seconds", str(how.seconds)]
+    arguments = [str(bundle.absolute()), "--requests", str(how.requests), "--seconds", str(how.seconds)]
     arguments += ["--policy", json.dumps(how.policy.to_json())]
-    arguments += ["--sensor", how.sensor, "--sysroot", str(how.sysroot)]
+    arguments += ["--sensor", how.sensor, "--sysroot", str(how.sysroot.absolute())]
     ended = run_child("edgekit.agent.trial", arguments, limits, check)
     if ended.code is None:
         return TrialResult("timeout", f"the trial took longer than {limits.timeout_s:g} s", ended.seconds)

@@ -41,9 +41,8 @@ def install(file: Path, folder: Path, max_bytes: int, limits: ChildLimits, check
 
     Raises BadBundle for what is no environment, WorldFailed where disk, time or memory ran out; what `check` raises.
     """
-    ended = run_child(
-        "edgekit.agent.wheels", [str(file), str(folder), "--max-bytes", str(max_bytes)], limits, check
-    )
+    arguments = [str(file.absolute()), str(folder.absolute()), "--max-bytes", str(max_bytes)]
+    ended = run_child("edgekit.agent.wheels", arguments, limits, check)
     lines = ended.out.strip().splitlines()
     try:
         verdict = parse_json(lines[-1].encode(), "verdict") if lines and ended.code == 0 else {}

@@ -50,7 +50,10 @@ class Child:
 
     def start(self, now: float) -> None:
         """Start the process; it dies when our end of `descriptors[0]`'s pipe closes."""
-        command = [sys.executable, "-m", "edgekit.fleet.child", self.name, *self.arguments]
+        safe = (
+            ["-P"] if sys.version_info >= (3, 11) else []
+        )  # -m imports nothing from the current folder then
+        command = [sys.executable, *safe, "-m", "edgekit.fleet.child", self.name, *self.arguments]
         self.process = subprocess.Popen(command, pass_fds=self.descriptors, stdin=subprocess.DEVNULL)
         self.started = now
 

@@ -41,6 +41,15 @@ def test_a_good_bundle_passes(tmp_path: Path) -> None:
     )
 
 
+def test_nothing_is_imported_from_the_folder_that_the_agent_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "argparse.py").write_text("raise SystemExit('somebody else's')")
+    monkeypatch.chdir(tmp_path)
+    write_null_bundle(Path("good.edge"))
+    assert try_out(Path("good.edge"), HOW, LIMITS, nothing).reason is None
+
+
 def test_golden_cases_that_are_off_fail_and_say_by_how_much(tmp_path: Path) -> None:
     bundle = write_null_bundle(tmp_path / "bad.edge", golden_error=0.5)
     result = try_out(bundle.path, HOW, LIMITS, nothing)
