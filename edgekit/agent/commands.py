@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -93,12 +94,20 @@ class Commands:
 
     def _say(self, payload: Mapping[str, Any], reason: str, detail: str) -> None:
         """Report a refusal, once for the same command."""
-        seen = hashlib.sha256(checks.canonical_json(dict(payload))).digest()
+        seen = hashlib.sha256(_form(payload)).digest()
         if seen in self._refused or len(self._refused) >= _MAX_REPORTS:
             return
         self._refused.add(seen)
         log.warning("command refused: %s", detail)
         self._refuse(_job_id(payload), _target(payload), reason, detail)
+
+
+def _form(payload: Mapping[str, Any]) -> bytes:
+    """A command that anybody may have sent, for comparison: it may hold what cannot be signed, or be no JSON again."""
+    try:
+        return json.dumps(payload, sort_keys=True).encode()
+    except (ValueError, RecursionError):
+        return b""
 
 
 def _job_id(payload: Mapping[str, Any]) -> str:

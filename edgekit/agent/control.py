@@ -45,5 +45,5 @@ def _verify(payload: Mapping[str, Any], key: Ed25519PublicKey) -> None:
         if not isinstance(signature, str):
             raise refusal("bad-signature", "it has none")
         key.verify(base64.b64decode(signature, validate=True), signed_bytes(payload))
-    except (InvalidSignature, binascii.Error, ValueError, TypeError) as err:
+    except (InvalidSignature, binascii.Error, ValueError, TypeError, RecursionError) as err:
         raise refusal("bad-signature") from err
