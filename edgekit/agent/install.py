@@ -322,8 +322,13 @@ class Worker(Loop):
         return job
 
     def _passed(self, job: Job, figures: str | None = None) -> Outcome:
-        """The end of a job that did what it should, but for settings that this board does not take."""
-        refused = self._judge(job.config)
+        """The end of a job that did what it should, but for settings that it brings and this board does not take."""
+        state, refused, wanted = self._state.current, dict(self._judge(job.config)), job.config or {}
+        before, serves = state.config or {}, state.active.label if state.active else None
+        new = {key for key in wanted if key not in before or before[key] != wanted[key]}
+        asked_again = not new and job.target in {None, serves}
+        if not asked_again:  # what was refused before stands in `reported`
+            refused = {key: why for key, why in refused.items() if key in new}
         if not refused:
             return Outcome("pass", None, figures)
         return Outcome("pass", "settings-refused", "; ".join(refused.values()))

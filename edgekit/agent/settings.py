@@ -36,9 +36,7 @@ def effective(config: Config, wanted: Mapping[str, Any] | None) -> Effective:
         section, _, name = key.partition(".")
         try:
             if key not in SETTINGS:
-                raise BadInput(
-                    f"{key}: only the file on the board sets it; from outside: {', '.join(SETTINGS)}"
-                )
+                raise BadInput(f"{key}: only the file on the board sets it")
             parsed = SETTINGS[key](config, value, key)
         except BadInput as err:
             refused[key] = one_line(err)

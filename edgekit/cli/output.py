@@ -54,3 +54,8 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction as percent for a table."""
     return "unknown" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 board`, `2 boards`."""
+    return f"{count} {what}" + ("" if count == 1 else "s")

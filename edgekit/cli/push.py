@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.cli.options import bundle_argument, json_option, policy_options
-from edgekit.cli.output import console, print_json
+from edgekit.cli.output import console, counted, print_json
 from edgekit.cli.screen import Console
 from edgekit.cli.server import client_of, server_options
 from edgekit.client import Client, Conflict
@@ -101,7 +101,8 @@ def command(
     else:
         said = "" if uploaded else " (published before)"
         console.print(
-            Text(f"{opened.label}{said}: job {job['job_id']} for {len(devices)} boards"), soft_wrap=True
+            Text(f"{opened.label}{said}: job {job['job_id']} for {counted(len(devices), 'board')}"),
+            soft_wrap=True,
         )
         console.print(_table(devices))
     good = {jobs.DONE} if wait_s is not None else {jobs.DONE, "pending"}

@@ -271,7 +271,7 @@ def _show_problems(status: dict[str, Any]) -> None:
         why = (ingest or {}).get("why") or "starting"
         ui.label(f"Not connected to the broker ({why}): what you see may be old.").classes("ek-problem")
     for problem in status["problems"]:
-        ui.label(f"Repository: {problem}").classes("ek-problem")
+        ui.label(f"Problem: {problem}").classes("ek-problem")
     for what, number in status["dropped"].items():
         ui.label(f"Dropped {shown.count(number)} {what}.").classes("ek-note ek-warn")
 

@@ -96,3 +96,14 @@ def test_a_look_waits_for_a_repository_that_is_away(site: Site) -> None:
     until(lambda: [path for path, _ in site.repository.requests if path.endswith("timestamp.json")])
     site.repository.files = kept
     assert site.server.ended(shot.job_id)["state"] == "done"
+
+
+def test_a_setting_refused_once_is_not_said_again_by_jobs_about_something_else(site: Site) -> None:
+    site.board.start()
+    refused = {"limits.threads": 64}
+    assert site.run(None, 1, config=refused)["reason"] == "settings-refused"
+    end = site.run(None, 2, config={**refused, "trial.requests": 5})
+    assert (end["state"], end["reason"]) == ("active", None)
+    end = site.run(None, 3, config={**refused, "trial.requests": 5})
+    assert end["reason"] == "settings-refused", "asked for again and nothing else: it is said"
+    assert set(reported(site, config={"trial.requests": 5})["config_refused"]) == {"limits.threads"}

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekit.agent.config import Api, Sink, Source, load_config
+from edgekit.agent.settings import SETTINGS
 from edgekit.cli.agent import EXAMPLE
+from edgekit.cli.fleet.configure import configure
 
 ENROLLED = """\
 [device]
@@ -37,3 +39,14 @@ def test_every_key_in_the_help_is_known_and_shows_its_default(tmp_path: Path) ->
     assert shown.source == own
     assert shown.sinks == (Sink("file", path=tmp_path / "answers.jsonl"),)
     assert shown.policy.kind == "budget"
+
+
+def test_the_help_of_configure_lists_every_setting_that_boards_take_from_outside() -> None:
+    help_text = configure.help or ""
+    listed = {
+        f"{line.split()[0]}.{name.strip()}"
+        for line in help_text.splitlines()
+        if line.split() and line.split()[0] in {key.partition(".")[0] for key in SETTINGS}
+        for name in line.split(maxsplit=1)[1].split(",")
+    }
+    assert listed == set(SETTINGS)

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from edgekit.cli.options import json_option, policy_options
-from edgekit.cli.output import console, print_json
+from edgekit.cli.output import console, counted, print_json
 from edgekit.cli.push import follow
 from edgekit.cli.server import client_of, server_options
 from edgekit.core import jobs
@@ -19,10 +19,24 @@ from edgekit.core.policy import policy_from_options
 from edgekit.core.selector import parse_selector
 
 SOME_FAILED = 1
+HELP = """Change settings of boards: KEY=VALUE as in agent.toml (update.rate_kb_s=200), KEY= takes one back.
+
+What a board runs stays. Every other key of agent.toml is for the file on the board alone, and under [limits] a board
+takes only what is stricter than its own. What it refuses, and why, stands in the job. Exit code 1: some boards
+refused, failed, or were not done in time.
+
+\b
+limits   accepts_code, accepts_measure, min_interval_s, threads, throttled_factor
+log      verbose
+sensors  sample_s
+trial    live_requests, live_seconds, requests, seconds
+update   jitter_s, rate_kb_s, refresh_h
+"""
 
 
 @click.command(
-    epilog="Example:  edgekit fleet configure --to tag=site-a update.rate_kb_s=200 limits.throttled_factor=0.5"
+    help=HELP,
+    epilog="Example:  edgekit fleet configure --to tag=site-a update.rate_kb_s=200 limits.throttled_factor=0.5",
 )
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
 @server_options
@@ -56,11 +70,7 @@ def configure(
     wait_s: float | None,
     as_json: bool,
 ) -> None:
-    """Change settings of boards: KEY=VALUE as in agent.toml (update.rate_kb_s=200), KEY= takes one back.
-
-    What a board runs stays. A board takes what its own file lets others change (`edgekit agent --help`), and under
-    [limits] only what is stricter than its own; what it refuses, and why, stands in the job and in `reported`.
-    """
+    """Change settings."""
     parse_selector(selector)
     wanted = None
     if (policy, budget, deadline_ms, max_drop) != (None, None, None, None):
@@ -73,7 +83,9 @@ def configure(
     if as_json:
         print_json(job)
     else:
-        console.print(Text(f"job {job['job_id']} for {len(job['devices'])} boards"), soft_wrap=True)
+        console.print(
+            Text(f"job {job['job_id']} for {counted(len(job['devices']), 'board')}"), soft_wrap=True
+        )
         for name, row in job["devices"].items():
             why = ": ".join(part for part in (row["reason"], row["detail"]) if part)
             console.print(Text(f"  {name}: {row['state']}" + (f" ({why})" if why else "")), soft_wrap=True)

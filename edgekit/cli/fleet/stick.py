@@ -15,7 +15,7 @@ import click
 from rich.text import Text
 
 from edgekit.cli.options import json_option
-from edgekit.cli.output import console, print_json
+from edgekit.cli.output import console, counted, print_json
 from edgekit.cli.server import client_of, server_options
 from edgekit.client import Client
 from edgekit.core import checks
@@ -87,7 +87,10 @@ def stick(
         console.print(Text(f"{name}: {what} (job {desired['job_id']}), good until {until}"), soft_wrap=True)
     for name, why in sorted(left.items()):
         console.print(Text.assemble(f"{name}: ", ("left out: ", "yellow"), why), soft_wrap=True)
-    console.print(Text(f"{folder}: {len(served)} boards, {len(answer['files'])} bundles"), soft_wrap=True)
+    console.print(
+        Text(f"{folder}: {counted(len(served), 'board')}, {counted(len(answer['files']), 'bundle')}"),
+        soft_wrap=True,
+    )
     return 1 if left else 0
 
 
