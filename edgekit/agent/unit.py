@@ -61,6 +61,7 @@ def unit(config: Config, service: Service) -> str:
         f"User={'root' if overlay else service.user}",
         *([f"StateDirectory={STATE.name}", "StateDirectoryMode=0700"] if _under(STATE, writable) else ()),
         "UMask=0077",
+        "LimitCORE=0",  # a core holds the board's password and key
         "",
         "# A child that takes too much is ended alone; the agent goes on.",
         f"MemoryHigh={service.memory_high}",

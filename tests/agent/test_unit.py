@@ -71,6 +71,7 @@ def test_it_is_watched_hardened_and_limited(config: Config) -> None:
         "PrivateTmp",
     ):
         assert found[key] == ["yes"], key
+    assert found["LimitCORE"] == ["0"]
     assert found["ProtectSystem"] == ["strict"]
     assert found["CapabilityBoundingSet"] == [""]
     assert found["SystemCallFilter"] == ["@system-service"]

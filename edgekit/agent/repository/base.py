@@ -16,8 +16,8 @@ CHUNK = 1 << 16
 class NetworkFailed(WorldFailed):
     """The repository did not answer, or broke off: worth another try.
 
-    status: of HTTP, where there was one. retry_after_s: how long the server asks us to wait. progressed: something came
-    before it failed.
+    status: of HTTP, where there was one. retry_after_s: how long the server asks us to wait. progressed: so much
+    came before it failed that another try at once is worth it.
     """
 
     def __init__(self, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:

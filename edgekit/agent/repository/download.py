@@ -38,6 +38,7 @@ from edgekit.core.trust import refusal
 log = logging.getLogger(__name__)
 _SYNC_EVERY = 8 << 20
 _GAP = 512  # bytes that a board has already and that cost less to fetch than a request does
+_WORTH_A_HURRY = 1 << 14  # each attempt hashes all that is there: not at once again for every crumb
 _SMALLEST_CHUNK = 1 << 10
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.25  # how long a download that is throttled does not look whether it should go on
@@ -113,7 +114,7 @@ class Downloader:
                     "tampered", f"{found.path}: sha256 {digest[:12]}…, signed is {found.sha256[:12]}…"
                 )
         except NetworkFailed as err:
-            err.progressed = part.stat().st_size > before
+            err.progressed = part.stat().st_size >= before + _WORTH_A_HURRY
             raise
         except Refused:
             with suppress(OSError):

@@ -575,6 +575,19 @@ def test_a_redirect_is_not_followed_and_sees_no_token(board: Board, serve: Serve
     assert elsewhere.asked == []
 
 
+def test_a_server_that_brings_crumbs_is_not_asked_at_once_again(board: Board, serve: Serve) -> None:
+    """Each attempt begins with the hash of all that is there."""
+
+    def say(handler: BaseHTTPRequestHandler, wanted: str | None) -> None:
+        start, end = span(wanted, len(DATA))
+        answer(handler, 206 if wanted else 200, DATA[start : start + 10], end - start)
+        handler.close_connection = True
+
+    server = serve(say)
+    assert [attempt(server, board, DATA).progressed for _ in range(2)] == [False, False]
+    assert board.part.read_bytes() == DATA[:20]
+
+
 def test_a_body_cut_short_is_gone_on_with(board: Board, serve: Serve) -> None:
     def say(handler: BaseHTTPRequestHandler, wanted: str | None) -> None:
         start, end = span(wanted, len(DATA))
