@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from edgekit.core.errors import BadInput, WorldFailed
+from edgekit.core.files import make_folder, remove_interrupted
 
 _NAME = "lock"
 
@@ -14,7 +15,7 @@ _NAME = "lock"
 def hold(state_dir: Path) -> int:
     """Hold the state folder for this process alone. Raises BadInput when another agent has it, WorldFailed."""
     try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(state_dir)
         descriptor = os.open(state_dir / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as err:
         raise WorldFailed(f"{state_dir}: the state folder cannot be used: {err.strerror}") from err
@@ -23,6 +24,7 @@ def hold(state_dir: Path) -> int:
     except OSError as err:
         os.close(descriptor)
         raise BadInput(f"{state_dir}: another agent is running with this state folder") from err
+    remove_interrupted(state_dir)
     return descriptor
 
 

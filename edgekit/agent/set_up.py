@@ -10,7 +10,7 @@ from edgekit.agent import supervisor as files
 from edgekit.agent.unit import base_python
 from edgekit.core.checks import canonical_json
 from edgekit.core.errors import WorldFailed
-from edgekit.core.files import write_atomic
+from edgekit.core.files import make_folder, write_atomic
 
 FIRST = "first"
 PROGRAM = "supervisor.py"
@@ -24,7 +24,7 @@ def set_up(root: Path) -> None:
     """
     first = root / files.FOLDER / FIRST
     try:
-        first.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(first)
         program = Path(files.__file__).read_bytes()
     except OSError as err:
         raise WorldFailed(f"{root}: could not be set up: {err.strerror}") from err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +251,8 @@ def open_store(url: str) -> Store:
     """Open the database, making its tables where there are none. Raises BadInput (newer schema), WorldFailed."""
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
+        if engine.url.database:
+            _make_private(Path(engine.url.database))
         sa.event.listen(engine, "connect", _on_connect)
         sa.event.listen(engine, "begin", _on_begin)
     store = Store(engine)
@@ -263,9 +266,16 @@ def open_store(url: str) -> Store:
         if version != SCHEMA_VERSION:
             _add_missing_columns(connection)
             put_fact(connection, "schema", SCHEMA_VERSION)
-    if engine.url.database and engine.dialect.name == "sqlite":
-        Path(engine.url.database).chmod(0o600)
     return store
+
+
+def _make_private(path: Path) -> None:
+    """SQLite makes files by the umask, and the ones beside them as the first is. Failing here is left to SQLite."""
+    with contextlib.suppress(OSError):
+        if path.exists():
+            path.chmod(0o600)  # no descriptor: closing one would take SQLite's locks away
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _add_missing_columns(connection: sa.Connection) -> None:

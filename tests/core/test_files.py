@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.core import files
 from edgekit.core.errors import BadInput, WorldFailed
-from edgekit.core.files import write_atomic
+from edgekit.core.files import make_folder, remove_interrupted, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,30 @@ def test_a_device_or_pipe_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="pipe: must be a file"):
         write_atomic(tmp_path / "pipe", b"x")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_that_was_made_survives_a_power_cut_with_those_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    make_folder(tmp_path / "a" / "b")
+    assert set(synced) == {tmp_path, tmp_path / "a"}
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
+    make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2, "nothing was new"
+
+
+def test_what_killed_writers_left_goes_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomic(tmp_path / "state.json", b"old")
+    (tmp_path / "kept.part").write_bytes(b"somebody's")
+    monkeypatch.setattr(Path, "unlink", lambda path, **given: None)  # as a kill before the rename would
+    monkeypatch.setattr(Path, "replace", lambda path, target: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_atomic(tmp_path / "state.json", b"new")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_interrupted(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json", "kept.part"}
