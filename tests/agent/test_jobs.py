@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from edgekit.agent.clock import late
 from edgekit.agent.jobs import (
     MAX_RESTARTS,
     Expired,
@@ -20,7 +21,7 @@ from edgekit.agent.jobs import (
 )
 from edgekit.agent.state import Job, State
 from edgekit.core import jobs
-from edgekit.core.errors import BadBundle, MissingExtra, WorldFailed
+from edgekit.core.errors import BadBundle, BadInput, MissingExtra, WorldFailed
 from edgekit.core.jobs import IllegalTransition
 from edgekit.core.messages import Desired
 from edgekit.core.trust import refusal
@@ -144,3 +145,38 @@ def test_a_command_is_taken_once_and_only_when_it_is_newer_and_for_this_board(
 def test_the_first_command_is_taken() -> None:
     assert judge(DESIRED, "demo/pi5", State()).take
     assert job_of(DESIRED) == JOB
+
+
+MOST = 2**53
+
+
+def test_the_largest_number_is_taken_and_what_comes_after_it_is_refused_and_said() -> None:
+    """Who has the control key can use up the numbers: the board goes on serving, and says why it obeys no more."""
+    assert judge(replace(DESIRED, n=MOST, rev=MOST), "demo/pi5", SEEN).take
+    spent = replace(SEEN, n=MOST, rev=MOST)
+    again = judge(replace(DESIRED, n=MOST, rev=MOST), "demo/pi5", spent)
+    assert (again.take, again.reason) == (False, None)
+    later = judge(replace(DESIRED, n=8, rev=8), "demo/pi5", spent)
+    assert (later.take, later.reason) == (False, "replayed")
+    assert str(MOST) in (later.detail or "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", MOST + 1),
+        ("rev", MOST + 1),
+        ("expires", 1e12),
+        ("expires", 10**400),
+        ("interval", 1e9),
+        ("n", 0),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_it_is_remembered(field: str, value: float) -> None:
+    with pytest.raises(BadInput, match=field):
+        Desired.parse({**DESIRED.to_json(), field: value})
+
+
+def test_no_number_that_is_taken_breaks_the_reckoning_of_time() -> None:
+    assert late(1e11, 42.0, 0.0, MOST, 0.0), "without a clock the number counts as the time"
+    assert not late(1e11, 1.8e9, 1.8e9, MOST, 1e9), "with one it does not"
