@@ -303,4 +303,6 @@ def _repository(config: Config) -> None:
     except NetworkFailed as err:
         if err.status in (401, 403):
             raise BadInput(f"{one_line(err)}: is the token in repository.token_file right?") from err
+        if "CERTIFICATE_VERIFY_FAILED" in one_line(err):
+            raise BadInput(f"{one_line(err)}: is repository.ca the server's data_dir/ca.pem?") from err
         raise

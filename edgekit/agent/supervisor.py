@@ -131,7 +131,7 @@ def inbox(root: Path) -> socket.socket:
 def load(root: Path) -> dict[str, Any]:
     """The state, with a current environment that is there. Raises SystemExit where the board has none at all."""
     found = read(root / STATE)
-    if not found:
+    if not found and os.path.lexists(root / STATE):  # set-up leaves none
         say("no state that can be read: repaired from what is there")
     trial, last = found.get("trial"), found.get("last")
     if (

@@ -16,6 +16,7 @@ from edgekit.agent import check
 from edgekit.agent.check_board import UNIT, Machine, Problem, board_problems, no_permission
 from edgekit.agent.clock import EARLIEST
 from edgekit.agent.config import Config, load_config
+from edgekit.agent.repository.base import NetworkFailed
 from edgekit.agent.slots import Slot, Slots
 from edgekit.agent.state import State, StateFile
 from edgekit.core.errors import BadInput
@@ -248,3 +249,21 @@ def test_a_port_without_tls_is_told_apart(board: Board, tmp_path: Path) -> None:
         assert "is TLS spoken on that port? else broker.tls = false" in greeted(board, port=plain.port)
     finally:
         plain.stop()
+
+
+@pytest.mark.parametrize(
+    ("failed", "hint"),
+    [
+        (NetworkFailed("it answered 401", 401), "repository.token_file"),
+        (NetworkFailed("SSLError: [SSL: CERTIFICATE_VERIFY_FAILED] unknown issuer"), "repository.ca"),
+    ],
+)
+def test_a_repository_that_does_not_let_the_board_in_is_said_with_the_setting_to_look_at(
+    board: Board, monkeypatch: pytest.MonkeyPatch, failed: NetworkFailed, hint: str
+) -> None:
+    def reachable(*_: object) -> None:
+        raise failed
+
+    monkeypatch.setattr("edgekit.agent.repository.client.reachable", reachable)
+    with pytest.raises(BadInput, match=hint):
+        check._repository(load_config(board.config))

@@ -158,6 +158,19 @@ def test_the_command_prints_the_unit(config: Config, capsys: pytest.CaptureFixtu
     assert found["ExecStart"] == [f"{sys.executable} -m edgekit agent --config {config.path}"]
 
 
+def test_a_first_start_has_nothing_to_say_of_a_state_and_a_damaged_one_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up(tmp_path)
+    supervisor.load(tmp_path)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+    (tmp_path / supervisor.STATE).write_text("{")
+    supervisor.load(tmp_path)
+    said = capsys.readouterr()
+    assert "no state that can be read" in said.out + said.err
+
+
 def test_set_up_for_a_user_who_is_not_there_makes_nothing(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
