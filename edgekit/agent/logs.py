@@ -36,6 +36,9 @@ def set_up(
     handler.setFormatter(_Prioritised(formatter) if is_journal(stream, journal) else formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("edgekit").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("urllib3").setLevel(
+        logging.ERROR
+    )  # it warns of a full pool; what fails is said by the agent
     threading.excepthook = _thread_died
     sys.excepthook = _died
 

@@ -68,7 +68,8 @@ def test_plain_lines_are_the_default_and_libraries_only_warn() -> None:
     logs.set_up(stream, as_json=False, verbose=False, fields={})
     logging.getLogger("edgekit.agent.test").info("ready")
     logging.getLogger("edgekit.agent.test").debug("details")
-    logging.getLogger("urllib3").info("chatter")
+    logging.getLogger("tuf").info("chatter")
+    logging.getLogger("urllib3.connectionpool").warning("Connection pool is full")
     (line,) = stream.getvalue().splitlines()
     assert line.endswith(" INFO edgekit.agent.test: ready")
 
