@@ -255,6 +255,18 @@ class Worker(Loop):
         waiting = self._state.current.next
         if waiting is not None:
             raise Superseded(f"revision {waiting.rev} came")
+        if self._revoked:
+            self._heed_revoked(self._state.current.job)
+
+    def _heed_revoked(self, job: Job | None) -> None:
+        """A job may last for days: what was revoked meanwhile does not wait for its end.
+
+        During a trial what served before does not serve, and stays as it is to go back to.
+        """
+        if job is not None and job.target in self._revoked:
+            raise refusal("revoked", job.target)
+        if (job is None or job.state != "trial") and self.committed.let_go(self._revoked):
+            self._changed()
 
     def _expired(self, job: Job) -> bool:
         state, waited_s = self._state.current, time.monotonic() - self._begun_s

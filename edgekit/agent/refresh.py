@@ -73,6 +73,9 @@ class Refresher(Loop):
         """Look at the metadata now. Raises Refused, NetworkFailed, WorldFailed."""
         state = self._state.current
         labels = [slot.label for slot in (state.active, state.previous) if slot is not None]
+        job = state.job
+        if job is not None and job.target is not None and not job.ended and job.target not in labels:
+            labels.append(job.target)  # it may be on trial
         standing = self._repository().standing(labels)
         self._refused = None
         revoked = [label for label, state in standing.items() if state == "revoked"]

@@ -57,6 +57,15 @@ def test_a_board_says_which_bundle_serves_on_trial_and_which_are_committed(tryin
     assert trying.server.states("job-2")[-1] == "trial"
 
 
+def test_a_bundle_that_is_revoked_while_it_is_on_trial_is_not_committed(trying: Site) -> None:
+    trying.repository.set_state("toy/2", "revoked")
+    trying.server.order("pi5", "toy/2", action="refresh")
+    end = trying.server.ended("job-2")
+    assert (end["state"], end["reason"]) == ("failed", "revoked")
+    in_force(trying, "toy/1", "failed")
+    assert trying.board.state["active"]["label"] == "toy/1"
+
+
 def test_a_newer_command_goes_back_first_and_then_begins(trying: Site) -> None:
     label = trying.add(version=3)
     trying.server.desire("pi5", label, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from edgekit.agent.refresh import EXPIRING, REFUSED, Refresher
 from edgekit.agent.repository.base import NetworkFailed
 from edgekit.agent.slots import Slot
-from edgekit.agent.state import State, StateFile
+from edgekit.agent.state import Job, State, StateFile
 from edgekit.core.errors import WorldFailed
 from edgekit.core.trust import LIVES_S, refusal
 
@@ -68,6 +69,14 @@ def test_it_asks_for_both_bundles_and_comes_again_after_its_time(board: Board) -
     assert board.refresher.look() == 3600.0
     assert board.repository.asked == [["toy/2", "toy/1"]]
     assert (board.withdrawn, board.changes) == ([], 1)
+
+
+def test_it_asks_for_the_bundle_of_a_job_that_has_not_ended_as_well(board: Board) -> None:
+    job = Job("job-3", 3, "toy/3", None, None, NOW, state="trial")
+    for target, state in (("toy/3", "trial"), ("toy/3", "failed"), ("toy/2", "trial"), (None, "received")):
+        board.state.commit(job=replace(job, target=target, state=state))
+        board.refresher.look()
+    assert board.repository.asked == [["toy/2", "toy/1", "toy/3"], *3 * [["toy/2", "toy/1"]]]
 
 
 def test_only_what_was_revoked_is_withdrawn(board: Board) -> None:

@@ -10,6 +10,7 @@ import pytest
 from agents import Site, until
 from bundles import null_files, null_manifest
 
+from edgekit.agent import install
 from edgekit.agent.jobs import Superseded
 from edgekit.agent.repository import patience
 from edgekit.agent.repository.base import NetworkFailed
@@ -209,3 +210,21 @@ def test_a_stick_put_in_later_helps_a_job_that_came_over_the_network(
     aside.rename(aside.with_name("edgekit"))
     assert site.server.ended("job-1")["state"] == "active"
     assert not any(path.startswith("targets/") for path, _ in site.repository.requests)
+
+
+def test_what_is_revoked_while_a_job_waits_for_its_time_serves_no_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(install, "_LOOK_S", 0.1)
+    site.board.write(update={"jitter_s": 3600})
+    first = site.add(version=1)
+    site.board.start()
+    assert site.run(first, 1)["state"] == "active"
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    site.server.desire("pi5", site.add(version=2), 2)
+    until(lambda: site.server.states("job-2") == ["received"])
+    site.repository.set_state(first, "revoked")
+    site.server.order("pi5", first, action="refresh")
+    until(lambda: (said := site.server.last("reported")) and said["bundle"] is None, "nothing serves")
+    assert site.server.states("job-2") == ["received"]
