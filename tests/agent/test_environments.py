@@ -311,7 +311,9 @@ def test_environments_that_the_supervisor_needs_stay_whatever_stands_beside_them
     assert left(tmp_path) == {"first", IDS["runs"], IDS["before"]} | on_trial
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{", "\0" * 100])
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "{", "\0" * 100], ids=["gone", "empty", "strange", "torn", "zeros"]
+)
 def test_no_environment_goes_while_nobody_knows_which_one_is_needed(
     tmp_path: Path, content: str | None
 ) -> None:
