@@ -243,7 +243,7 @@ class Ingest:
                 for arrival in batch:
                     self._commit([arrival])
                 return
-            log.exception("a message on %s was dropped", batch[0].topic)
+            log.exception("a message on %r was dropped", batch[0].topic)
             outcome = self._drop(batch[0], err)
         self._acknowledge(batch, outcome)
 

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
-from edgekit.core.trust import near_expiry
+from edgekit.core.trust import LIVES_S, near_expiry
 from edgekit.fleet import store as db
 from edgekit.fleet.certificates import BOARD_LIFE
 from edgekit.fleet.config import FleetConfig
@@ -145,7 +145,7 @@ def board_alarms(boards: Iterable[Board], now: float) -> list[str]:
     metadata: dict[str, list[tuple[float, str]]] = {}
     for board in boards:
         for role, expires in board.expires.items():
-            if near_expiry(role, expires, now):
+            if role in LIVES_S and near_expiry(role, expires, now):  # a board may say anything
                 metadata.setdefault(role, []).append((expires, board.name))
         certificate = board.certificate_expires
         if certificate is not None and certificate - now < BOARD_LIFE.total_seconds() / 3:

@@ -23,7 +23,7 @@ from edgekit.fleet import store as db
 from edgekit.fleet.api import Context
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import enroll, prepare
-from edgekit.fleet.keeper import MAX_STEPS, Keeper, all_problems
+from edgekit.fleet.keeper import MAX_STEPS, Board, Keeper, all_problems, board_alarms
 from edgekit.repo.add import measure, sign_targets, with_bundle
 from edgekit.repo.init import init
 from edgekit.repo.keys import read_key
@@ -349,3 +349,9 @@ def test_boards_go_on_after_their_server_was_restored_from_an_old_backup(
     finally:
         board.close()
     assert "boards had seen newer versions: timestamp" in servers[1].log.read_text()
+
+
+def test_a_board_raises_alarms_for_real_roles_alone() -> None:
+    odd = {f"role-{number}\x1b[2J": 0.0 for number in range(1000)}
+    (line,) = board_alarms([Board("pi5", {}, {"targets": 0.0, **odd})], 1.8e9)
+    assert line.startswith("pi5: targets ends on 1970-01-01")
