@@ -191,6 +191,8 @@ class Keeper:
                 self.published = written
         except (BadInput, WorldFailed, OSError) as err:
             log.warning("repository: could not be looked at: %s", one_line(err))
+        except Exception:  # the server serves on
+            log.exception("repository: looking at it met a defect")
 
     def close(self) -> None:
         """Let go of the database."""

@@ -127,6 +127,8 @@ def renew_certificates(config: FleetConfig) -> None:
             log.info("the server's certificates were renewed%s", "" if told else "; the broker was not told")
     except (BadInput, WorldFailed) as err:
         log.warning("the server's certificates could not be renewed: %s", one_line(err))
+    except Exception:  # the server serves on
+        log.exception("renewing the server's certificates met a defect")
 
 
 @contextlib.contextmanager

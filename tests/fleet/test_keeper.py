@@ -355,3 +355,14 @@ def test_a_board_raises_alarms_for_real_roles_alone() -> None:
     odd = {f"role-{number}\x1b[2J": 0.0 for number in range(1000)}
     (line,) = board_alarms([Board("pi5", {}, {"targets": 0.0, **odd})], 1.8e9)
     assert line.startswith("pi5: targets ends on 1970-01-01")
+
+
+def test_a_defect_in_looking_at_the_repository_does_not_end_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Keeper) -> None:
+        raise RecursionError("what a board said")
+
+    monkeypatch.setattr(Keeper, "_check", broken)
+    server.look(3600.0)
+    assert "met a defect" in caplog.text
