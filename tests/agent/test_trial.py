@@ -18,7 +18,7 @@ from bundles import null_files, null_manifest, write_null_bundle
 from edgekit.agent import trial
 from edgekit.agent.child import ChildLimits
 from edgekit.agent.jobs import Superseded
-from edgekit.agent.trial import How, try_out
+from edgekit.agent.trial import How, TrialResult, try_out
 from edgekit.core.bundle import pack
 from edgekit.core.manifest import BoardLimits
 from edgekit.core.policy import PolicySpec, parse_budget
@@ -95,10 +95,30 @@ def test_a_trial_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert result.seconds < 10
 
 
-def test_a_trial_that_swallows_memory_crashes_alone(tmp_path: Path) -> None:
-    bundle = write_null_bundle(tmp_path / "large.edge", padding=2**20)
-    result = try_out(bundle.path, HOW, ChildLimits(30.0, 4, 1, LIMITS.providers, accepts_code=False), nothing)
-    assert result.reason == "crash"
+SWALLOWER = """
+import sys
+from edgekit.agent.child import child_parser, confine
+arguments = sys.argv[sys.argv.index("edgekit.agent.trial") + 1 :]
+confine(child_parser("swallower", "").parse_known_args(arguments)[0])
+swallowed = bytearray(2**28)
+print('{"v": 1, "reason": null, "detail": null}')
+"""
+
+
+def test_a_trial_that_swallows_memory_crashes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a bundle that takes 256 MB would; what a whole interpreter takes differs too much to be a limit here."""
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{SWALLOWER}")
+    script.chmod(0o755)
+    monkeypatch.setattr(trial.sys, "executable", str(script))
+
+    def swallow(memory_mb: int) -> TrialResult:
+        limits = ChildLimits(30.0, memory_mb, 1, LIMITS.providers, accepts_code=False)
+        return try_out(tmp_path / "any.edge", HOW, limits, nothing)
+
+    assert swallow(128).reason == "crash"
+    assert "MemoryError" in (swallow(128).detail or "")
+    assert swallow(1024).reason is None
 
 
 def test_a_trial_that_is_killed_is_a_crash_with_the_signals_name(
