@@ -111,6 +111,7 @@ class Agent:
         environ = os.environ if environ is None else environ
         self._supervised, self._notifier = supervised(environ), notifier(environ)
         self.exit_code = 0
+        self._log_level = logging.getLogger("edgekit").level
         self._config = config
         self._version = version
         source = _named(config, "source", lambda: open_source(config.source))
@@ -182,7 +183,7 @@ class Agent:
             server=self._server,
             committed=committed,
             committer=committer,
-            board=Board(config.profile.name, accepts_code=limits.accepts_code),
+            board=self._board(),
             limits=limits,
             policy=config.policy,
             report=self._report_job,
@@ -271,7 +272,7 @@ class Agent:
             time_candidates=lambda folder, check: time_candidates(
                 folder, self._child_limits(limits.measure_timeout_s), sensors.power, sensors.sysroot, check
             ),
-            board=Board(config.profile.name, limits.accepts_measure, limits.accepts_code, config.name),
+            board=self._board,
             machine=Machine(
                 config.name,
                 config.profile.name,
@@ -324,6 +325,7 @@ class Agent:
 
     def run(self) -> Summary:
         """Serve until `stop`; then flush and say goodbye."""
+        self._set_log_level()
         self._runner.start()
         if self._api is not None:
             self._api.start()
@@ -444,10 +446,22 @@ class Agent:
     def _obey(self, config: Config) -> None:
         """Let settings hold that are read only now and then; others are read where they are used."""
         limits = config.limits
-        self._worker.obey(limits, Board(config.profile.name, accepts_code=limits.accepts_code))
+        self._worker.obey(limits, self._board())
         self._server.obey(limits.throttled_factor, limits.threads, accepts_code=limits.accepts_code)
         self._monitor.sample_s = config.sensors.sample_s
-        logging.getLogger("edgekit").setLevel(logging.DEBUG if config.log.verbose else logging.INFO)
+        self._set_log_level()
+
+    def _set_log_level(self) -> None:
+        """As the command line asked, or more where config or settings say so."""
+        ours = logging.getLogger("edgekit")
+        ours.setLevel(logging.DEBUG if self._settings.config.log.verbose else self._log_level)
+
+    def _board(self) -> Board:
+        """What this board accepts now."""
+        limits = self._settings.config.limits
+        return Board(
+            self._config.profile.name, limits.accepts_measure, limits.accepts_code, self._config.name
+        )
 
     def _has_new_certificate(self) -> None:
         self._changed()

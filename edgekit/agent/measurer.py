@@ -55,7 +55,7 @@ class Measurer:
         folder: Path,
         repository: Callable[[], Repository],
         time_candidates: TimeCandidates,
-        board: Board,
+        board: Callable[[], Board],
         machine: Machine,
         max_bytes: int,
     ) -> None:
@@ -85,11 +85,11 @@ class Measurer:
 
     def _received(self, job: Job, turn: Turn) -> Outcome:
         label = job.target or ""
-        if not self._board.accepts_measure:
+        if not self._board().accepts_measure:
             raise refusal("measure-not-accepted", "limits.accepts_measure is false")
         name, version = parse_label(label, "target")
         found = turn.patiently(job, lambda: self._repository().find(name, version, "measure"))
-        decide(found.target, self._board, None, "measure").enforce()
+        decide(found.target, self._board(), None, "measure").enforce()
         if found.length > self._max_bytes:
             raise refusal("beyond-limits", f"{label} is {found.length} bytes, here at most {self._max_bytes}")
         self._found = found
@@ -111,7 +111,7 @@ class Measurer:
             shutil.rmtree(self._unpacked, ignore_errors=True)
             self._unpacked.mkdir(mode=0o700)
             bundles = unpack_candidates(self._part, self._unpacked, self._max_bytes)
-            if any(bundle.manifest.executes_code for bundle in bundles) and not self._board.accepts_code:
+            if any(bundle.manifest.executes_code for bundle in bundles) and not self._board().accepts_code:
                 raise refusal("code-not-accepted", target.label)
             if (
                 replace(target_of_candidates(target.name, target.version, bundles), state=target.state)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import Site, make_site, until
+from bundles import null_bundle
 
 from edgekit.agent.repository import metadata
 
@@ -107,3 +109,34 @@ def test_a_setting_refused_once_is_not_said_again_by_jobs_about_something_else(s
     end = site.run(None, 3, config={**refused, "trial.requests": 5})
     assert end["reason"] == "settings-refused", "asked for again and nothing else: it is said"
     assert set(reported(site, config={"trial.requests": 5})["config_refused"]) == {"limits.threads"}
+
+
+def test_a_board_that_was_told_not_to_measure_does_not_also_after_a_restart(site: Site) -> None:
+    site.board.write(limits={"accepts_measure": True})
+    site.board.start()
+    assert site.run(None, 1, config={"limits.accepts_measure": False})["state"] == "active"
+    label = site.repository.add_round(site.folder, [null_bundle(profiles=("raspberrypi5",))])
+    for _ in range(2):
+        until(lambda: (i := site.server.last("info")) and not i["accepts_measure"], "the board")
+        end = site.server.ended(site.server.order(site.board.name, label).job_id)
+        assert (end["state"], end["reason"]) == ("refused", "measure-not-accepted")
+        site.board.stop()
+        site.server.heard.clear()
+        site.board.start()
+
+
+def test_a_log_that_was_made_verbose_stays_so_over_a_restart_and_is_taken_back(site: Site) -> None:
+    ours = logging.getLogger("edgekit")
+    asked = ours.level
+    try:
+        site.board.start()
+        assert site.run(None, 1, config={"log.verbose": True})["state"] == "active"
+        until(lambda: ours.level == logging.DEBUG, "more words")
+        site.board.stop()
+        ours.setLevel(asked)
+        site.board.start()
+        until(lambda: ours.level == logging.DEBUG, "more words again")
+        assert site.run(None, 2)["state"] == "active"
+        until(lambda: ours.level == asked, "as the command line asked")
+    finally:
+        ours.setLevel(asked)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from agents import Site, make_site, until
-from recording import FAILED, environment, read_log
+from recording import FAILED, OPS, environment, read_log
 from workers import FakeServer, MemoryRepository, Reports, make_worker, state_from_slots, work
 
 from edgekit.agent.outbox import Outbox
@@ -23,19 +23,7 @@ from edgekit.agent.slots import Slots
 from edgekit.agent.state import Job, StateFile
 from edgekit.core.messages import Event
 
-STEPS = (
-    "open",
-    "write",
-    "trunc",
-    "rename",
-    "link",
-    "symlink",
-    "unlink",
-    "rmdir",
-    "mkdir",
-    "fsync",
-    "fdatasync",
-)
+STEPS = OPS[1 : OPS.index("fdatasync") + 1]
 LASTING = ("rename", "mkdir", "fsync", "fdatasync")  # a commit of the database is an fdatasync
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 
