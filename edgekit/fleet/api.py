@@ -26,7 +26,7 @@ from edgekit.core import checks
 from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 from edgekit.core.files import sync_folder
 from edgekit.core.policy import PolicySpec
-from edgekit.fleet import rollout, views
+from edgekit.fleet import jobs, views
 from edgekit.fleet.board import board_router
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.configure import Wanted, create_settings_job
@@ -104,7 +104,7 @@ class NewJob(_Body):
     to: str = Field(min_length=1, max_length=4096)
     policy: dict[str, Any] | None = None
     interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
-    expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
+    expires_s: float = Field(jobs.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
 
 
 class NewSettings(_Body):
@@ -115,7 +115,7 @@ class NewSettings(_Body):
     policy: dict[str, Any] | None = None
     interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
     reset: bool = False
-    expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
+    expires_s: float = Field(jobs.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
 
 
 class NewUpdate(_Body):
@@ -123,14 +123,14 @@ class NewUpdate(_Body):
 
     target: str
     to: str = Field(min_length=1, max_length=4096)
-    expires_s: float = Field(rollout.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
+    expires_s: float = Field(jobs.DEFAULT_LIFE_S, gt=0, le=_MAX_DAYS * 86400, allow_inf_nan=False)
 
 
 class NewMeasure(_Body):
     """A published round of candidates for the board it is called after."""
 
     target: str
-    expires_s: float = Field(rollout.MEASURE_LIFE_S, gt=0, le=86400, allow_inf_nan=False)
+    expires_s: float = Field(jobs.MEASURE_LIFE_S, gt=0, le=86400, allow_inf_nan=False)
 
 
 Window = Annotated[
@@ -249,11 +249,11 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         """Ask boards to run a published target."""
         policy = checks.optional(new.policy, "policy", PolicySpec.parse)
         targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
-        target = rollout.find_target(targets, new.target)
-        order = rollout.Order(target, new.to, policy, new.interval_s, new.expires_s)
+        target = jobs.find_target(targets, new.target)
+        order = jobs.Order(target, new.to, policy, new.interval_s, new.expires_s)
         with store.write() as connection:
-            chosen = rollout.selected(rollout.known_devices(connection), new.to)
-            job_id = rollout.create_job(connection, order, chosen, context.clock())
+            chosen = jobs.selected(jobs.known_devices(connection), new.to)
+            job_id = jobs.create_job(connection, order, chosen, context.clock())
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/settings", status_code=201)
@@ -269,7 +269,7 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         wanted = Wanted(new.to, new.config, policy, new.interval_s, new.reset, new.expires_s)
         revoked = revoked_labels(read_current(config.repository).targets.signed)
         with store.write() as connection:
-            chosen = rollout.selected(rollout.known_devices(connection), new.to)
+            chosen = jobs.selected(jobs.known_devices(connection), new.to)
             job_id = create_settings_job(connection, wanted, chosen, context.clock(), revoked)
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
@@ -277,11 +277,11 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     def new_update(new: NewUpdate) -> dict[str, Any]:
         """Ask boards to put their agent into a published environment."""
         targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
-        target = rollout.find_target(targets, new.target, rollout.AGENT)
+        target = jobs.find_target(targets, new.target, jobs.AGENT)
         with store.write() as connection:
-            chosen = rollout.selected(rollout.known_devices(connection), new.to)
+            chosen = jobs.selected(jobs.known_devices(connection), new.to)
             now = context.clock()
-            job_id = rollout.create_update(connection, target, new.to, chosen, new.expires_s, now)
+            job_id = jobs.create_update(connection, target, new.to, chosen, new.expires_s, now)
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/measure", status_code=201)
@@ -289,10 +289,10 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         """Ask a board to time a published round of candidates, once."""
         current = measure_of(read_current(config.repository), config.repository)
         targets = [entry.target for entry in entries(current.signed).values()]
-        target = rollout.find_target(targets, new.target, rollout.MEASURE)
+        target = jobs.find_target(targets, new.target, jobs.MEASURE)
         with store.write() as connection:
-            (device,) = rollout.selected(rollout.known_devices(connection), f"name={target.name}")
-            job_id = rollout.create_measure(connection, target, device, new.expires_s, context.clock())
+            (device,) = jobs.selected(jobs.known_devices(connection), f"name={target.name}")
+            job_id = jobs.create_measure(connection, target, device, new.expires_s, context.clock())
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.get("/repo")

@@ -24,7 +24,7 @@ from edgekit.core.trust import LIVES_S, near_expiry
 from edgekit.fleet import store as db
 from edgekit.fleet.certificates import BOARD_LIFE
 from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.rollout import create_refresh
+from edgekit.fleet.jobs import create_refresh
 from edgekit.fleet.store import Store, open_store
 from edgekit.repo.metadata import MEASURE, Current, metadata_folder, read_current
 from edgekit.repo.publish import renew

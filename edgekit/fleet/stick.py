@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 
 from edgekit.core.errors import WorldFailed
 from edgekit.core.target import parse_label, target_path
-from edgekit.fleet import rollout, seal
+from edgekit.fleet import jobs, seal
 from edgekit.fleet import store as db
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.repository import missing, published_file
@@ -36,7 +36,7 @@ def stick_router(config: FleetConfig, store: Store, clock: Callable[[], float] =
         current, metadata = _in_force(config)
         known = entries(current.targets.signed)
         with store.read() as connection:
-            chosen = rollout.selected(rollout.known_devices(connection), to)
+            chosen = jobs.selected(jobs.known_devices(connection), to)
             commands = _commands(connection, config)
         files, boards = {}, {}
         for device in chosen:

@@ -12,7 +12,7 @@ from edgekit.core.target import Target
 from edgekit.fleet import store as db
 from edgekit.fleet import views
 from edgekit.fleet.configure import Wanted, create_settings_job
-from edgekit.fleet.rollout import Order, create_job, known_devices, selected
+from edgekit.fleet.jobs import Order, create_job, known_devices, selected
 from edgekit.fleet.store import Store
 
 TARGET = Target("toy", 2, ("raspberrypi5",), "run", "current", "a" * 64)

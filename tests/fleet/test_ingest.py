@@ -22,7 +22,7 @@ from edgekit.core.errors import WorldFailed
 from edgekit.core.policy import policy_from_options
 from edgekit.core.target import Target
 from edgekit.fleet import ingest as ingest_module
-from edgekit.fleet import rollout, views
+from edgekit.fleet import jobs, views
 from edgekit.fleet import store as db
 from edgekit.fleet.enroll import enroll, prepare, write_broker_files
 from edgekit.fleet.ingest import Ingest
@@ -89,8 +89,8 @@ class Site:
 
     def push(self, now: float, **order: Any) -> str:
         with self.store.write() as connection:
-            chosen = rollout.known_devices(connection)
-            return rollout.create_job(connection, rollout.Order(TARGET, "all", **order), chosen, now)
+            chosen = jobs.known_devices(connection)
+            return jobs.create_job(connection, jobs.Order(TARGET, "all", **order), chosen, now)
 
     def job(self, job_id: str) -> dict[str, Any]:
         with self.store.read() as connection:
@@ -445,9 +445,9 @@ REPORT = BenchReport("c" * 64, turns_ms=(1.0, 1.1), provenance="simulated", devi
 def ask(site: Site, life_s: float = 600.0) -> str:
     """Have the only board measure."""
     with site.store.write() as connection:
-        (device,) = rollout.known_devices(connection)
+        (device,) = jobs.known_devices(connection)
         target = Target("a", 2, ("host",), "measure", "current", "b" * 64)
-        return rollout.create_measure(connection, target, device, life_s, time.time())
+        return jobs.create_measure(connection, target, device, life_s, time.time())
 
 
 def give_birth(board: FakeBoard) -> None:

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from edgekit.client import Client
 from edgekit.core.bundle import Bundle
-from edgekit.fleet import keeper, rollout
+from edgekit.fleet import jobs, keeper
 from edgekit.fleet import store as db
 from edgekit.fleet.api import Context
 from edgekit.fleet.config import FleetConfig
@@ -283,9 +283,9 @@ def test_boards_that_may_run_what_was_revoked_are_told_to_look_once(
 def test_a_board_that_is_told_to_look_may_measure_all_the_same(server: Server) -> None:
     server.enroll("pi5", slots=["toy/1"])
     with server.context.store.write() as connection:
-        assert rollout.create_refresh(connection, "toy/1", NOW) == 1
-        (device,) = rollout.known_devices(connection)
-        rollout._refuse_second(connection, device)
+        assert jobs.create_refresh(connection, "toy/1", NOW) == 1
+        (device,) = jobs.known_devices(connection)
+        jobs._refuse_second(connection, device)
 
 
 # --- the whole of it, as processes ---

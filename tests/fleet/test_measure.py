@@ -22,7 +22,7 @@ from edgekit.fleet import views
 from edgekit.fleet.api import Context
 from edgekit.fleet.commit import commit_batch, expire_silent_jobs
 from edgekit.fleet.intake import Received
-from edgekit.fleet.rollout import Order, create_job, create_measure, known_devices, selected
+from edgekit.fleet.jobs import Order, create_job, create_measure, known_devices, selected
 from edgekit.fleet.store import Store
 from edgekit.repo.add import Conflict, measure, sign_targets
 from edgekit.repo.delegate import with_candidates, without_candidates

@@ -18,7 +18,7 @@ from edgekit.fleet import views
 from edgekit.fleet.api import Context
 from edgekit.fleet.commit import commit_batch
 from edgekit.fleet.intake import Received
-from edgekit.fleet.rollout import create_update, known_devices, selected
+from edgekit.fleet.jobs import create_update, known_devices, selected
 from edgekit.fleet.store import Store
 from edgekit.repo.add import measure, open_publishable, sign_targets, with_bundle
 from edgekit.repo.keys import read_key

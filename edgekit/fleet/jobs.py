@@ -1,4 +1,4 @@
-"""Turn "this bundle to those boards" into a job and desired states. Publishes nothing: ingest does that.
+"""Turn "this bundle to those boards" into a job and desired states, or a one-shot. Publishes nothing: ingest does that.
 
 A selector is `all`, or `key=value` pairs with commas between: tag, profile, name. Pairs with the same key are
 alternatives, different keys must all hold: `tag=site-a,tag=site-b,profile=raspberrypi5`.

@@ -14,7 +14,7 @@ from edgekit.core.target import Target
 from edgekit.core.trust import Running
 from edgekit.fleet import store as db
 from edgekit.fleet import views
-from edgekit.fleet.rollout import Device, Order, create_job, find_target, known_devices, preview, selected
+from edgekit.fleet.jobs import Device, Order, create_job, find_target, known_devices, preview, selected
 from edgekit.fleet.store import Store
 
 TARGET = Target("toy", 2, ("raspberrypi5",), "run", "current", "a" * 64)
