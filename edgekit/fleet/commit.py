@@ -17,9 +17,10 @@ from edgekit.core import jobs as job_states
 from edgekit.core.bench import reports_json
 from edgekit.core.messages import Ack, Event, JobEvent, Status
 from edgekit.core.record import Record
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.intake import MAX_EVENT_BYTES, UNREADABLE, Malformed, Received, Unreadable, stored_json
 from edgekit.fleet.packing import pack_counts
+from edgekit.fleet.store import count, insert_new
 
 UNKNOWN_DEVICE = "messages of boards that are not enrolled"
 FOREIGN_TOPIC = "messages on foreign topics"
@@ -85,7 +86,7 @@ def _boots(
     keys = {(ids[m.device], m.boot_id): m.device for m in known if m.boot_id is not None}
     if not keys:
         return {}
-    db.insert_new(connection, table, [{"device": device, "boot_id": boot_id} for device, boot_id in keys])
+    insert_new(connection, table, [{"device": device, "boot_id": boot_id} for device, boot_id in keys])
     wanted = table.c.device.in_({key[0] for key in keys}) & table.c.boot_id.in_({key[1] for key in keys})
     boots = {}
     for row in connection.execute(sa.select(table).where(wanted)):
@@ -151,7 +152,7 @@ def _count_strangers(
     foreign = sum(m.device is None for m in malformed)
     for key, number in ((UNKNOWN_DEVICE, strangers), (FOREIGN_TOPIC, foreign)):
         if number:
-            db.count(connection, key, number)
+            count(connection, key, number)
 
 
 def _count_malformed(
@@ -204,9 +205,9 @@ def _insert_entries(
         events += [common | {"seq": u.seq} | _tombstone(u, now) for u in message.unreadable]
         job_events += [common | {"seq": e.seq} | _job_event(e, now) for e in message.job_events]
         touched |= {(e.job_id, device) for e in message.job_events}
-    db.insert_new(connection, db.records, records)
-    db.insert_new(connection, db.events, events)
-    db.insert_new(connection, db.job_events, job_events)
+    insert_new(connection, db.records, records)
+    insert_new(connection, db.events, events)
+    insert_new(connection, db.job_events, job_events)
     for message in known:
         for event in message.job_events:
             if event.reports:
@@ -274,7 +275,7 @@ def _keep_reports(connection: sa.Connection, event: JobEvent, device: int) -> No
     job = connection.scalar(asked.where(db.jobs.c.job_id == event.job_id, db.commands.c.device == device))
     if job is not None and event.state == job_states.MEASURED:
         reports = json.dumps(reports_json(event.reports), separators=(",", ":"))
-        db.insert_new(connection, db.job_reports, [{"job": job, "device": device, "reports": reports}])
+        insert_new(connection, db.job_reports, [{"job": job, "device": device, "reports": reports}])
 
 
 def _mirror_job(connection: sa.Connection, job_id: str, device: int, now: float) -> None:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from edgekit.core import jobs as job_states
 from edgekit.core.policy import PolicySpec
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.jobs import DEFAULT_LIFE_S, PENDING, Device, end_unfinished, set_desired
 
 CONFIGURE = "configure"

@@ -18,7 +18,8 @@ from edgekit.core.files import write_atomic
 from edgekit.fleet import broker
 from edgekit.fleet.certificates import Issued, check_signature, issue, serial_if_ours
 from edgekit.fleet.config import FleetConfig, on_this_machine
-from edgekit.fleet.store import Store, certificates, devices, open_store
+from edgekit.fleet.schema import certificates, devices
+from edgekit.fleet.store import Store, open_store
 from edgekit.fleet.tls import authorities_of, keep_certificates, now_utc, write_revoked
 from edgekit.fleet.views import Unknown
 from edgekit.repo.keys import public_pem, read_or_make_key

@@ -28,13 +28,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edgekit.core import jobs as job_states
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
 from edgekit.core.messages import FROM_BOARD, ROOT, OneShot, encode, topic
+from edgekit.fleet import schema as db
 from edgekit.fleet import seal
-from edgekit.fleet import store as db
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import read_secret
 from edgekit.fleet.intake import Malformed, Received, Unreadable, entries_of, read_message
-from edgekit.fleet.store import Store, open_store
+from edgekit.fleet.store import Store, open_store, put_fact
 from edgekit.fleet.tls import broker_context
 from edgekit.repo.keys import read_key
 
@@ -385,7 +385,7 @@ class Ingest:
             return
         with self.store.write() as connection:
             fact = {"connected": connected, "why": state[1], "since": self.clock()}
-            db.put_fact(connection, "ingest", fact)
+            put_fact(connection, "ingest", fact)
             if not connected:
                 connection.execute(sa.update(db.devices).values(online=False))
         self.told = state

@@ -20,7 +20,7 @@ from edgekit.core.policy import PolicySpec
 from edgekit.core.selector import KEYS, parse_selector
 from edgekit.core.target import Target, parse_label, target_path
 from edgekit.core.trust import REASONS, Board, Running, decide
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.repo.add import Conflict
 
 PENDING = "pending"

@@ -21,11 +21,11 @@ import sqlalchemy as sa
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.trust import LIVES_S, near_expiry
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.certificates import BOARD_LIFE
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.jobs import create_refresh
-from edgekit.fleet.store import Store, open_store
+from edgekit.fleet.store import Store, get_fact, open_store, put_fact
 from edgekit.repo.metadata import MEASURE, Current, metadata_folder, read_current
 from edgekit.repo.publish import renew
 from edgekit.repo.refresh import advance, versions
@@ -214,7 +214,7 @@ class Keeper:
         current = read_current(folder)
         with store.read() as connection:
             boards = boards_of(connection)
-            fact = db.get_fact(connection, FACT) or {}
+            fact = get_fact(connection, FACT) or {}
         steps = _steps(fact.get("advanced"), now)
         found = behind(current, boards, MAX_STEPS - steps["used"], folder)
         if found.past:
@@ -235,19 +235,19 @@ class Keeper:
         store = self._opened()
         revoked = revoked_labels(current.targets.signed)
         with store.read() as connection:
-            told = db.get_fact(connection, "revoked")
+            told = get_fact(connection, "revoked")
         if told is not None and revoked <= set(told):
             return
         with store.write() as connection:
             for label in sorted(revoked - set(told or ())):
                 number = create_refresh(connection, label, now)
                 log.warning("%s is revoked: %d boards are told to look", label, number)
-            db.put_fact(connection, "revoked", sorted(revoked | set(told or ())))
+            put_fact(connection, "revoked", sorted(revoked | set(told or ())))
 
     def _keep(self, wanted: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         if wanted != known:
             with self._opened().write() as connection:
-                db.put_fact(connection, FACT, wanted)
+                put_fact(connection, FACT, wanted)
 
     def _say(self, problems: Iterable[str], now: float) -> None:
         """A line in the log when a problem appears, and again each day."""
@@ -273,10 +273,10 @@ def _said(before: Mapping[str, int], after: Mapping[str, int], roles: Iterable[s
 
 def board_problems(connection: sa.Connection) -> list[str]:
     """The lines about boards that the keeper left last. They are a few seconds old."""
-    return [str(line) for line in (db.get_fact(connection, FACT) or {}).get("problems", [])]
+    return [str(line) for line in (get_fact(connection, FACT) or {}).get("problems", [])]
 
 
 def all_problems(connection: sa.Connection) -> list[str]:
     """Those and the ones about the repository itself, for who does not read the metadata."""
-    fact = db.get_fact(connection, FACT) or {}
+    fact = get_fact(connection, FACT) or {}
     return [str(line) for line in (*fact.get("expiry", []), *fact.get("problems", []))]

@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 from edgekit.core.errors import WorldFailed
 from edgekit.core.target import parse_label, target_path
 from edgekit.fleet import jobs, seal
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.repository import missing, published_file
 from edgekit.fleet.store import Store

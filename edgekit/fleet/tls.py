@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.files import write_atomic
 from edgekit.fleet import broker
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.certificates import (
     Authority,
     in_force,

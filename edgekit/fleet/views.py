@@ -15,10 +15,11 @@ import sqlalchemy as sa
 from edgekit.core.errors import BadInput
 from edgekit.core.histogram import Histogram
 from edgekit.core.policy import PolicySpec
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.configure import CONFIGURE
 from edgekit.fleet.exits import exit_order
 from edgekit.fleet.packing import unpack_counts
+from edgekit.fleet.store import get_fact
 
 DEFAULT_WINDOW_S = 86_400.0
 MIXED = "mixed"
@@ -93,7 +94,7 @@ def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAUL
         "records": sum(_record_counts(connection).values()),
         "malformed": sum(device.malformed for device in devices),
         "dropped": counters,
-        "ingest": db.get_fact(connection, "ingest"),
+        "ingest": get_fact(connection, "ingest"),
     }
 
 

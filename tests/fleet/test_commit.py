@@ -14,7 +14,7 @@ from servers import NOW
 
 from edgekit.core.messages import Ack, Event, JobEvent, Status, encode
 from edgekit.core.record import Record
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
 from edgekit.fleet.enroll import enroll
 from edgekit.fleet.intake import Malformed, Received, read_message

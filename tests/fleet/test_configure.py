@@ -9,7 +9,7 @@ from servers import NOW
 
 from edgekit.core.policy import policy_from_options
 from edgekit.core.target import Target
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet import views
 from edgekit.fleet.configure import Wanted, create_settings_job
 from edgekit.fleet.jobs import Order, create_job, known_devices, selected

@@ -23,10 +23,10 @@ from edgekit.core.policy import policy_from_options
 from edgekit.core.target import Target
 from edgekit.fleet import ingest as ingest_module
 from edgekit.fleet import jobs, views
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.enroll import enroll, prepare, write_broker_files
 from edgekit.fleet.ingest import Ingest
-from edgekit.fleet.store import Store, open_store
+from edgekit.fleet.store import Store, get_fact, open_store
 from edgekit.repo.keys import read_key
 
 TARGET = Target("toy", 1, ("host",), "run", "current", "a" * 64)
@@ -99,7 +99,7 @@ class Site:
 
     def fact(self) -> Any:
         with self.store.read() as connection:
-            return db.get_fact(connection, "ingest")
+            return get_fact(connection, "ingest")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from edgekit.core.errors import BadInput
 from edgekit.core.policy import policy_from_options
 from edgekit.core.target import Target
 from edgekit.core.trust import Running
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet import views
 from edgekit.fleet.jobs import Device, Order, create_job, find_target, known_devices, preview, selected
 from edgekit.fleet.store import Store

@@ -19,11 +19,12 @@ from starlette.testclient import TestClient
 from edgekit.client import Client
 from edgekit.core.bundle import Bundle
 from edgekit.fleet import jobs, keeper
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet.api import Context
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import enroll, prepare
 from edgekit.fleet.keeper import MAX_STEPS, Board, Keeper, all_problems, board_alarms
+from edgekit.fleet.store import get_fact, put_fact
 from edgekit.repo.add import measure, sign_targets, with_bundle
 from edgekit.repo.init import init
 from edgekit.repo.keys import read_key
@@ -80,7 +81,7 @@ class Server:
 
     def fact(self) -> dict[str, Any]:
         with self.context.store.read() as connection:
-            return dict(db.get_fact(connection, keeper.FACT))
+            return dict(get_fact(connection, keeper.FACT))
 
     def change(self, metadata: Any) -> None:
         key = read_key(key_file(self.config.repository, "targets"))
@@ -155,7 +156,7 @@ def test_an_alarm_is_raised_when_a_third_of_any_roles_life_remains(
 def test_the_api_tells_every_alarm(web: TestClient, context: Context) -> None:
     fact = {"expiry": ["of the repository, read anew"], "problems": ["pi5: something"], "advanced": None}
     with context.store.write() as connection:
-        db.put_fact(connection, keeper.FACT, fact)
+        put_fact(connection, keeper.FACT, fact)
         assert all_problems(connection) == ["of the repository, read anew", "pi5: something"]
     for path in ("/api/v1/status", "/api/v1/repo"):
         found = web.get(path).json()

@@ -17,7 +17,7 @@ from edgekit.core.bench import BenchReport
 from edgekit.core.candidates import pack_candidates, unpack_candidates
 from edgekit.core.messages import JobEvent
 from edgekit.core.target import Target
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet import views
 from edgekit.fleet.api import Context
 from edgekit.fleet.commit import commit_batch, expire_silent_jobs

@@ -13,7 +13,7 @@ from supervised import environment
 
 from edgekit.core.messages import JobEvent
 from edgekit.core.target import Target
-from edgekit.fleet import store as db
+from edgekit.fleet import schema as db
 from edgekit.fleet import views
 from edgekit.fleet.api import Context
 from edgekit.fleet.commit import commit_batch
