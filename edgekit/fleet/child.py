@@ -1,4 +1,4 @@
-"""What a process of `fleet serve` runs: `python -m edgekit.fleet.child web|ingest CONFIG LIFELINE [SOCKET URL]`."""
+"""What a process of `fleet serve` runs: `edgekit.fleet.child web|ingest|background CONFIG LIFELINE [SOCKET URL]`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def main(arguments: list[str]) -> int:
             from edgekit.fleet.ingest import run_ingest
 
             run_ingest(config, stop)
+        elif kind == "background":
+            from edgekit.fleet.background import run_background
+
+            run_background(config, stop)
         else:
             from edgekit.fleet.web import run_web
 

@@ -7,7 +7,7 @@ transaction is committed, and not before.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,13 @@ import sqlalchemy as sa
 
 from edgekit.core import jobs as job_states
 from edgekit.core.bench import reports_json
+from edgekit.core.figure import PROVENANCES
 from edgekit.core.messages import Ack, Event, JobEvent, Status
 from edgekit.core.record import Record
 from edgekit.fleet import schema as db
+from edgekit.fleet.figures import COUNTS
 from edgekit.fleet.intake import MAX_EVENT_BYTES, UNREADABLE, Malformed, Received, Unreadable, stored_json
+from edgekit.fleet.names import BUNDLE, EXIT, MACHINE, POLICY, REASON, ids_of
 from edgekit.fleet.packing import pack_counts
 from edgekit.fleet.store import count, insert_new
 
@@ -26,6 +29,16 @@ UNKNOWN_DEVICE = "messages of boards that are not enrolled"
 FOREIGN_TOPIC = "messages on foreign topics"
 _CLOCKS_DIFFER_S = 300.0
 _OF_THE_COMMAND = ("bad-signature", "wrong-board", "replayed")  # refusals that no job was begun for
+_HEALTH = (
+    "bundle",
+    "policy",
+    "interval_s",
+    "temperature_c",
+    "throttled",
+    "under_voltage",
+    "memory_mb",
+    "idle_power_mw",
+)
 _MAX_STEPS = 50_000  # of `upto` in one batch; the next one goes on
 
 
@@ -53,8 +66,7 @@ def commit_batch(
             if message.status.online:
                 births.add(message.device)
         if message.state is not None:
-            values = {message.kind: json.dumps(message.state)}
-            connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
+            _set_state(connection, device, message)
     boots = _boots(connection, known, ids)
     _insert_entries(connection, known, ids, boots, now)
     _advance(connection, boots.values())
@@ -168,19 +180,55 @@ def _count_malformed(
         connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
 
 
+def _set_state(connection: sa.Connection, device: int, message: Received) -> None:
+    """Keep an info or reported payload, and of it what boards are looked for by."""
+    state = message.state or {}
+    values: dict[str, Any] = {message.kind: json.dumps(state)}
+    if message.kind == "info":
+        values["says_profile"] = state.get("profile")
+    else:
+        values["runs"] = state.get("bundle")
+    connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
+    if message.kind == "reported" and state.get("interval_s"):
+        change = sa.update(db.presence).where(db.presence.c.device == device)
+        connection.execute(change.values(interval_s=state["interval_s"]))
+
+
 def _set_status(connection: sa.Connection, device: int, status: Status) -> None:
     """A birth or a death. An old connection's will does not put a newer boot offline."""
-    wanted = db.devices.c.id == device
+    wanted = db.presence.c.device == device
     values: dict[str, Any] = {"online": status.online}
     if status.online:
         values["boot_id"] = status.boot_id
     else:
-        wanted &= sa.or_(db.devices.c.boot_id.is_(None), db.devices.c.boot_id == status.boot_id)
-    connection.execute(sa.update(db.devices).where(wanted).values(values))
+        wanted &= sa.or_(db.presence.c.boot_id.is_(None), db.presence.c.boot_id == status.boot_id)
+    connection.execute(sa.update(db.presence).where(wanted).values(values))
+
+
+def _set_health(connection: sa.Connection, records: Sequence[Mapping[str, Any]]) -> None:
+    """What each board's newest record says of it now. Late history changes nothing."""
+    newest: dict[int, Mapping[str, Any]] = {}
+    for record in records:
+        if record["device"] not in newest or newest[record["device"]]["at"] <= record["at"]:
+            newest[record["device"]] = record
+    if not newest:
+        return
+    table = db.presence
+    key: sa.BindParameter[int] = sa.bindparam("key")
+    at: sa.BindParameter[float] = sa.bindparam("newest")
+    older = table.c.record_at.is_(None) | (table.c.record_at <= at)
+    change = sa.update(table).where((table.c.device == key) & older)
+    values: dict[str, Any] = {name: sa.bindparam(f"to_{name}") for name in _HEALTH}
+    rows = [
+        {"key": device, "newest": record["at"]} | {f"to_{name}": record[name] for name in _HEALTH}
+        for device, record in sorted(newest.items())
+    ]
+    connection.execute(change.values(record_at=at, **values), rows)
 
 
 def _touch(connection: sa.Connection, seen: set[int], now: float) -> None:
-    connection.execute(sa.update(db.devices).where(db.devices.c.id.in_(seen)).values(last_seen=now))
+    table = db.presence
+    connection.execute(sa.update(table).where(table.c.device.in_(seen)).values(last_seen=now))
 
 
 def _insert_entries(
@@ -194,18 +242,20 @@ def _insert_entries(
     events: list[dict[str, Any]] = []
     job_events: list[dict[str, Any]] = []
     touched: set[tuple[str, int]] = set()
+    numbers = _numbers(connection, known, ids)
     for message in known:
         if message.boot_id is None:
             continue
         device = ids[message.device]
         boot = boots[device, message.boot_id].id
         common = {"boot": boot, "device": device, "received": now}
-        records += [common | {"seq": r.seq} | _record(r, now) for r in message.records]
+        records += [common | {"seq": r.seq} | _record(r, now, numbers) for r in message.records]
         events += [common | {"seq": e.seq} | _event(e, now) for e in message.events]
         events += [common | {"seq": u.seq} | _tombstone(u, now) for u in message.unreadable]
         job_events += [common | {"seq": e.seq} | _job_event(e, now) for e in message.job_events]
         touched |= {(e.job_id, device) for e in message.job_events}
     insert_new(connection, db.records, records)
+    _set_health(connection, records)
     insert_new(connection, db.events, events)
     insert_new(connection, db.job_events, job_events)
     for message in known:
@@ -216,26 +266,57 @@ def _insert_entries(
         _mirror_job(connection, job_id, device, now)
 
 
-def _record(record: Record, now: float) -> dict[str, Any]:
+_Numbers = Mapping[tuple[str, str], int]
+
+
+def _numbers(connection: sa.Connection, known: Sequence[Received], ids: Mapping[str, int]) -> _Numbers:
+    """(kind, text) -> number, of every name in a batch's records."""
+    said: dict[tuple[int, str], set[str]] = {}
+    for message in known:
+        for record in message.records:
+            for kind, text in _names(record):
+                said.setdefault((ids[message.device], kind), set()).add(text)
+    found: dict[tuple[str, str], int] = {}
+    for (device, kind), texts in sorted(said.items()):
+        found |= {(kind, text): number for text, number in ids_of(connection, kind, texts, device).items()}
+    return found
+
+
+def _names(record: Record) -> Iterator[tuple[str, str]]:
+    plain = (
+        (BUNDLE, record.bundle),
+        (POLICY, record.policy),
+        (MACHINE, record.energy.on),
+        (REASON, record.energy_why),
+    )
+    yield from ((kind, text) for kind, text in plain if text)
+    yield from ((EXIT, name) for name in record.exit_counts)
+
+
+def _record(record: Record, now: float, numbers: _Numbers) -> dict[str, Any]:
+    def number(kind: str, text: str | None) -> int | None:
+        return numbers[kind, text] if text else None
+
+    exits: dict[int, int] = {}
+    for name, times in record.exit_counts.items():
+        exits[numbers[EXIT, name]] = exits.get(numbers[EXIT, name], 0) + times
     return {
         "at": _when(record.time if record.clock_synced else None, now),
         "uptime_s": record.uptime_s,
         "clock_synced": record.clock_synced,
         "interval_s": record.interval_s,
-        "bundle": record.bundle,
-        "policy": record.policy,
-        "requests": record.requests,
-        "errors": record.errors,
-        "deadline_missed": record.deadline_missed,
-        "labelled": record.labelled,
-        "correct": record.correct,
-        "exits": json.dumps(dict(record.exit_counts)),
+        "bundle": number(BUNDLE, record.bundle),
+        "policy": number(POLICY, record.policy),
+        **{name: getattr(record, name) for name in COUNTS[1:]},
+        "exits": pack_counts({key: count for key, count in exits.items() if count}),
         "latency": pack_counts(record.latency.counts),
         "latency_sum_ms": record.latency.sum_ms,
         "energy_mj": record.energy.value,
-        "energy_provenance": record.energy.provenance,
-        "energy_on": record.energy.on,
-        "energy_why": record.energy_why,
+        "energy_provenance": record.energy.provenance and PROVENANCES.index(record.energy.provenance),
+        "energy_on": number(MACHINE, record.energy.on),
+        "energy_why": number(REASON, record.energy_why),
+        "energy_updates": record.energy_updates,
+        "idle_power_mw": record.idle_power_mw,
         "busy_s": record.busy_s,
         "temperature_c": record.temperature_c,
         "throttled": record.throttled,

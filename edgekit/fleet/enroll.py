@@ -18,7 +18,7 @@ from edgekit.core.files import write_atomic
 from edgekit.fleet import broker
 from edgekit.fleet.certificates import Issued, check_signature, issue, serial_if_ours
 from edgekit.fleet.config import FleetConfig, on_this_machine
-from edgekit.fleet.schema import certificates, devices
+from edgekit.fleet.schema import certificates, devices, presence
 from edgekit.fleet.store import Store, open_store
 from edgekit.fleet.tls import authorities_of, keep_certificates, now_utc, write_revoked
 from edgekit.fleet.views import Unknown
@@ -123,6 +123,7 @@ def enroll(
     if known is None:
         added = connection.execute(sa.insert(devices).values(name=name, **values))
         (known,) = added.inserted_primary_key or (0,)
+        connection.execute(sa.insert(presence).values(device=known, online=False, records=0))
     elif not again:
         raise Taken(f"a board called {name!r} is enrolled already; --again gives it new credentials")
     else:
@@ -145,7 +146,8 @@ def revoke(connection: sa.Connection, name: str, now: float) -> float:
         raise Unknown(f"there is no board called {name!r}")
     if row.revoked_at is not None:
         return float(row.revoked_at)
-    connection.execute(sa.update(devices).where(devices.c.id == row.id).values(revoked_at=now, online=False))
+    connection.execute(sa.update(devices).where(devices.c.id == row.id).values(revoked_at=now))
+    connection.execute(sa.update(presence).where(presence.c.device == row.id).values(online=False))
     _revoke_certificates(connection, row.id, now)
     return now
 

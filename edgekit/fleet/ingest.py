@@ -387,7 +387,7 @@ class Ingest:
             fact = {"connected": connected, "why": state[1], "since": self.clock()}
             put_fact(connection, "ingest", fact)
             if not connected:
-                connection.execute(sa.update(db.devices).values(online=False))
+                connection.execute(sa.update(db.presence).values(online=False))
         self.told = state
         log.info("broker %s", "connected" if connected else f"not connected: {state[1] or 'starting'}")
 

@@ -1,4 +1,4 @@
-"""A histogram's counts as a few bytes: pairs of varints (buckets skipped, count). Knows nothing of the store."""
+"""Counts by number (a histogram's buckets, exits) as a few bytes: pairs of varints (numbers skipped, count)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgekit.core.histogram import BUCKETS
 
 
 def pack_counts(counts: Mapping[int, int]) -> bytes:
-    """Counts by bucket, each above zero."""
+    """Counts by number, each above zero."""
     data = bytearray()
     last = -1
     for bucket in sorted(counts):
@@ -22,8 +22,8 @@ def pack_counts(counts: Mapping[int, int]) -> bytes:
     return bytes(data)
 
 
-def unpack_counts(data: bytes) -> dict[int, int]:
-    """The inverse of pack_counts. Raises ValueError where the bytes are none of its."""
+def unpack_counts(data: bytes, limit: int = BUCKETS) -> dict[int, int]:
+    """The inverse of pack_counts, for numbers below `limit`. Raises ValueError where the bytes are none of its."""
     values, value, shift = [], 0, 0
     for byte in data:
         value |= (byte & 0x7F) << shift
@@ -37,6 +37,6 @@ def unpack_counts(data: bytes) -> dict[int, int]:
     for skipped, count in zip(values[::2], values[1::2], strict=True):
         last += skipped + 1
         counts[last] = count
-    if last >= BUCKETS:
+    if last >= limit:
         raise ValueError("histogram column: more buckets than there are")
     return counts

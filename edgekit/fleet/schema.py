@@ -5,6 +5,8 @@ What a board sends is keyed by (boot, seq), so a replayed or re-ordered batch ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import (
     BigInteger,
@@ -16,6 +18,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -34,6 +37,17 @@ counters = Table(
     Column("count", BigInteger, nullable=False),
 )
 
+names = Table(  # texts that recur, as numbers: of bundles, profiles, policies, exits, machines, reasons
+    "names",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("device", Integer),  # the board that said it first: each may bring a bounded number of new ones
+    sa.UniqueConstraint("kind", "text"),
+    Index("names_by_device", "device", "kind"),
+)
+
 devices = Table(
     "devices",
     metadata,
@@ -44,11 +58,10 @@ devices = Table(
     Column("enrolled_at", Float, nullable=False),
     Column("token_sha256", String(64), nullable=False, unique=True),
     Column("broker_hash", Text, nullable=False),  # the password as Mosquitto keeps it
-    Column("online", Boolean, nullable=False, default=False),
-    Column("boot_id", String(64)),  # of the last birth
-    Column("last_seen", Float),
     Column("info", Text),  # JSON, as last sent
     Column("reported", Text),  # JSON, as last sent
+    Column("says_profile", String(64)),  # of info
+    Column("runs", Text),  # name/version, of reported
     Column("malformed", BigInteger, nullable=False, default=0),  # messages that were dropped
     Column("malformed_why", Text),
     Column("rev", BigInteger, nullable=False, default=0),  # of the last desired
@@ -56,6 +69,25 @@ devices = Table(
     Column("certificate_serial", Text),  # of the one in force; None: it has none
     Column("certificate_expires", Float),
     Column("revoked_at", Float),  # its credentials count no more
+)
+
+presence = Table(  # what changes with every message of a board: narrow, so that writing it is cheap
+    "presence",
+    metadata,
+    Column("device", ForeignKey("devices.id"), primary_key=True, autoincrement=False),
+    Column("online", Boolean, nullable=False, default=False),
+    Column("boot_id", String(64)),  # of the last birth
+    Column("last_seen", Float),
+    Column("interval_s", Float),  # how often it reports, as it last said
+    Column("record_at", Float),  # of the newest record, as are those below
+    Column("bundle", ForeignKey("names.id")),
+    Column("policy", ForeignKey("names.id")),
+    Column("temperature_c", Float),
+    Column("throttled", Boolean),
+    Column("under_voltage", Boolean),
+    Column("memory_mb", Float),
+    Column("idle_power_mw", Float),
+    Column("records", BigInteger, nullable=False, default=0),  # that are in the roll-ups
 )
 
 certificates = Table(  # of boards; forgotten when they have ended
@@ -77,40 +109,132 @@ boots = Table(
     Column("floor", BigInteger, nullable=False, default=1),
     Column("upto", BigInteger, nullable=False, default=0),  # all from floor to here is in the store
     Column("last", BigInteger, nullable=False, default=0),  # the highest number in the store
+    Column(
+        "forgotten", BigInteger, nullable=False, default=0
+    ),  # up to here a number that comes again is a replay
+    Column(
+        "clock_offset", Float
+    ),  # Unix seconds at uptime 0, once a record with a synchronised clock has come
+    Column("started", Float),  # when it was first heard of
     sa.UniqueConstraint("device", "boot_id"),
 )
 
-records = Table(
+BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # SQLite's row number is an INTEGER and nothing else
+
+records = Table(  # raw: kept for a day or so, then only in the roll-ups
     "records",
     metadata,
-    Column("boot", ForeignKey("boots.id"), primary_key=True, autoincrement=False),
-    Column("seq", BigInteger, primary_key=True, autoincrement=False),
-    Column("device", ForeignKey("devices.id"), nullable=False),
-    Column("at", Float, nullable=False),  # the board's time; where its clock is not trusted, when it came
+    Column("id", BIG_KEY, primary_key=True),  # grows; what is above fact "rolled" is not in the roll-ups yet
+    Column("boot", ForeignKey("boots.id"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("device", Integer, nullable=False),
+    Column(
+        "at", Float, nullable=False
+    ),  # end of the interval: the board's time, else what is known of its clock
     Column("received", Float, nullable=False),
     Column("uptime_s", Float, nullable=False),
     Column("clock_synced", Boolean, nullable=False),
     Column("interval_s", Float, nullable=False),
-    Column("bundle", Text),
-    Column("policy", Text),
+    Column("bundle", Integer),  # names.id
+    Column("policy", Integer),  # names.id
     Column("requests", BigInteger, nullable=False),
     Column("errors", BigInteger, nullable=False),
     Column("deadline_missed", BigInteger, nullable=False),
     Column("labelled", BigInteger, nullable=False),
     Column("correct", BigInteger, nullable=False),
-    Column("exits", Text, nullable=False),  # JSON: name -> count
-    Column("latency", LargeBinary, nullable=False),  # fleet.packing
+    Column("inputs_dropped", BigInteger, nullable=False),
+    Column("answers_lost", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("nan_confidences", BigInteger, nullable=False),
+    Column("exits", LargeBinary, nullable=False),  # fleet.packing: names.id -> count
+    Column("latency", LargeBinary, nullable=False),  # fleet.packing: bucket -> count
     Column("latency_sum_ms", Float, nullable=False),
     Column("energy_mj", Float),
-    Column("energy_provenance", String(16)),
-    Column("energy_on", Text),
-    Column("energy_why", Text),
+    Column("energy_provenance", SmallInteger),  # place in core.figure.PROVENANCES
+    Column("energy_on", Integer),  # names.id
+    Column("energy_why", Integer),  # names.id
+    Column("energy_updates", BigInteger),
+    Column("idle_power_mw", Float),
     Column("busy_s", Float, nullable=False),
     Column("temperature_c", Float),
     Column("throttled", Boolean),
     Column("under_voltage", Boolean),
     Column("memory_mb", Float),
-    Index("records_by_time", "device", "at"),
+    sa.UniqueConstraint("boot", "seq"),
+)
+
+
+def _figures() -> tuple[Column[Any], ...]:
+    """What records add up to: every column is a sum, but those that say otherwise."""
+    sums = ("records", "requests", "errors", "deadline_missed", "labelled", "correct")
+    lost = ("inputs_dropped", "answers_lost", "cancelled", "nan_confidences")
+    return (
+        *(Column(name, BigInteger, nullable=False) for name in (*sums, *lost)),
+        Column("exits", LargeBinary, nullable=False),  # fleet.packing: names.id -> count
+        Column("latency", LargeBinary, nullable=False),  # fleet.packing: bucket -> count
+        Column("latency_sum_ms", Float, nullable=False),
+        Column("energy_mj", Float, nullable=False),  # of intervals with requests whose energy is known
+        Column("energy_requests", BigInteger, nullable=False),  # of those intervals
+        Column("energy_kinds", SmallInteger, nullable=False),  # bit n: PROVENANCES[n] is among them
+        Column("energy_on", Integer),  # names.id: the machine, the last one named
+        Column("energy_why", Integer),  # names.id: why it is unknown, the last reason given
+        Column("busy_s", Float, nullable=False),
+        Column("span_s", Float, nullable=False),  # of the intervals
+        Column("throttled_s", Float, nullable=False),
+        Column("under_voltage_s", Float, nullable=False),
+        Column("temperature_c", Float),  # the highest
+        Column("memory_mb", Float),  # the highest
+    )
+
+
+def _board_figures(name: str) -> Table:
+    """A board's figures in spans of one length: `at` is the span's begin, a whole multiple of its length."""
+    return Table(
+        name,
+        metadata,
+        Column("device", Integer, primary_key=True, autoincrement=False),
+        Column("at", BigInteger, primary_key=True, autoincrement=False),
+        Column("bundle", Integer, primary_key=True, autoincrement=False),  # names.id; 0: none
+        *_figures(),
+        sqlite_with_rowid=False,
+    )
+
+
+def _fleet_figures(name: str) -> Table:
+    """The same, of all boards with one profile and one bundle."""
+    return Table(
+        name,
+        metadata,
+        Column("at", BigInteger, primary_key=True, autoincrement=False),
+        Column("profile", Integer, primary_key=True, autoincrement=False),  # names.id; 0: unknown
+        Column("bundle", Integer, primary_key=True, autoincrement=False),  # names.id; 0: none
+        *_figures(),
+        sqlite_with_rowid=False,
+    )
+
+
+MINUTE_S, HOUR_S = 60, 3600
+minutes = _board_figures("minutes")
+hours = _board_figures("hours")
+fleet_minutes = _fleet_figures("fleet_minutes")
+fleet_hours = _fleet_figures("fleet_hours")
+fleet_totals = _fleet_figures(
+    "fleet_totals"
+)  # since ever, `at` 0: what counters for Prometheus are read from
+
+standings = Table(  # figures of a board's last 24 hours, so that 10,000 boards can be sorted by them
+    "standings",
+    metadata,
+    Column("device", Integer, primary_key=True, autoincrement=False),
+    Column("computed", Float, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("deadline_missed", BigInteger, nullable=False),
+    Column("p50", Float),
+    Column("p95", Float),
+    Column("p99", Float),
+    Column("accuracy", Float),
+    Column("energy_mj", Float),  # per request
 )
 
 events = Table(
@@ -202,4 +326,115 @@ desired = Table(
     Column("expires", Float, nullable=False),
     Column("pending", Boolean, nullable=False),  # the broker has not confirmed it
     Index("desired_pending", "pending"),
+)
+
+users = Table(  # who may log in to the page
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),  # fleet.accounts.ROLES
+    Column("password", Text, nullable=False),  # scrypt, with its salt and costs
+    Column("created", Float, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("sha256", String(64), primary_key=True),  # of the cookie's value
+    Column("user", ForeignKey("users.id", ondelete="CASCADE")),  # None: by the server's own token
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+
+tokens = Table(  # of programs, for the API
+    "tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("created", Float, nullable=False),
+    Column("expires", Float),
+)
+
+audit = Table(  # append-only: triggers refuse to change or delete a row
+    "audit",
+    metadata,
+    Column("id", BIG_KEY, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("who", String(128), nullable=False),  # a user, a token's name, or "server"
+    Column("action", String(64), nullable=False),
+    Column("subject", Text, nullable=False),  # what it was about: rollout:ID, board:NAME, user:NAME, ...
+    Column("detail", Text, nullable=False),  # JSON
+    Index("audit_by_subject", "subject", "id"),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("rollout_id", String(64), nullable=False, unique=True),
+    Column("created", Float, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("selector", Text, nullable=False),
+    Column("plan", Text, nullable=False),  # JSON: waves, gates, windows
+    Column("state", String(16), nullable=False),
+    Column("why", Text),
+    Column("updated", Float, nullable=False),
+    Index("rollouts_by_state", "state"),
+)
+
+rollout_waves = Table(
+    "rollout_waves",
+    metadata,
+    Column("rollout", ForeignKey("rollouts.id"), primary_key=True, autoincrement=False),
+    Column("wave", Integer, primary_key=True, autoincrement=False),  # 0: the canary
+    Column("state", String(16), nullable=False),
+    Column("boards", Integer, nullable=False),
+    Column("job_id", String(64)),  # of jobs
+    Column("started", Float),
+    Column("ended", Float),
+    Column("before", Text),  # JSON: figures of its boards before, by profile
+    Column("verdict", Text),  # JSON: what the gate saw and said
+)
+
+rollout_boards = Table(
+    "rollout_boards",
+    metadata,
+    Column("rollout", ForeignKey("rollouts.id"), primary_key=True, autoincrement=False),
+    Column("device", ForeignKey("devices.id"), primary_key=True, autoincrement=False),
+    Column("wave", Integer, nullable=False),
+    Column("before", Text),  # name/version that was wanted of it, to go back to
+    Index("rollout_boards_by_wave", "rollout", "wave"),
+    Index("rollout_boards_by_device", "device"),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("rule", String(64), nullable=False),
+    Column("subject", Text, nullable=False),  # board:NAME, bundle:NAME/VERSION, ...
+    Column("state", String(16), nullable=False),  # pending, firing, resolved
+    Column("value", Float),
+    Column("text", Text, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+    Column("sent", Float),  # when somebody was last told
+    Column("resolved", Float),
+    Index("alerts_by_state", "state", "rule"),
+)
+
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("rule", String(64)),  # None: every one
+    Column("selector", Text, nullable=False),  # which boards, as core.selector writes it
+    Column("until", Float, nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("created", Float, nullable=False),
 )

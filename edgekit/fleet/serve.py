@@ -1,4 +1,4 @@
-"""`fleet serve`: keep a web and an ingest process running. Does neither's work itself.
+"""`fleet serve`: keep the web, ingest and background processes running. Does none's work itself.
 
 The listening socket is opened here and handed down, so that a web process that died is replaced behind the same port.
 A child ends when the pipe it holds closes: also when this process is killed, nobody is left behind.
@@ -92,6 +92,7 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
                 (lifeline, listener.fileno()),
             ),
             Child("ingest", (str(config.path), str(lifeline)), (lifeline,)),
+            Child("background", (str(config.path), str(lifeline)), (lifeline,)),
         ]
         keeper, next_look, next_renewal, said = Keeper(config), 0.0, 0.0, False
         try:

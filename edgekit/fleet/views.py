@@ -1,29 +1,26 @@
-"""What the API and the page show, as JSON values, computed from the store when asked.
-
-Percentiles come from added-up histogram buckets, never from other percentiles. Unknown is None. An energy figure says
-how it came about; where it came about in more than one way, it says `mixed`, and which.
-"""
+"""What the API and the page show, as JSON values, computed from the store when asked. Unknown is None."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from edgekit.core.errors import BadInput
-from edgekit.core.histogram import Histogram
 from edgekit.core.policy import PolicySpec
 from edgekit.fleet import schema as db
 from edgekit.fleet.configure import CONFIGURE
-from edgekit.fleet.exits import exit_order
-from edgekit.fleet.packing import unpack_counts
+from edgekit.fleet.figures import Sum, total
+from edgekit.fleet.names import NONE, texts_of
+from edgekit.fleet.reading import ROLLED, board_series, board_sums, fleet_sums
 from edgekit.fleet.store import get_fact
 
 DEFAULT_WINDOW_S = 86_400.0
-MIXED = "mixed"
 SERIES_POINTS = 60
+_MINUTES_SHOWN_S = 2 * 86_400.0  # charts are drawn from minutes up to this window
 _SILENT_INTERVALS = (
     3  # a board that missed this many of its intervals is not online, whatever its last status said
 )
@@ -43,16 +40,26 @@ def device_rows(
     names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per board, by name. Figures are those of the bundle in force, of the last `window_s` seconds."""
-    query = sa.select(db.devices).order_by(db.devices.c.name)
+    devices, presence = db.devices, db.presence
+    own = [column for column in presence.c if column.name != "device"]
+    query = (
+        sa.select(devices, *own).join(presence, presence.c.device == devices.c.id).order_by(devices.c.name)
+    )
     if names is not None:
-        query = query.where(db.devices.c.name.in_(names))
-    devices = connection.execute(query).all()
+        query = query.where(devices.c.name.in_(names))
+    found = connection.execute(query).all()
+    ids = [device.id for device in found]
     wanted = _desired(connection)
-    counts = _record_counts(connection)
-    records = _records(connection, now - window_s, [d.id for d in devices] if names is not None else None)
+    sums = board_sums(connection, now - window_s, now, ids)
+    counts = _fresh_counts(connection, ids)
+    bundles = {key for part in sums.values() for key in part}
+    texts = texts_of(connection, bundles | {d.bundle for d in found} | {d.policy for d in found})
+    texts |= texts_of(connection, {n for part in sums.values() for s in part.values() for n in s.names})
     return [
-        _device_row(device, wanted.get(device.id), counts.get(device.id, 0), records.get(device.id, []), now)
-        for device in devices
+        _device_row(
+            device, wanted.get(device.id), counts.get(device.id, 0), sums.get(device.id, {}), texts, now
+        )
+        for device in found
     ]
 
 
@@ -64,14 +71,15 @@ def device_detail(
     if not found:
         raise Unknown(f"there is no board called {name!r}")
     device = connection.execute(sa.select(db.devices).where(db.devices.c.name == name)).one()
-    records = _records(connection, now - window_s, [device.id]).get(device.id, [])
-    bundles = sorted({r.bundle for r in records if r.bundle})
+    sums = board_sums(connection, now - window_s, now, [device.id]).get(device.id, {})
+    texts = texts_of(connection, {n for s in sums.values() for n in s.names} | set(sums))
+    bundles = sorted((texts[key], figures) for key, figures in sums.items() if key in texts)
     return {
         **found[0],
         "info": json.loads(device.info or "null"),
         "reported": json.loads(device.reported or "null"),
-        "bundles": [{"bundle": b, **summary([r for r in records if r.bundle == b])} for b in bundles],
-        "series": series(records, now - window_s, now),
+        "bundles": [{"bundle": bundle, **figures.summary(texts)} for bundle, figures in bundles],
+        "series": device_series(connection, device.id, now - window_s, now),
         "events": _events(connection, device.id),
         "jobs": _device_jobs(connection, device.id),
     }
@@ -79,21 +87,24 @@ def device_detail(
 
 def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAULT_WINDOW_S) -> dict[str, Any]:
     """The whole fleet in one object: how many boards, what they did, how ingest is."""
-    devices = connection.execute(sa.select(db.devices)).all()
-    records = [r for rows in _records(connection, now - window_s).values() for r in rows]
-    intervals = {device.id: _interval_s(device, None) for device in devices}
-    counters = {row.key: row.count for row in connection.execute(sa.select(db.counters))}
+    devices, presence = db.devices, db.presence
+    joined = sa.select(devices.c.revoked_at, devices.c.malformed, presence).join(
+        presence, presence.c.device == devices.c.id
+    )
+    rows = connection.execute(joined).all()
+    figures = total(fleet_sums(connection, now - window_s, now).values())
+    received = sum(row.records for row in rows) + sum(_fresh_counts(connection).values())
     return {
         "window_s": window_s,
         "boards": {
-            "enrolled": sum(device.revoked_at is None for device in devices),
-            "revoked": sum(device.revoked_at is not None for device in devices),
-            "online": sum(_is_online(d, intervals[d.id], now) for d in devices),
+            "enrolled": sum(row.revoked_at is None for row in rows),
+            "revoked": sum(row.revoked_at is not None for row in rows),
+            "online": sum(_is_online(row, now) for row in rows),
         },
-        **summary(records),
-        "records": sum(_record_counts(connection).values()),
-        "malformed": sum(device.malformed for device in devices),
-        "dropped": counters,
+        **figures.summary(texts_of(connection, figures.names)),
+        "records": received,
+        "malformed": sum(row.malformed for row in rows),
+        "dropped": {row.key: row.count for row in connection.execute(sa.select(db.counters))},
         "ingest": get_fact(connection, "ingest"),
     }
 
@@ -143,97 +154,42 @@ def job_detail(connection: sa.Connection, job_id: str) -> dict[str, Any]:
     return _job(job, _actions(connection, [job.id])) | {"devices": devices_by_name}
 
 
-def summary(records: Sequence[Any]) -> dict[str, Any]:
-    """What some records add up to."""
-    buckets: dict[int, int] = {}
-    exits: dict[str, int] = {}
-    for record in records:
-        for bucket, count in unpack_counts(record.latency).items():
-            buckets[bucket] = buckets.get(bucket, 0) + count
-        for name, count in json.loads(record.exits).items():
-            exits[name] = exits.get(name, 0) + count
-    latency = Histogram(buckets, sum(record.latency_sum_ms for record in records))
-    labelled = sum(r.labelled for r in records)
-    span = sum(r.interval_s for r in records)
-    return {
-        "requests": sum(r.requests for r in records),
-        "errors": sum(r.errors for r in records),
-        "deadline_missed": sum(r.deadline_missed for r in records),
-        "latency_ms": latency.summary(),
-        "exit_counts": {name: exits[name] for name in exit_order(exits)},
-        "labelled": labelled,
-        "accuracy": sum(r.correct for r in records) / labelled if labelled else None,
-        "energy_mj": energy(records),
-        "utilisation": sum(r.busy_s for r in records) / span if span else None,
-    }
-
-
-def energy(records: Iterable[Any]) -> dict[str, Any]:
-    """Energy per request in mJ: what intervals with requests used, idle share included, over those requests.
-
-    mean is None where no interval knows; `requests`: how many it speaks of. provenance: one word, `mixed` where
-    `provenances` has several, None where unknown, with `why`.
-    """
-    records = [r for r in records if r.requests]
-    known = [r for r in records if r.energy_mj is not None]
-    requests = sum(r.requests for r in known)
-    kinds = sorted({r.energy_provenance for r in known})
-    why = next((r.energy_why for r in reversed(records) if r.energy_why), None)
-    return {
-        "mean": sum(r.energy_mj for r in known) / requests if requests else None,
-        "provenance": None if not kinds else kinds[0] if len(kinds) == 1 else MIXED,
-        "provenances": kinds,
-        "on": ", ".join(sorted({r.energy_on for r in known if r.energy_on})) or None,
-        "requests": requests,
-        "why": None if known else why,
-    }
-
-
-def series(
-    records: Sequence[Any], start: float, end: float, points: int = SERIES_POINTS
+def device_series(
+    connection: sa.Connection, device: int, start: float, end: float, points: int = SERIES_POINTS
 ) -> list[dict[str, Any]]:
-    """The records over time, in at most `points` spans that hold something, oldest first."""
-    if not records:
+    """A board's figures over time, in at most `points` spans that hold something, oldest first."""
+    step = db.MINUTE_S if end - start <= _MINUTES_SHOWN_S else db.HOUR_S
+    found = board_series(connection, device, start, end, step)
+    if not found:
         return []
-    first = max(start, min(r.at for r in records))
-    last = max(r.at for r in records)
-    span = max((min(last, end) - first) / points, 1e-3)
-    spans: dict[int, list[Any]] = {}
-    for record in records:
-        spans.setdefault(max(0, min(points - 1, int((record.at - first) / span))), []).append(record)
+    width = max(1, math.ceil((found[-1][0] - found[0][0] + step) / step / points)) * step
+    spans: dict[int, list[tuple[int, Sum]]] = {}
+    for at, bundle, figures in found:
+        spans.setdefault(at // width * width, []).append((bundle, figures))
+    sums = {at: total(figures for _, figures in parts) for at, parts in spans.items()}
+    texts = texts_of(connection, {n for s in sums.values() for n in s.names} | {key for _, key, _ in found})
     return [
         {
-            "at": first + (index + 0.5) * span,
-            "bundle": rows[-1].bundle,
-            "throttled": any(r.throttled for r in rows),
+            "at": at + width / 2,
+            "bundle": texts.get(spans[at][-1][0]),
+            "throttled": figures.throttled_s > 0,
+            "temperature_c": figures.temperature_c,
         }
-        | {key: value for key, value in summary(rows).items() if key in _SERIES_KEYS}
-        for index, rows in sorted(spans.items())
+        | {key: value for key, value in figures.summary(texts).items() if key in _SERIES_KEYS}
+        for at, figures in sorted(sums.items())
     ]
 
 
-_SERIES_KEYS = ("requests", "latency_ms", "exit_counts", "accuracy", "energy_mj", "deadline_missed")
+_SERIES_KEYS = ("requests", "latency_ms", "exit_counts", "accuracy", "energy_mj", "deadline_missed", "errors")
 
 
-def _records(
-    connection: sa.Connection, since: float, devices: Sequence[int] | None = None
-) -> dict[int, list[sa.Row[Any]]]:
-    """Device -> its records since then, oldest first."""
+def _fresh_counts(connection: sa.Connection, devices: Sequence[int] | None = None) -> dict[int, int]:
+    """Device -> how many of its records are not in `presence.records` yet."""
     table = db.records
-    query = sa.select(table).where(table.c.at >= since).order_by(table.c.device, table.c.at, table.c.seq)
+    query = sa.select(table.c.device, sa.func.count()).where(table.c.id > (get_fact(connection, ROLLED) or 0))
     if devices is not None:
         query = query.where(table.c.device.in_(devices))
-    found: dict[int, list[sa.Row[Any]]] = {}
-    for row in connection.execute(query):
-        found.setdefault(row.device, []).append(row)
-    return found
-
-
-def _record_counts(connection: sa.Connection) -> dict[int, int]:
-    table = db.records
-    number = sa.func.count().label("number")
-    rows = connection.execute(sa.select(table.c.device, number).group_by(table.c.device))
-    return {row.device: row.number for row in rows}
+    return {row[0]: row[1] for row in connection.execute(query.group_by(table.c.device))}
 
 
 def _desired(connection: sa.Connection) -> dict[int, sa.Row[Any]]:
@@ -241,21 +197,26 @@ def _desired(connection: sa.Connection) -> dict[int, sa.Row[Any]]:
 
 
 def _device_row(
-    device: sa.Row[Any], desired: sa.Row[Any] | None, count: int, records: Sequence[Any], now: float
+    device: sa.Row[Any],
+    desired: sa.Row[Any] | None,
+    fresh: int,
+    sums: Mapping[int, Sum],
+    texts: Mapping[int, str],
+    now: float,
 ) -> dict[str, Any]:
     info, reported = json.loads(device.info or "{}"), json.loads(device.reported or "{}")
-    last = records[-1] if records else None
-    bundle = reported.get("bundle") or (last.bundle if last else None)
+    bundle = reported.get("bundle") or texts.get(device.bundle or NONE)
+    own = next((figures for key, figures in sums.items() if texts.get(key) == bundle), Sum())
     return {
         "name": device.name,
         "profile": info.get("profile") or device.profile,
         "tags": json.loads(device.tags),
-        "online": _is_online(device, _interval_s(device, last), now),
+        "online": _is_online(device, now),
         "revoked_at": device.revoked_at,
         "certificate_expires": device.certificate_expires,
         "last_seen": device.last_seen,
         "bundle": bundle,
-        "policy": _policy_text(reported.get("policy")) or (last.policy if last else None),
+        "policy": _policy_text(reported.get("policy")) or texts.get(device.policy or NONE),
         "why": reported.get("why"),
         "rev": reported.get("rev"),
         "desired": desired and {"rev": desired.rev, "target": desired.target, "job": desired.job_id},
@@ -263,31 +224,25 @@ def _device_row(
         "sensors": info.get("sensors"),
         "simulated": info.get("simulated"),
         "accepts_measure": info.get("accepts_measure"),
-        "records": count,
+        "records": device.records + fresh,
         "malformed": device.malformed,
         "malformed_why": device.malformed_why,
-        "temperature_c": last.temperature_c if last else None,
-        "throttled": last.throttled if last else None,
-        "under_voltage": last.under_voltage if last else None,
-        "memory_mb": last.memory_mb if last else None,
-        **summary([record for record in records if record.bundle == bundle]),
+        "temperature_c": device.temperature_c,
+        "throttled": device.throttled,
+        "under_voltage": device.under_voltage,
+        "memory_mb": device.memory_mb,
+        "idle_power_mw": device.idle_power_mw,
+        **own.summary(texts),
     }
 
 
-def _interval_s(device: sa.Row[Any], last: Any) -> float | None:
-    """How often the board says it reports; None where it never said."""
-    reported = json.loads(device.reported or "{}")
-    interval = reported.get("interval_s") or (last.interval_s if last else None)
-    return float(interval) if interval else None
-
-
-def _is_online(device: sa.Row[Any], interval_s: float | None, now: float) -> bool:
+def _is_online(row: Any, now: float) -> bool:
     """Its status says so, and it has not been silent for several of its intervals."""
-    if not device.online or device.last_seen is None or device.revoked_at is not None:
+    if not row.online or row.last_seen is None or row.revoked_at is not None:
         return False
-    if interval_s is None:
+    if not row.interval_s:
         return True
-    return bool(now - device.last_seen <= max(_SILENT_INTERVALS * interval_s, _SILENT_AT_LEAST_S))
+    return bool(now - row.last_seen <= max(_SILENT_INTERVALS * row.interval_s, _SILENT_AT_LEAST_S))
 
 
 def _policy_text(value: Mapping[str, Any] | None) -> str | None:

@@ -32,7 +32,8 @@ from edgekit.fleet.enroll import (
     revoke,
     token_hash,
 )
-from edgekit.fleet.store import Store, certificates, open_store
+from edgekit.fleet.schema import certificates
+from edgekit.fleet.store import Store, open_store
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 BOARD = "demo/pi5"

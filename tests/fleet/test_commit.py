@@ -69,7 +69,11 @@ def stored(store: Store, table: sa.Table = db.records) -> list[int]:
 
 def device(store: Store, name: str = "pi5-a") -> Any:
     with store.read() as connection:
-        return connection.execute(sa.select(db.devices).where(db.devices.c.name == name)).one()
+        return connection.execute(
+            sa.select(db.devices, *(c for c in db.presence.c if c.name != "device"))
+            .join(db.presence, db.presence.c.device == db.devices.c.id)
+            .where(db.devices.c.name == name)
+        ).one()
 
 
 @pytest.fixture(autouse=True)

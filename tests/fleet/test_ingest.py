@@ -85,7 +85,11 @@ class Site:
 
     def device(self, name: str) -> Any:
         with self.store.read() as connection:
-            return connection.execute(sa.select(db.devices).where(db.devices.c.name == name)).one()
+            return connection.execute(
+                sa.select(db.devices, *(c for c in db.presence.c if c.name != "device"))
+                .join(db.presence, db.presence.c.device == db.devices.c.id)
+                .where(db.devices.c.name == name)
+            ).one()
 
     def push(self, now: float, **order: Any) -> str:
         with self.store.write() as connection:
@@ -267,7 +271,8 @@ def test_what_the_broker_kept_of_a_dead_board_does_not_show_it_as_seen(site: Sit
     until(lambda: not site.device("dead").online, "its will")
     site.halt()
     with site.store.write() as connection:
-        connection.execute(sa.update(db.devices).values(last_seen=1.0, info=None))
+        connection.execute(sa.update(db.presence).values(last_seen=1.0))
+        connection.execute(sa.update(db.devices).values(info=None))
     site.start()
     until(lambda: site.device("dead").info and site.device("alive").info, "what the broker kept")
     assert (site.device("dead").last_seen, site.device("alive").last_seen) == (1.0, 1.0)

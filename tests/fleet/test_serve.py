@@ -385,12 +385,12 @@ def alive(pid: int) -> bool:
 def test_a_child_that_dies_is_replaced_behind_the_same_address(site: Site) -> None:
     url = site.server.url
     before = site.server.children()
-    assert set(before) == {"web", "ingest"}
+    assert set(before) == {"web", "ingest", "background"}
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
     until(
         lambda: (
-            len(site.server.children()) == 2
+            len(site.server.children()) == 3
             and set(site.server.children().values()).isdisjoint(before.values())
         )
     )
@@ -410,7 +410,7 @@ def test_a_second_server_on_the_same_folder_is_refused(site: Site) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_whichever_way_the_server_ends_nobody_is_left(number: signal.Signals, tmp_path: Path) -> None:
     server = FleetServer(write_config(tmp_path, 1))
-    until(lambda: len(server.children()) == 2, "both children")
+    until(lambda: len(server.children()) == 3, "all children")
     children = server.children()
     server.process.send_signal(number)
     code = server.process.wait(20)
