@@ -50,7 +50,9 @@ THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "host/train": frozenset(_HOST | {"torch"}),
     "repo": frozenset(_TUF),
     "fleet": frozenset(
-        _TUF | {"alembic", "fastapi", "nicegui", "paho", "pydantic", "sqlalchemy", "starlette", "uvicorn"}
+        _TUF
+        | {"alembic", "apprise", "fastapi", "nicegui", "paho", "prometheus_client", "psycopg", "pydantic"}
+        | {"sqlalchemy", "starlette", "uvicorn"}
     ),
     "client": frozenset(),
     "cli": frozenset(_CLICK | _NUMBERS),
