@@ -370,6 +370,36 @@ audit = Table(  # append-only: triggers refuse to change or delete a row
     Index("audit_by_subject", "subject", "id"),
 )
 
+AUDIT_APPEND_ONLY = {  # by dialect; whoever owns the database can take them away again, the server's code cannot
+    "sqlite": (
+        (
+            "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit "
+            "BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END"
+        ),
+        (
+            "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit "
+            "BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END"
+        ),
+    ),
+    "postgresql": (
+        (
+            "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'audit is append-only'; END $$"
+        ),
+        (
+            "CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+            "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()"
+        ),
+    ),
+}
+
+
+@sa.event.listens_for(audit, "after_create")
+def _make_append_only(_table: Table, connection: sa.Connection, **_: object) -> None:
+    for statement in AUDIT_APPEND_ONLY[connection.dialect.name]:
+        connection.exec_driver_sql(statement)
+
+
 rollouts = Table(
     "rollouts",
     metadata,
