@@ -1,0 +1,122 @@
+"""The API's routes about jobs: look, and ask boards to run, measure, update, or change their settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from edgekit.core import checks
+from edgekit.core.errors import BadInput
+from edgekit.core.policy import PolicySpec
+from edgekit.fleet import jobs, views
+from edgekit.fleet.configure import Wanted, create_settings_job
+from edgekit.fleet.context import MAX_DAYS, Body, Context
+from edgekit.repo.metadata import entries, measure_of, read_current
+from edgekit.repo.revoke import revoked_labels
+
+
+class NewJob(Body):
+    """A published target for the boards a selector means. policy: as core.policy writes it."""
+
+    target: str
+    to: str = Field(min_length=1, max_length=4096)
+    policy: dict[str, Any] | None = None
+    interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
+    expires_s: float = Field(jobs.DEFAULT_LIFE_S, gt=0, le=MAX_DAYS * 86400, allow_inf_nan=False)
+
+
+class NewSettings(Body):
+    """Settings for the boards a selector means. config: dotted key -> value, null takes one back."""
+
+    to: str = Field(min_length=1, max_length=4096)
+    config: dict[str, bool | int | float | str | None] = Field(default_factory=dict, max_length=100)
+    policy: dict[str, Any] | None = None
+    interval_s: float | None = Field(None, ge=0.1, le=86400, allow_inf_nan=False)
+    reset: bool = False
+    expires_s: float = Field(jobs.DEFAULT_LIFE_S, gt=0, le=MAX_DAYS * 86400, allow_inf_nan=False)
+
+
+class NewUpdate(Body):
+    """A published environment for the agents of the boards a selector means."""
+
+    target: str
+    to: str = Field(min_length=1, max_length=4096)
+    expires_s: float = Field(jobs.DEFAULT_LIFE_S, gt=0, le=MAX_DAYS * 86400, allow_inf_nan=False)
+
+
+class NewMeasure(Body):
+    """A published round of candidates for the board it is called after."""
+
+    target: str
+    expires_s: float = Field(jobs.MEASURE_LIFE_S, gt=0, le=86400, allow_inf_nan=False)
+
+
+def add_job_routes(router: APIRouter, context: Context) -> None:
+    """/jobs, /settings, /agents, /measure."""
+    config, store = context.config, context.store
+
+    @router.get("/jobs")
+    def list_jobs() -> dict[str, Any]:
+        """The newest jobs first."""
+        with store.read() as connection:
+            return {"v": 1, "jobs": views.job_rows(connection)}
+
+    @router.get("/jobs/{job_id}")
+    def one_job(job_id: str) -> dict[str, Any]:
+        """A job and its state on each board."""
+        with store.read() as connection:
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+    @router.post("/jobs", status_code=201)
+    def new_job(new: NewJob) -> dict[str, Any]:
+        """Ask boards to run a published target."""
+        policy = checks.optional(new.policy, "policy", PolicySpec.parse)
+        targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
+        target = jobs.find_target(targets, new.target)
+        order = jobs.Order(target, new.to, policy, new.interval_s, new.expires_s)
+        with store.write() as connection:
+            chosen = jobs.selected(jobs.known_devices(connection), new.to)
+            job_id = jobs.create_job(connection, order, chosen, context.clock())
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+    @router.post("/settings", status_code=201)
+    def new_settings(new: NewSettings) -> dict[str, Any]:
+        """Change boards' settings; what they run stays."""
+        policy = checks.optional(new.policy, "policy", PolicySpec.parse)
+        if not (new.config or new.reset or policy or new.interval_s):
+            raise BadInput("settings must be given: config, policy, interval_s or reset")
+        for key, value in new.config.items():
+            checks.text(key, "config")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise checks.wrong(f"config: {key}", "a finite number", value)
+        wanted = Wanted(new.to, new.config, policy, new.interval_s, new.reset, new.expires_s)
+        revoked = revoked_labels(read_current(config.repository).targets.signed)
+        with store.write() as connection:
+            chosen = jobs.selected(jobs.known_devices(connection), new.to)
+            job_id = create_settings_job(connection, wanted, chosen, context.clock(), revoked)
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+    @router.post("/agents", status_code=201)
+    def new_update(new: NewUpdate) -> dict[str, Any]:
+        """Ask boards to put their agent into a published environment."""
+        targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
+        target = jobs.find_target(targets, new.target, jobs.AGENT)
+        with store.write() as connection:
+            chosen = jobs.selected(jobs.known_devices(connection), new.to)
+            now = context.clock()
+            job_id = jobs.create_update(connection, target, new.to, chosen, new.expires_s, now)
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+    @router.post("/measure", status_code=201)
+    def new_measure(new: NewMeasure) -> dict[str, Any]:
+        """Ask a board to time a published round of candidates, once."""
+        current = measure_of(read_current(config.repository), config.repository)
+        targets = [entry.target for entry in entries(current.signed).values()]
+        target = jobs.find_target(targets, new.target, jobs.MEASURE)
+        with store.write() as connection:
+            (device,) = jobs.selected(jobs.known_devices(connection), f"name={target.name}")
+            job_id = jobs.create_measure(connection, target, device, new.expires_s, context.clock())
+            return {"v": 1, "job": views.job_detail(connection, job_id)}
