@@ -15,6 +15,9 @@ from edgekit.core.messages import ANSWER, FROM_BOARD, INPUT, ROOT, TO_BOARD
 _ITERATIONS = 101  # mosquitto_passwd's own; the passwords are 256 random bits, so stretching adds nothing
 _SALT_BYTES = 12
 _MAX_INFLIGHT = 1000  # what ingest takes at once; Mosquitto's default of 20 slows it
+# What waits for ingest while it waits for the disk. Mosquitto's default is 1000 messages, one second of 10,000 boards;
+# it drops what is beyond, and boards send that again much later. The bytes are what bounds it.
+_MAX_QUEUED, _MAX_QUEUED_BYTES = 100_000, 64 * 2**20
 CA, SERVER, REVOKED = "ca.pem", "server.pem", "revoked.pem"  # what TLS needs, beside `passwd` and `acl`
 _BOARD_WRITES = (*FROM_BOARD, ANSWER)
 _BOARD_READS = (*TO_BOARD, INPUT)
@@ -77,6 +80,8 @@ def write_conf(
         f"acl_file {folder / 'acl'}",
         "use_username_as_clientid true",
         f"max_inflight_messages {_MAX_INFLIGHT}",
+        f"max_queued_messages {_MAX_QUEUED}",
+        f"max_queued_bytes {_MAX_QUEUED_BYTES}",
         "persistence false",
         *([] if pid_file is None else [f"pid_file {pid_file}"]),
         *(["user root"] if as_root else []),

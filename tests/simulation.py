@@ -1,0 +1,108 @@
+"""tools/simulated_fleet.py as a process that tests talk to, and boards enrolled for it without asking the API."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents import until
+
+from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.enroll import enroll, write_broker_files
+from edgekit.fleet.store import open_store
+
+SIMULATED_FLEET = Path(__file__).parents[1] / "tools" / "simulated_fleet.py"
+
+
+def enroll_many(
+    config: FleetConfig, count: int, path: Path, profiles: Sequence[str] = ("raspberrypi5",)
+) -> list[str]:
+    """Enroll boards in one transaction, write their credentials, and tell the broker; their names."""
+    store = open_store(config.database_url)
+    names = [f"sim-{number:05d}" for number in range(count)]
+    lines = []
+    with store.write() as connection:
+        for number, name in enumerate(names):
+            profile = profiles[number % len(profiles)]
+            given = enroll(connection, name, profile, [f"site-{number % 4}"], time.time())
+            lines.append(json.dumps({"name": name, "password": given.mqtt_password, "profile": profile}))
+    path.write_text("\n".join(lines) + "\n")
+    write_broker_files(config, store)
+    store.close()
+    return names
+
+
+class Simulation:
+    """The process. `progress` is the last one it gave."""
+
+    def __init__(
+        self, credentials: Path, port: int, *arguments: str, scenario: Mapping[str, Any] | None = None
+    ) -> None:
+        command = [
+            sys.executable,
+            str(SIMULATED_FLEET),
+            "--credentials",
+            str(credentials),
+            "--port",
+            str(port),
+        ]
+        if scenario is not None:
+            file = credentials.with_suffix(".scenario")
+            file.write_text(json.dumps(scenario))
+            command += ["--scenario", str(file)]
+        self.process = subprocess.Popen(
+            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.progress: dict[str, Any] = {}
+        self.ready: dict[str, Any] = {}
+        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        until(lambda: self.ready or self.process.poll() is not None, "the simulated fleet's start")
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            said = json.loads(line)
+            if "progress" in said:
+                self.progress = said["progress"]
+            elif "ready" in said:
+                self.ready = said["ready"]
+            else:
+                self._answers.put(said)
+
+    def do(self, command: str, /, **more: Any) -> dict[str, Any]:
+        """Give a command, and its answer."""
+        self.process.stdin.write(json.dumps({"do": command, **more}) + "\n")
+        self.process.stdin.flush()
+        return self._answers.get(timeout=20)
+
+    def made(self, folder: Path) -> dict[str, list[list[Any]]]:
+        """Board -> [boot, last, records, events, job events] of each of its starts."""
+        answer = self.do("made", file=str(folder / "made.jsonl"))
+        rows = map(json.loads, Path(answer["file"]).read_text().splitlines())
+        return {row["name"]: row["boots"] for row in rows}
+
+    def settle(self, timeout_s: float = 60.0) -> None:
+        """Make no more, and wait until all that was made is acknowledged."""
+        self.do("set", making=False)
+        before = self.progress.get("at")
+        until(
+            lambda: self.progress.get("at") != before and self.progress["held"] == 0,
+            "the last ack",
+            timeout_s,
+        )
+
+    def stop(self) -> int:
+        """Say goodbye; its exit code."""
+        if self.process.poll() is None:
+            self.process.stdin.close()
+        code = self.process.wait(20)
+        self._reader.join()
+        return code
