@@ -13,7 +13,7 @@ from typing import Any
 from edgekit.core.figure import PROVENANCES
 from edgekit.core.histogram import Histogram
 from edgekit.fleet.exits import exit_order
-from edgekit.fleet.packing import pack_counts, unpack_counts
+from edgekit.fleet.packing import add_counts, pack_counts
 
 MIXED = "mixed"
 COUNTS = (
@@ -39,7 +39,6 @@ _SECONDS = (
 )
 _HIGHEST = ("temperature_c", "memory_mb")
 _LAST = ("energy_on", "energy_why")
-_ANY_NAME = 2**62  # numbers of exits are names, of which there may be many
 
 
 @dataclass(slots=True)
@@ -73,16 +72,24 @@ class Sum:
 
     def add_record(self, row: Any) -> None:
         """Add a row of the table `records`."""
+        requests = row.requests
         self.records += 1
-        for name in COUNTS[1:]:
-            setattr(self, name, getattr(self, name) + getattr(row, name))
-        _add_counts(self.exits, unpack_counts(row.exits, _ANY_NAME))
-        _add_counts(self.latency, unpack_counts(row.latency))
+        self.requests += requests
+        self.errors += row.errors
+        self.deadline_missed += row.deadline_missed
+        self.labelled += row.labelled
+        self.correct += row.correct
+        self.inputs_dropped += row.inputs_dropped
+        self.answers_lost += row.answers_lost
+        self.cancelled += row.cancelled
+        self.nan_confidences += row.nan_confidences
+        add_counts(self.exits, row.exits)
+        add_counts(self.latency, row.latency)
         self.latency_sum_ms += row.latency_sum_ms
-        if row.requests:
+        if requests:
             if row.energy_mj is not None:
                 self.energy_mj += row.energy_mj
-                self.energy_requests += row.requests
+                self.energy_requests += requests
                 self.energy_kinds |= 1 << row.energy_provenance
                 self.energy_on = row.energy_on or self.energy_on
             self.energy_why = row.energy_why or self.energy_why
@@ -94,31 +101,47 @@ class Sum:
 
     def add(self, row: Any) -> None:
         """Add a row of a roll-up, or another Sum's `row`."""
-        for name in (*COUNTS, *_SECONDS):
-            setattr(self, name, getattr(self, name) + getattr(row, name))
-        _add_counts(self.exits, unpack_counts(row.exits, _ANY_NAME))
-        _add_counts(self.latency, unpack_counts(row.latency))
-        self.energy_kinds |= row.energy_kinds
-        for name in _LAST:
-            setattr(self, name, getattr(row, name) or getattr(self, name))
-        self._raise(row)
+        self._add_plain(row)
+        add_counts(self.exits, row.exits)
+        add_counts(self.latency, row.latency)
 
     def merge(self, other: Sum) -> None:
         """Add another sum."""
-        for name in (*COUNTS, *_SECONDS):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._add_plain(other)
         _add_counts(self.exits, other.exits)
         _add_counts(self.latency, other.latency)
-        self.energy_kinds |= other.energy_kinds
-        for name in _LAST:
-            setattr(self, name, getattr(other, name) or getattr(self, name))
-        self._raise(other)
+
+    def _add_plain(self, row: Any) -> None:
+        """All but the counts. Written out: thousands of rows are added for one answer."""
+        self.records += row.records
+        self.requests += row.requests
+        self.errors += row.errors
+        self.deadline_missed += row.deadline_missed
+        self.labelled += row.labelled
+        self.correct += row.correct
+        self.inputs_dropped += row.inputs_dropped
+        self.answers_lost += row.answers_lost
+        self.cancelled += row.cancelled
+        self.nan_confidences += row.nan_confidences
+        self.latency_sum_ms += row.latency_sum_ms
+        self.energy_mj += row.energy_mj
+        self.energy_requests += row.energy_requests
+        self.busy_s += row.busy_s
+        self.span_s += row.span_s
+        self.throttled_s += row.throttled_s
+        self.under_voltage_s += row.under_voltage_s
+        self.energy_kinds |= row.energy_kinds
+        self.energy_on = row.energy_on or self.energy_on
+        self.energy_why = row.energy_why or self.energy_why
+        self._raise(row)
 
     def _raise(self, row: Any) -> None:
-        for name in _HIGHEST:
-            value, highest = getattr(row, name), getattr(self, name)
-            if value is not None and (highest is None or value > highest):
-                setattr(self, name, value)
+        value = row.temperature_c
+        if value is not None and (self.temperature_c is None or value > self.temperature_c):
+            self.temperature_c = value
+        value = row.memory_mb
+        if value is not None and (self.memory_mb is None or value > self.memory_mb):
+            self.memory_mb = value
 
     def values(self) -> dict[str, Any]:
         """The columns of a roll-up."""

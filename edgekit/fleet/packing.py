@@ -40,3 +40,20 @@ def unpack_counts(data: bytes, limit: int = BUCKETS) -> dict[int, int]:
     if last >= limit:
         raise ValueError("histogram column: more buckets than there are")
     return counts
+
+
+def add_counts(into: dict[int, int], data: bytes) -> None:
+    """Add packed counts to others: what unpack_counts gives, without its checks. For what this server packed."""
+    number, value, shift, is_count = -1, 0, 0, False
+    for byte in data:
+        if byte >= 0x80:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            continue
+        value |= byte << shift
+        if is_count:
+            into[number] = into.get(number, 0) + value
+        else:
+            number += value + 1
+        is_count = not is_count
+        value = shift = 0

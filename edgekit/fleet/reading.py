@@ -18,7 +18,8 @@ from edgekit.fleet.store import get_fact
 
 ROLLED = "rolled"  # fact: records up to this id are in the roll-ups
 MINUTES_UP_TO_S = 3 * 3600.0
-MOST_FRESH = 50_000  # records read one by one for one question; a backlog beyond waits for the roll-ups
+MOST_FRESH = 50_000  # records looked through for some boards; a backlog beyond waits for the roll-ups
+MOST_FRESH_OF_ALL = 5_000  # and read one by one for the whole fleet
 
 
 def step_of(window_s: float) -> int:
@@ -93,12 +94,17 @@ def fleet_sums(connection: sa.Connection, since: float, now: float) -> dict[tupl
 
 
 def fresh_records(connection: sa.Connection, devices: Sequence[int] | None = None) -> Iterator[Any]:
-    """Records that are in no roll-up yet, in the order they came."""
+    """Records that are in no roll-up yet, in the order they came; of all boards the first MOST_FRESH_OF_ALL alone.
+
+    Looked for by their number, which is the key: they are a short stretch at the table's end.
+    """
     table = db.records
-    query = sa.select(table).where(table.c.id > (get_fact(connection, ROLLED) or 0)).order_by(table.c.id)
+    mark = get_fact(connection, ROLLED) or 0
+    most = MOST_FRESH_OF_ALL if devices is None else MOST_FRESH
+    query = sa.select(table).where(table.c.id > mark, table.c.id <= mark + most).order_by(table.c.id)
     if devices is not None:
         query = query.where(table.c.device.in_(devices))
-    yield from connection.execute(query.limit(MOST_FRESH))
+    yield from connection.execute(query)
 
 
 def profile_ids(connection: sa.Connection, devices: Sequence[int]) -> Mapping[int, int]:
