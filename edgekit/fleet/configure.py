@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from edgekit.core import jobs as job_states
 from edgekit.core.policy import PolicySpec
+from edgekit.fleet import asking
 from edgekit.fleet import schema as db
-from edgekit.fleet.jobs import DEFAULT_LIFE_S, PENDING, Device, end_unfinished, set_desired
+from edgekit.fleet.jobs import DEFAULT_LIFE_S, PENDING, Device
 
 CONFIGURE = "configure"
 
@@ -57,43 +58,51 @@ def create_settings_job(
         "interval_s": wanted.interval_s,
         "config": json.dumps(dict(wanted.config)),
     }
-    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
-    for device in devices:
-        before = _before(connection, device)
-        target = _target(connection, device, before)
-        if target in revoked:
-            target = None
-        end_unfinished(connection, device, job_id, now)
-        state = {"job": job, "device": device.id, "updated": now, "state": PENDING}
-        connection.execute(sa.insert(db.job_devices).values(state))
-        kept = {} if before is None or wanted.reset else before._asdict()
-        merged = {**json.loads(kept.get("config") or "{}"), **wanted.config}
-        config = {key: value for key, value in merged.items() if value is not None}
-        desired = {
-            "target": target,
-            "policy": policy or kept.get("policy"),
-            "interval_s": wanted.interval_s or kept.get("interval_s"),
-            "config": json.dumps(config) if config else None,
-        }
-        set_desired(connection, device, {**row, **desired}, now)
+    job = asking.new_job(connection, row)
+    asking.lock_boards(connection, [device.id for device in devices])
+    told = _told(connection, [device.id for device in devices])
+    states = {device.id: {"state": PENDING} for device in devices}
+    asking.end_unfinished(connection, list(states), job_id, now)
+    asking.add_boards(connection, job, states, now)
+    common = {"job_id": job_id, "expires": row["expires"]}
+    desired = {device: common | _desired(told.get(device), wanted, policy, revoked) for device in states}
+    asking.set_desired(connection, desired, {device.id: device.reported_rev for device in devices}, now)
     return job_id
 
 
-def _before(connection: sa.Connection, device: Device) -> sa.Row[Any] | None:
-    return connection.execute(sa.select(db.desired).where(db.desired.c.device == device.id)).one_or_none()
+def _desired(
+    told: sa.Row[Any] | None, wanted: Wanted, policy: str | None, revoked: Collection[str]
+) -> dict[str, Any]:
+    """What a board is to do now, given what it was told before."""
+    target = _target(told)
+    kept = {} if told is None or wanted.reset else told._asdict()
+    merged = {**json.loads(kept.get("config") or "{}"), **wanted.config}
+    config = {key: value for key, value in merged.items() if value is not None}
+    return {
+        "target": None if target in revoked else target,
+        "policy": policy or kept.get("policy"),
+        "interval_s": wanted.interval_s or kept.get("interval_s"),
+        "config": json.dumps(config) if config else None,
+    }
 
 
-def _target(connection: sa.Connection, device: Device, before: sa.Row[Any] | None) -> str | None:
-    """What the board should go on to run: what it was last told, unless that came to a bad end there."""
-    if before is None or before.target is None:
-        return None
-    states, jobs = db.job_devices, db.jobs
-    state = connection.scalar(
-        sa.select(states.c.state)
-        .join(jobs, jobs.c.id == states.c.job)
-        .where(jobs.c.job_id == before.job_id, states.c.device == device.id)
+def _told(connection: sa.Connection, devices: Sequence[int]) -> dict[int, sa.Row[Any]]:
+    """Board -> its desired state, with what became of its job there."""
+    desired, states, jobs = db.desired, db.job_devices, db.jobs
+    found: dict[int, sa.Row[Any]] = {}
+    query = (
+        sa.select(desired, states.c.state)
+        .outerjoin(jobs, jobs.c.job_id == desired.c.job_id)
+        .outerjoin(states, (states.c.job == jobs.c.id) & (states.c.device == desired.c.device))
     )
-    if state in job_states.FINAL and state not in job_states.GOOD:
+    for part in asking.parts(devices):
+        found |= {row.device: row for row in connection.execute(query.where(desired.c.device.in_(part)))}
+    return found
+
+
+def _target(told: sa.Row[Any] | None) -> str | None:
+    """What the board should go on to run: what it was last told, unless that came to a bad end there."""
+    if told is None or (told.state in job_states.FINAL and told.state not in job_states.GOOD):
         return None
-    target: str = before.target
+    target: str | None = told.target
     return target

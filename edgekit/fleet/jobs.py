@@ -1,7 +1,6 @@
 """Turn "this bundle to those boards" into a job and desired states, or a one-shot. Publishes nothing: ingest does that.
 
-A selector is `all`, or `key=value` pairs with commas between: tag, profile, name. Pairs with the same key are
-alternatives, different keys must all hold: `tag=site-a,tag=site-b,profile=raspberrypi5`.
+Who is meant says a selector (core.selector); what a job changes for many boards at once is in asking.py.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import sqlalchemy as sa
 from edgekit.core import jobs as job_states
 from edgekit.core.errors import BadInput
 from edgekit.core.policy import PolicySpec
-from edgekit.core.selector import KEYS, parse_selector
+from edgekit.core.selector import KEYS, Selector, parse_selector
 from edgekit.core.target import Target, parse_label, target_path
 from edgekit.core.trust import REASONS, Board, Running, decide
+from edgekit.fleet import asking
 from edgekit.fleet import schema as db
 from edgekit.repo.add import Conflict
 
@@ -41,6 +41,7 @@ class Device:
     tags: frozenset[str]
     running: Running | None
     reported_rev: int
+    bundle: str | None = None  # `name/version` that it says it runs, whether or not it says which content
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,16 @@ class Order:
     life_s: float = DEFAULT_LIFE_S
 
 
-def matches(device: Device, selector: Mapping[str, frozenset[str]]) -> bool:
+def matches(device: Device, selector: Selector) -> bool:
     """Whether a board is meant."""
-    has = {"tag": device.tags, "profile": {device.profile}, "name": {device.name}}
-    return all(wanted & has[key] for key, wanted in selector.items())
+    return selector.matches(name=device.name, profile=device.profile, tags=device.tags, bundle=device.bundle)
 
 
 def known_devices(connection: sa.Connection) -> list[Device]:
     """Every enrolled board, by name; none that is revoked: it would hear nothing."""
     table = db.devices
-    columns = (table.c.id, table.c.name, table.c.profile, table.c.tags, table.c.info, table.c.reported)
+    names = ("id", "name", "profile", "says_profile", "tags", "runs", "reported")
+    columns = [table.c[name] for name in names]
     query = sa.select(*columns).where(table.c.revoked_at.is_(None)).order_by(table.c.name)
     return [_device(row) for row in connection.execute(query)]
 
@@ -78,8 +79,10 @@ def selected(devices: Iterable[Device], text: str) -> list[Device]:
             "tag": {tag for device in devices for tag in device.tags},
             "profile": {device.profile for device in devices if device.profile},
             "name": {device.name for device in devices},
+            "bundle": {device.bundle for device in devices if device.bundle},
         }
-        known = "; ".join(f"{key}: {_some(has[key])}" for key in (selector or KEYS))
+        asked = [key for key in KEYS if key in selector.wanted] or KEYS
+        known = "; ".join(f"{key}: {_some(has[key])}" for key in asked)
         raise BadInput(f"--to {text} means no board ({known})")
     return found
 
@@ -101,28 +104,42 @@ def create_job(connection: sa.Connection, order: Order, devices: Sequence[Device
     A board for which core.trust would refuse the target anyway is listed as refused and left alone. A newer job
     ends what an older one has not finished on the same board.
     """
-    job_id = secrets.token_hex(6)
-    policy = None if order.policy is None else json.dumps(order.policy.to_json())
-    row = {
-        "job_id": job_id,
+    row = job_row(order, now)
+    job = asking.new_job(connection, row)
+    add_to_job(connection, job, row, order.target, devices, now)
+    return str(row["job_id"])
+
+
+def job_row(order: Order, now: float) -> dict[str, Any]:
+    """A new job's row, with an id drawn for it."""
+    return {
+        "job_id": secrets.token_hex(6),
         "created": now,
         "expires": now + order.life_s,
         "target": order.target.label,
         "selector": order.selector,
-        "policy": policy,
+        "policy": None if order.policy is None else json.dumps(order.policy.to_json()),
         "interval_s": order.interval_s,
     }
-    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
-    for device in devices:
-        state = {"job": job, "device": device.id, "updated": now}
-        decision = preview(order.target, device)
-        if decision is not None:
-            connection.execute(sa.insert(db.job_devices).values(state | decision))
-            continue
-        end_unfinished(connection, device, job_id, now)
-        connection.execute(sa.insert(db.job_devices).values(state | {"state": PENDING}))
-        set_desired(connection, device, row, now)
-    return job_id
+
+
+def add_to_job(
+    connection: sa.Connection,
+    job: int,
+    row: Mapping[str, Any],
+    target: Target,
+    devices: Sequence[Device],
+    now: float,
+) -> None:
+    """Put boards into a job that has none of them yet, and set their desired states."""
+    asking.lock_boards(connection, [device.id for device in devices])
+    states = {device.id: preview(target, device) or {"state": PENDING} for device in devices}
+    asked = [device for device in devices if states[device.id]["state"] == PENDING]
+    asking.end_unfinished(connection, [device.id for device in asked], row["job_id"], now)
+    asking.add_boards(connection, job, states, now)
+    wanted = {key: row[key] for key in ("job_id", "target", "policy", "interval_s", "expires")}
+    reported = {device.id: device.reported_rev for device in asked}
+    asking.set_desired(connection, dict.fromkeys(reported, wanted), reported, now)
 
 
 def create_measure(
@@ -132,23 +149,11 @@ def create_measure(
 
     Raises Conflict where the board has such a job that has not ended: it would measure the one through the other.
     """
+    asking.lock_boards(connection, [device.id])
     _refuse_second(connection, device)
-    job_id = secrets.token_hex(6)
-    row = {
-        "job_id": job_id,
-        "created": now,
-        "expires": now + life_s,
-        "target": target.label,
-        "selector": f"name={device.name}",
-    }
-    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
-    decision = preview(target, device, MEASURE)
-    state = decision or {"state": PENDING}
-    connection.execute(sa.insert(db.job_devices).values(job=job, device=device.id, updated=now, **state))
-    n = _next_n(connection, device, now)
-    command = {"job": job, "device": device.id, "action": MEASURE, "n": n, "pending": decision is None}
-    connection.execute(sa.insert(db.commands).values(command))
-    return job_id
+    row = job_row(Order(target, f"name={device.name}", life_s=life_s), now)
+    _add_one_shots(connection, row, MEASURE, {device.id: preview(target, device, MEASURE)}, now)
+    return str(row["job_id"])
 
 
 def create_update(
@@ -163,35 +168,14 @@ def create_update(
 
     A newer one ends what an older one has not finished on the same board, which walks both in their order.
     """
-    job_id = secrets.token_hex(6)
-    row = {
-        "job_id": job_id,
-        "created": now,
-        "expires": now + life_s,
-        "target": target.label,
-        "selector": selector,
-    }
-    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
-    for device in devices:
-        decision = preview(target, device, AGENT)
-        if decision is None:
-            _end_updates(connection, device, job_id, now)
-        state = decision or {"state": PENDING}
-        connection.execute(sa.insert(db.job_devices).values(job=job, device=device.id, updated=now, **state))
-        command = {"job": job, "device": device.id, "action": UPDATE, "pending": decision is None}
-        connection.execute(sa.insert(db.commands).values(command | {"n": _next_n(connection, device, now)}))
-    return job_id
-
-
-def _end_updates(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
-    states, commands = db.job_devices, db.commands
-    same = sa.select(commands.c.job).where(commands.c.device == device.id, commands.c.action == UPDATE)
-    connection.execute(
-        sa.update(states)
-        .where(states.c.device == device.id, states.c.state.not_in(job_states.FINAL))
-        .where(states.c.job.in_(same))
-        .values(state="failed", reason="superseded", detail=f"job {job_id} took its place", updated=now)
-    )
+    row = job_row(Order(target, selector, life_s=life_s), now)
+    asking.lock_boards(connection, [device.id for device in devices])
+    decisions = {device.id: preview(target, device, AGENT) for device in devices}
+    asked = [device for device, decision in decisions.items() if decision is None]
+    updates = db.job_devices.c.job.in_(sa.select(db.commands.c.job).where(db.commands.c.action == UPDATE))
+    asking.end_unfinished(connection, asked, str(row["job_id"]), now, updates)
+    _add_one_shots(connection, row, UPDATE, decisions, now)
+    return str(row["job_id"])
 
 
 def create_refresh(connection: sa.Connection, label: str, now: float) -> int:
@@ -209,13 +193,24 @@ def create_refresh(connection: sa.Connection, label: str, now: float) -> int:
         "target": label,
         "selector": "all",
     }
-    job = connection.execute(sa.insert(db.jobs).values(row).returning(db.jobs.c.id)).scalar_one()
-    for device in having:
-        state = {"job": job, "device": device.id, "updated": now, "state": PENDING}
-        connection.execute(sa.insert(db.job_devices).values(state))
-        command = {"job": job, "device": device.id, "action": REFRESH, "pending": True}
-        connection.execute(sa.insert(db.commands).values(command | {"n": _next_n(connection, device, now)}))
+    asking.lock_boards(connection, [device.id for device in having])
+    _add_one_shots(connection, row, REFRESH, {device.id: None for device in having}, now)
     return len(having)
+
+
+def _add_one_shots(
+    connection: sa.Connection,
+    row: Mapping[str, Any],
+    action: str,
+    decisions: Mapping[int, Mapping[str, str] | None],
+    now: float,
+) -> None:
+    """A job of one-shots. decisions: board -> why it would refuse, None where it may not."""
+    job = asking.new_job(connection, row)
+    states = {device: decision or {"state": PENDING} for device, decision in decisions.items()}
+    asking.add_boards(connection, job, states, now)
+    pending = {device: decision is None for device, decision in decisions.items()}
+    asking.add_commands(connection, job, action, pending, now)
 
 
 def _boards_with(connection: sa.Connection, label: str) -> list[Device]:
@@ -257,49 +252,16 @@ def preview(target: Target, device: Device, use: str = "run") -> dict[str, str] 
     return {"state": "refused", "reason": decision.reason, "detail": detail}
 
 
-def end_unfinished(connection: sa.Connection, device: Device, job_id: str, now: float) -> None:
-    """A newer desired state takes the place of the last one. One-shots are no desired states, and go on."""
-    states, shots = db.job_devices, sa.select(db.commands.c.job)
-    connection.execute(
-        sa.update(states)
-        .where(states.c.device == device.id, states.c.state.not_in(job_states.FINAL))
-        .where(states.c.job.not_in(shots))
-        .values(state="failed", reason="superseded", detail=f"job {job_id} took its place", updated=now)
-    )
-
-
-def set_desired(connection: sa.Connection, device: Device, job: Mapping[str, Any], now: float) -> None:
-    """The board's next revision. Settings it was told before stay, unless the job brings its own."""
-    table = db.devices
-    n = _next_n(connection, device, now)
-    last = connection.scalar(sa.select(table.c.rev).where(table.c.id == device.id)) or 0
-    rev = max(last, device.reported_rev) + 1
-    connection.execute(sa.update(table).where(table.c.id == device.id).values(rev=rev))
-    values = {key: job[key] for key in ("job_id", "target", "policy", "interval_s", "expires")}
-    told = sa.select(db.desired.c.config).where(db.desired.c.device == device.id)
-    values["config"] = job["config"] if "config" in job else connection.scalar(told)
-    connection.execute(sa.delete(db.desired).where(db.desired.c.device == device.id))
-    connection.execute(sa.insert(db.desired).values(device=device.id, rev=rev, n=n, pending=True, **values))
-
-
-def _next_n(connection: sa.Connection, device: Device, now: float) -> int:
-    """The board's next number. It follows the clock, so that it grows even where the database was restored."""
-    table = db.devices
-    last = connection.scalar(sa.select(table.c.n).where(table.c.id == device.id)) or 0
-    n = max(last + 1, int(now * 1000))
-    connection.execute(sa.update(table).where(table.c.id == device.id).values(n=n))
-    return n
-
-
 def _device(row: Any) -> Device:
-    info, reported = json.loads(row.info or "{}"), json.loads(row.reported or "{}")
+    reported = json.loads(row.reported or "{}")
     return Device(
         row.id,
         row.name,
-        info.get("profile") or row.profile,
+        row.says_profile or row.profile,
         frozenset(json.loads(row.tags)),
         _running(reported),
         min(reported.get("rev", 0), _MAX_REV),
+        row.runs,
     )
 
 

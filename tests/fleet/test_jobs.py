@@ -17,6 +17,8 @@ from edgekit.fleet import views
 from edgekit.fleet.jobs import Device, Order, create_job, find_target, known_devices, preview, selected
 from edgekit.fleet.store import Store
 
+pytestmark = pytest.mark.both_databases
+
 TARGET = Target("toy", 2, ("raspberrypi5",), "run", "current", "a" * 64)
 
 
@@ -45,7 +47,7 @@ def wanted(store: Store) -> dict[str, Any]:
 def report(store: Store, name: str, **reported: Any) -> None:
     with store.write() as connection:
         change = sa.update(db.devices).where(db.devices.c.name == name)
-        connection.execute(change.values(reported=json.dumps(reported)))
+        connection.execute(change.values(reported=json.dumps(reported), runs=str(reported.get("bundle"))))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,9 @@ def report(store: Store, name: str, **reported: Any) -> None:
         ("tag=site-a,profile=raspberrypi5", ["pi5-a"]),
         ("tag=site-b,tag=lab", ["orin", "pi5-b"]),
         (" name=pi5-b , name=orin ", ["orin", "pi5-b"]),
+        ("name=pi5-*", ["pi5-a", "pi5-b"]),
+        ("tag=site-a,name!=orin", ["pi5-a"]),
+        ("bundle=none", ["orin", "pi5-a", "pi5-b"]),
     ],
 )
 def test_a_selector_means_these_boards(store: Store, boards: object, selector: str, means: list[str]) -> None:
@@ -117,7 +122,7 @@ def test_what_the_agent_says_of_its_profile_counts_more_than_the_enrolment(
 ) -> None:
     with store.write() as connection:
         change = sa.update(db.devices).where(db.devices.c.name == "orin")
-        connection.execute(change.values(info=json.dumps({"profile": "raspberrypi5"})))
+        connection.execute(change.values(says_profile="raspberrypi5"))
     assert push(store)["devices"]["orin"]["state"] == "pending"
 
 
