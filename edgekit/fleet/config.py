@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from edgekit.core.checks import NAME
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.table import Table
 from edgekit.core.toml import read_toml
 
@@ -50,6 +51,23 @@ class Broker:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """How long the store keeps what, and how large it may get: then ages shrink, records' first.
+
+    gb_per_1000_boards: 10^9 bytes; a store of fewer boards may take 1 GB. pass_every_s: how often all boards are gone
+    through.
+    """
+
+    raw_hours: float = 24.0
+    minute_days: float = 7.0
+    hour_days: float = 730.0
+    event_days: float = 90.0
+    job_days: float = 400.0
+    gb_per_1000_boards: float = 4.0
+    pass_every_s: float = 3600.0
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Everything `edgekit fleet serve` is told. Paths in the file are relative to its folder."""
 
@@ -61,11 +79,21 @@ class FleetConfig:
     web: Web
     broker: Broker
     public_url: str | None  # what boards are given; None: the address that is served
+    database: str | None = field(default=None, repr=False)  # None: SQLite in data_dir. May hold a password
+    database_password_file: Path | None = None
+    alert_rules: Path | None = None  # alerts.toml; None: the default rules, and nobody is told
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def database_url(self) -> str:
-        """The store, as SQLAlchemy names it."""
-        return f"sqlite:///{self.data_dir / 'fleet.db'}"
+        """The store, as SQLAlchemy names it: not to be shown. Raises BadInput, WorldFailed (its password's file)."""
+        url = self.database or f"sqlite:///{self.data_dir / 'fleet.db'}"
+        if self.database_password_file is None:
+            return url
+        scheme, rest = url.split("://", 1)
+        who, at, where = rest.rpartition("@")
+        password = quote(read_secret(self.database_password_file), safe="")
+        return f"{scheme}://{who}:{password}{at}{where}"
 
     @property
     def token_file(self) -> Path:
@@ -121,11 +149,20 @@ def read_config(path: Path) -> FleetConfig:
         web=_web(top.optional_table("web")),
         broker=_broker(top.optional_table("broker"), base, data_dir),
         public_url=_url(top, "public_url"),
+        database=_database(top, base),
+        database_password_file=_password_file(top, base),
+        alert_rules=_alert_rules(top.optional_table("alerts"), base),
+        retention=_retention(top.optional_table("retention")),
     )
     top.close()
     if top.extra:
         raise BadInput(f"{path}: does not know the key {', '.join(sorted(top.extra))}")
     return config
+
+
+def _alert_rules(table: Table, base: Path) -> Path | None:
+    name = table.optional_text("rules")
+    return None if name is None else base / name
 
 
 def _web(table: Table) -> Web:
@@ -178,6 +215,58 @@ def _broker(table: Table, base: Path, data_dir: Path) -> Broker:
     )
 
 
+def _database(top: Table, base: Path) -> str | None:
+    """A database's address; a file of SQLite's is relative to fleet.toml's folder. No message shows it."""
+    url = top.optional_text("database_url")
+    if url is None:
+        return None
+    wanted = f"{top.where}: database_url must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+    scheme, separator, rest = url.partition("://")
+    if scheme == "sqlite" and rest.startswith("/") and rest[1:] and "?" not in rest:
+        return f"sqlite:///{base / rest[1:]}"
+    if scheme not in {"postgresql", "postgresql+psycopg"} or not separator or "/" not in rest:
+        raise BadInput(f"{wanted}, not {scheme if separator else 'a text'} and something else")
+    if not rest.partition("?")[0].rpartition("/")[2]:
+        raise BadInput(f"{wanted}: no database is named")
+    return f"postgresql+psycopg://{rest}"
+
+
+def _password_file(top: Table, base: Path) -> Path | None:
+    """Where the database's password is, for an address that names a user and holds no password."""
+    file, url = top.optional_text("database_password_file"), top.optional_text("database_url") or ""
+    if file is None:
+        return None
+    scheme, _, rest = url.partition("://")
+    who, at, _ = rest.rpartition("@")
+    if not scheme.startswith("postgresql") or not at or not who or ":" in who:
+        raise BadInput(
+            f"{top.where}: database_password_file needs a database_url of PostgreSQL with a user and no password"
+        )
+    return base / file
+
+
+def _retention(table: Table) -> Retention:
+    least = {
+        "raw_hours": 1.0,
+        "minute_days": 0.25,
+        "hour_days": 7.0,
+        "event_days": 1.0,
+        "job_days": 1.0,
+        "gb_per_1000_boards": 0.1,
+    }
+    given = {key: _at_least(table, key, low) for key, low in least.items()}
+    return Retention(**{key: value for key, value in given.items() if value is not None})
+
+
+def _at_least(table: Table, key: str, low: float) -> float | None:
+    value = table.take(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < math.inf:
+        raise table.wrong(key, f"a number of at least {low:g}", value)
+    return float(value)
+
+
 def _port(table: Table, key: str, default: int, low: int) -> int:
     value = table.take(key)
     if value is None:
@@ -204,6 +293,19 @@ def _url(table: Table, key: str) -> str | None:
     if not good:
         raise table.wrong(key, "an address such as https://fleet.example", value)
     return value.rstrip("/")
+
+
+def read_secret(path: Path) -> str:
+    """A token or password file's one line. Raises BadInput where there is none, WorldFailed."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError) as err:
+        raise BadInput(f"{path}: must hold a secret of one line") from err
+    except OSError as err:
+        raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
+    if not text or "\n" in text:
+        raise BadInput(f"{path}: must hold a secret of one line")
+    return text
 
 
 def on_this_machine(host: str) -> str:

@@ -21,6 +21,13 @@ data_dir = "server"          # paths are relative to this file
 repository = "repository"    # made by: edgekit repo init
 # max_bundle_mb = 512
 # public_url = "https://fleet.example"          # what boards are told; else the served address
+[retention]                  # what is older is forgotten; shorter ages where the store outgrows its budget
+# raw_hours = 24             # records as boards sent them
+# minute_days = 7            # their sums by minute
+# hour_days = 730            # and by hour
+# event_days = 90
+# job_days = 400
+# gb_per_1000_boards = 4     # at least 1 GB
 [web]
 # host = "127.0.0.1"         # "0.0.0.0": other machines as well
 # port = 8080                # 0: any free one
