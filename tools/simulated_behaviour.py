@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import zlib
 from collections.abc import Mapping
@@ -21,9 +22,10 @@ from edgekit.core.figure import Figure, unknown
 from edgekit.core.histogram import BUCKETS, LOW_MS, PER_DECADE, Histogram, bucket_of
 from edgekit.core.record import Record
 
-VARIANTS = 32  # intervals made up for each profile and bundle; a Record is one of them at its own time
+VARIANTS = 256  # intervals made up for each profile and bundle; a Record is one of them at its own time
 _QUANTILES = 400
 _SLOWEST = 0.05  # the share of requests that `tail` slows down: it holds the p99
+_MIDDLE_MS = [LOW_MS * 10 ** ((bucket - 0.5) / PER_DECADE) for bucket in range(BUCKETS)]
 # What a board goes through, as events of core.jobs: with a bundle that is new to it, and with one it has.
 FRESH = ("accept", "fetched", "verified", "start", "pass")
 PRESENT = ("present", "verified", "start", "pass")
@@ -134,10 +136,18 @@ class Intervals:
         key = (profile, bundle, interval_s)
         if key not in self._made:
             rng = random.Random(f"{self._scenario.seed} {profile} {bundle}")
-            self._made[key] = [self._one(rng, *key).to_json() for _ in range(VARIANTS)]
+            shares = {} if bundle is None else self._latencies(self._scenario.bundle_of(bundle), profile)
+            self._made[key] = [self._one(rng, *key, shares).to_json() for _ in range(VARIANTS)]
         return self._made[key]
 
-    def _one(self, rng: random.Random, profile: str, label: str | None, interval_s: float) -> Record:
+    def _one(
+        self,
+        rng: random.Random,
+        profile: str,
+        label: str | None,
+        interval_s: float,
+        shares: Mapping[str, float],
+    ) -> Record:
         common: dict[str, Any] = {
             "seq": 1,
             "uptime_s": 0.0,
@@ -154,7 +164,7 @@ class Intervals:
         bundle = self._scenario.bundle_of(label)
         factors = bundle.on.get(profile, {})
         wanted = max(1, round(self._scenario.requests_per_s * interval_s * rng.uniform(0.9, 1.1)))
-        latency = self._latency(rng, bundle, profile, wanted)
+        latency = _histogram(rng, wanted, shares)
         energy = unknown("mJ")
         if bundle.energy_mj is not None:
             mj = bundle.energy_mj * factors.get("energy", 1.0) * wanted * rng.uniform(0.97, 1.03)
@@ -175,20 +185,25 @@ class Intervals:
             **common,
         )
 
-    def _latency(self, rng: random.Random, bundle: Bundle, profile: str, wanted: int) -> Histogram:
+    def _latencies(self, bundle: Bundle, profile: str) -> dict[str, float]:
+        """Shares of the buckets of a histogram."""
         factors = bundle.on.get(profile, {})
         median = bundle.latency_ms * self._scenario.speed.get(profile, 1.0) * factors.get("latency", 1.0)
         shares: dict[str, float] = {}
         for step in range(_QUANTILES):
             quantile = (step + 0.5) / _QUANTILES
-            value = median * 2.718281828 ** (bundle.spread * NormalDist().inv_cdf(quantile))
+            value = median * math.exp(bundle.spread * NormalDist().inv_cdf(quantile))
             if quantile > 1 - _SLOWEST:
                 value *= bundle.tail * factors.get("tail", 1.0)
             bucket = str(bucket_of(value))
             shares[bucket] = shares.get(bucket, 0.0) + 1 / _QUANTILES
-        counts = {int(bucket): count for bucket, count in _shared_out(rng, wanted, shares).items()}
-        middle = {bucket: LOW_MS * 10 ** ((bucket - 0.5) / PER_DECADE) for bucket in range(BUCKETS)}
-        return Histogram(counts, round(sum(middle[bucket] * count for bucket, count in counts.items()), 6))
+        return shares
+
+
+def _histogram(rng: random.Random, total: int, shares: Mapping[str, float]) -> Histogram:
+    counts = {int(bucket): count for bucket, count in _shared_out(rng, total, shares).items()}
+    sum_ms = sum(_MIDDLE_MS[bucket] * count for bucket, count in counts.items())
+    return Histogram(counts, round(sum_ms, 6))
 
 
 def _shared_out(rng: random.Random, total: int, shares: Mapping[str, float]) -> dict[str, int]:
