@@ -8,7 +8,6 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +16,7 @@ from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 from edgekit.fleet import broker
 from edgekit.fleet.certificates import Issued, check_signature, issue, serial_if_ours
-from edgekit.fleet.config import FleetConfig, on_this_machine
+from edgekit.fleet.config import FleetConfig, on_this_machine, read_secret
 from edgekit.fleet.schema import certificates, devices, presence
 from edgekit.fleet.store import Store, open_store
 from edgekit.fleet.tls import authorities_of, keep_certificates, now_utc, write_revoked
@@ -66,19 +65,6 @@ def prepare(config: FleetConfig) -> None:
         write_broker_files(config, store)
     finally:
         store.close()
-
-
-def read_secret(path: Path) -> str:
-    """A token or password file's one line. Raises BadInput where there is none, WorldFailed."""
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (FileNotFoundError, UnicodeDecodeError) as err:
-        raise BadInput(f"{path}: must hold a secret of one line") from err
-    except OSError as err:
-        raise WorldFailed(f"{path}: could not be read: {err.strerror or err}") from err
-    if not text or "\n" in text:
-        raise BadInput(f"{path}: must hold a secret of one line")
-    return text
 
 
 def write_broker_files(config: FleetConfig, store: Store) -> bool:

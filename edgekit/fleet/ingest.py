@@ -31,8 +31,7 @@ from edgekit.core.messages import FROM_BOARD, ROOT, OneShot, encode, topic
 from edgekit.fleet import schema as db
 from edgekit.fleet import seal
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
-from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.enroll import read_secret
+from edgekit.fleet.config import FleetConfig, read_secret
 from edgekit.fleet.intake import Malformed, Received, Unreadable, entries_of, read_message
 from edgekit.fleet.store import Store, open_store, put_fact
 from edgekit.fleet.tls import broker_context

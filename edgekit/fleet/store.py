@@ -11,18 +11,29 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
 
-from edgekit.core.errors import BadInput, WorldFailed, one_line
+from edgekit.core.errors import BadInput, MissingExtra, WorldFailed, one_line
 from edgekit.fleet.schema import counters, facts, metadata
 
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 15_000
+CONNECT_TIMEOUT_S = 5
+_OPTIONS: Mapping[
+    str, Mapping[str, Any]
+] = {  # of create_engine; a database that was started again is met again
+    "postgresql": {
+        "pool_pre_ping": True,
+        "pool_recycle": 1800,
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "edgekit"},
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -31,20 +42,37 @@ class Store:
 
     engine: sa.Engine
 
+    @cached_property
+    def _reader(self) -> sa.Engine:
+        if self.engine.dialect.name == "sqlite":
+            return self.engine  # a transaction that reads sees one state of the file
+        return self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @cached_property
+    def _writer(self) -> sa.Engine:
+        return self.engine.execution_options(edgekit_write=True)
+
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent view. Raises WorldFailed where the database fails."""
-        with _translated(), self.engine.connect() as connection:
+        with _translated(), self._reader.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that holds the writer's lock from its start; committed on leaving, on the disk then.
+        """One transaction; committed on leaving, on the disk then.
 
-        Raises WorldFailed where the database fails; then nothing of it is stored.
+        On SQLite it holds the writer's lock from its start. On PostgreSQL others write at the same time: who reads a row
+        to write it locks it (`with_for_update`, which says nothing on SQLite). Raises WorldFailed where the database
+        fails; then nothing of it is stored.
         """
-        with _translated(), self.engine.execution_options(edgekit_write=True).begin() as connection:
+        with _translated(), self._writer.begin() as connection:
             yield connection
+
+    @property
+    def shown_url(self) -> str:
+        """Its address without a password."""
+        return self.engine.url.render_as_string(hide_password=True)
 
     def close(self) -> None:
         """Close every connection."""
@@ -52,25 +80,41 @@ class Store:
 
 
 def open_store(url: str) -> Store:
-    """Open the database, making its tables where there are none. Raises BadInput (newer schema), WorldFailed."""
-    engine = sa.create_engine(url)
+    """Open the database, bringing its tables up to date. Raises BadInput (newer schema), MissingExtra, WorldFailed."""
+    store = Store(_engine(url))
+    try:
+        with store.write() as connection:
+            metadata.create_all(connection)
+            version = get_fact(connection, "schema")
+            if version is not None and version > SCHEMA_VERSION:
+                raise BadInput(
+                    f"{store.shown_url}: has schema {version}, newer than this edgekit reads ({SCHEMA_VERSION}): update"
+                )
+            if version != SCHEMA_VERSION:
+                _add_missing_columns(connection)
+                put_fact(connection, "schema", SCHEMA_VERSION)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+        engine = sa.create_engine(parsed, **_OPTIONS.get(parsed.get_backend_name(), {}))
+    except ModuleNotFoundError as err:
+        raise MissingExtra("a database of PostgreSQL needs: pip install 'edgekit[postgresql]'") from err
+    except (SQLAlchemyError, ValueError) as err:  # its text may hold a password
+        raise BadInput(
+            "database_url must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, not what it is"
+        ) from err
     if engine.dialect.name == "sqlite":
         if engine.url.database:
             _make_private(Path(engine.url.database))
         sa.event.listen(engine, "connect", _on_connect)
         sa.event.listen(engine, "begin", _on_begin)
-    store = Store(engine)
-    with store.write() as connection:
-        metadata.create_all(connection)
-        version = get_fact(connection, "schema")
-        if version is not None and version > SCHEMA_VERSION:
-            raise BadInput(
-                f"{url}: has schema {version}, newer than this edgekit reads ({SCHEMA_VERSION}): update"
-            )
-        if version != SCHEMA_VERSION:
-            _add_missing_columns(connection)
-            put_fact(connection, "schema", SCHEMA_VERSION)
-    return store
+    return engine
 
 
 def _make_private(path: Path) -> None:
@@ -140,7 +184,10 @@ def _translated() -> Iterator[None]:
     """Turn what the world does to a database into WorldFailed; what a value does to it stays what it is."""
     try:
         yield
-    except OperationalError as err:
+    except (
+        OperationalError,
+        InternalError,
+    ) as err:  # InternalError: a disk that is full, a database that is shut down
         raise WorldFailed(f"database: {one_line(err.orig or err)}") from err
     except DBAPIError as err:
         if err.connection_invalidated:

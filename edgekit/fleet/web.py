@@ -16,8 +16,7 @@ from nicegui import ui
 from edgekit.core.errors import one_line
 from edgekit.core.files import write_atomic
 from edgekit.fleet.api import Context, make_app
-from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.enroll import read_secret
+from edgekit.fleet.config import FleetConfig, read_secret
 from edgekit.fleet.pages import add_pages
 from edgekit.fleet.store import open_store
 from edgekit.fleet.tls import WEB, web_context

@@ -3,21 +3,26 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from bundles import write_null_bundle
+from postgres import shared_postgres
 from servers import NOW, write_config
 
 from edgekit.core.bundle import Bundle
 from edgekit.fleet.api import Context, make_app
-from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.enroll import enroll, prepare, read_secret
+from edgekit.fleet.config import FleetConfig, read_secret
+from edgekit.fleet.enroll import enroll, prepare
 from edgekit.fleet.store import Store, open_store
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette would like another HTTP client than the one that is installed
     from starlette.testclient import TestClient
+
+
+LOOPBACK = "http://127.0.0.1"  # what a server that listens on loopback is called
 
 
 class Clock:
@@ -35,17 +40,45 @@ def clock() -> Clock:
     return Clock()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `both_databases` run on SQLite and on PostgreSQL, the others on SQLite."""
+    if "database_url" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_databases"):
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@cache
+def _template() -> str:
+    """A database whose tables are made: copying it is quicker than making them."""
+    server = shared_postgres()
+    name = server.new_database()
+    open_store(server.url(name)).close()
+    return name
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> FleetConfig:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh database of the test's own."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    server = shared_postgres()
+    name = server.new_database(_template())
+    yield server.url(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path, database_url: str) -> FleetConfig:
     """A prepared server folder; no broker listens."""
-    config = write_config(tmp_path, 1)
+    more = {} if database_url.startswith("sqlite") else {"database_url": database_url}
+    config = write_config(tmp_path, 1, **more)
     prepare(config)
     return config
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path / 'test.db'}")
+def store(database_url: str) -> Iterator[Store]:
+    store = open_store(database_url)
     yield store
     store.close()
 
@@ -70,7 +103,7 @@ def context(config: FleetConfig) -> Iterator[Context]:
 @pytest.fixture
 def web(context: Context) -> Iterator[TestClient]:
     """The web process without its page, with the token."""
-    with TestClient(make_app(context), raise_server_exceptions=False) as client:
+    with TestClient(make_app(context), base_url=LOOPBACK, raise_server_exceptions=False) as client:
         client.headers["authorization"] = f"Bearer {context.token}"
         yield client
 

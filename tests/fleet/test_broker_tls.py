@@ -28,8 +28,8 @@ from edgekit.fleet.certificates import (
     read_authorities,
     revoked_in,
 )
-from edgekit.fleet.config import FleetConfig
-from edgekit.fleet.enroll import enroll, new_certificate, prepare, read_secret, revoke, write_broker_files
+from edgekit.fleet.config import FleetConfig, read_secret
+from edgekit.fleet.enroll import enroll, new_certificate, prepare, revoke, write_broker_files
 from edgekit.fleet.store import Store, open_store
 from edgekit.fleet.tls import keep_certificates
 

@@ -20,6 +20,8 @@ from edgekit.fleet.enroll import enroll
 from edgekit.fleet.intake import Malformed, Received, read_message
 from edgekit.fleet.store import Store, open_store
 
+pytestmark = pytest.mark.both_databases
+
 
 def record(seq: int, **fields: Any) -> Record:
     usual = {

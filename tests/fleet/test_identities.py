@@ -23,8 +23,8 @@ from edgekit.agent.identity import new_key, request
 from edgekit.client import Client
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.fleet.api import Context, make_app
-from edgekit.fleet.config import FleetConfig, read_config
-from edgekit.fleet.enroll import board_files, prepare, read_secret
+from edgekit.fleet.config import FleetConfig, read_config, read_secret
+from edgekit.fleet.enroll import board_files, prepare
 from edgekit.fleet.serve import renew_certificates
 from edgekit.fleet.store import open_store
 from edgekit.fleet.tls import WEB, keep_certificates
@@ -46,7 +46,7 @@ def web(config: FleetConfig) -> Iterator[TestClient]:
     store = open_store(config.database_url)
     context = Context(config, store, read_secret(config.token_file), lambda: "https://127.0.0.1:8080")
     assert context.token not in repr(context)
-    with TestClient(make_app(context), raise_server_exceptions=False) as client:
+    with TestClient(make_app(context), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         client.headers["authorization"] = f"Bearer {context.token}"
         yield client
     store.close()
@@ -166,7 +166,7 @@ def test_the_page_and_the_api_are_served_encrypted_and_a_renewed_certificate_is_
         opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
         page = opener.open(urllib.request.Request(f"{server.url}/login", headers={"accept": "text/html"}))
         assert b"edgekit fleet" in page.read()
-        entered = _NoRedirect.open(f"{server.url}/?token={server.token}", context)
+        entered = _NoRedirect.open(server.login_link(), context)
         assert "Secure" in entered["set-cookie"]
 
         def shown() -> str:

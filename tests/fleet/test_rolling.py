@@ -17,6 +17,8 @@ from edgekit.fleet.intake import Received
 from edgekit.fleet.rolling import roll_up
 from edgekit.fleet.store import Store
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture(autouse=True)
 def _enrolled(boards: tuple[str, ...]) -> None:

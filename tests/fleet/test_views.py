@@ -14,6 +14,8 @@ from edgekit.fleet.commit import commit_batch
 from edgekit.fleet.intake import Received, read_message
 from edgekit.fleet.store import Store
 
+pytestmark = pytest.mark.both_databases
+
 
 def record(seq: int, latencies: list[float], **fields: Any) -> Record:
     usual = {"uptime_s": 1.0, "time": NOW - 100 + seq, "clock_synced": True, "interval_s": 1.0}
