@@ -159,6 +159,52 @@ class Client:
         """Put signed targets metadata in force. Raises Conflict where it is not the next version."""
         return self._parse(self._request("POST", "/repo/targets", metadata))
 
+    def me(self) -> dict[str, Any]:
+        """Whose token this client shows (`name`), and its `role`."""
+        return self._json("GET", "/me")
+
+    def login_link(self, path: str = "/") -> dict[str, Any]:
+        """A `path` on the server that lets one browser in, once, until `expires`. Only with the server's own token."""
+        return self._json("POST", "/login-links", {"path": path})
+
+    def users(self) -> list[dict[str, Any]]:
+        """Who may log in: `name`, `role`, `created`."""
+        return _list(self._json("GET", "/users"), "users")
+
+    def add_user(self, name: str, role: str, password: str) -> dict[str, Any]:
+        """Add a user. Raises Conflict: there is one of that name."""
+        return self._json("POST", "/users", {"name": name, "role": role, "password": password})
+
+    def remove_user(self, name: str) -> dict[str, Any]:
+        """Remove a user; its sessions end."""
+        return self._json("POST", f"/users/{quote(name, '')}/remove", {})
+
+    def set_role(self, name: str, role: str) -> dict[str, Any]:
+        """Give a user another role; its sessions end."""
+        return self._json("POST", f"/users/{quote(name, '')}/role", {"role": role})
+
+    def set_password(self, name: str, password: str) -> dict[str, Any]:
+        """Give a user another password; its sessions end."""
+        return self._json("POST", f"/users/{quote(name, '')}/password", {"password": password})
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """The API's tokens: `name`, `role`, `created`, `expires`."""
+        return _list(self._json("GET", "/tokens"), "tokens")
+
+    def add_token(self, name: str, role: str, expires_s: float | None = None) -> dict[str, Any]:
+        """Make a token; `token` in the answer is told this once. Raises Conflict: there is one of that name."""
+        return self._json("POST", "/tokens", {"name": name, "role": role, "expires_s": expires_s})
+
+    def remove_token(self, name: str) -> dict[str, Any]:
+        """Let a token count no more."""
+        return self._json("POST", f"/tokens/{quote(name, '')}/remove", {})
+
+    def audit(
+        self, subject: str | None = None, before: int | None = None, limit: int | None = None
+    ) -> dict[str, Any]:
+        """`lines` of the audit log, the newest first; `next`, given as `before`, leads to older ones."""
+        return self._json("GET", "/audit", query={"subject": subject, "before": before, "limit": limit})
+
     def stick(self, to: str) -> dict[str, Any]:
         """What goes on a stick for the boards that `to` selects: metadata, signed commands, which bundles."""
         return self._json("GET", "/stick", query={"to": to})
@@ -166,6 +212,49 @@ class Client:
     def fetch_target(self, path: str, file: IO[bytes]) -> None:
         """Write a published bundle's file into an open one. Whether it is the right one is the caller's to check."""
         self._request("GET", f"/repo/files/{quote(path)}", None, into=file)
+
+    def alerts(
+        self,
+        state: str | None = None,
+        *,
+        rule: str | None = None,
+        severity: str | None = None,
+        subject: str | None = None,
+        offset: int = 0,
+        limit: int = 50,
+    ) -> dict[str, Any]:
+        """A page of alerts, firing first. state: open, pending, firing, clearing or resolved."""
+        query = {"state": state, "rule": rule, "severity": severity, "subject": subject}
+        return self._json("GET", "/alerts", query={**query, "offset": offset, "limit": limit})
+
+    def alert_rules(self) -> dict[str, Any]:
+        """`rules` in force, each with a `note` where it cannot see all it should; `receivers`: who is told."""
+        return self._json("GET", "/alerts/rules")
+
+    def alert_messages(self, batch: str | None = None) -> list[dict[str, Any]]:
+        """The newest messages about alerts, sent or waiting; those of one batch."""
+        return _list(self._json("GET", "/alerts/messages", query={"batch": batch}), "messages")
+
+    def test_alerts(self) -> dict[str, Any]:
+        """Send everybody who is told of alerts a message that says nothing else; its `batch`."""
+        return self._json("POST", "/alerts/test", {})
+
+    def silences(self) -> list[dict[str, Any]]:
+        """The silences in force."""
+        return _list(self._json("GET", "/silences"), "silences")
+
+    def silence(self, for_s: float, why: str, rule: str | None = None, to: str = "all") -> dict[str, Any]:
+        """Tell nobody of a rule's alerts (None: of any rule's) about the boards that `to` selects, for so long."""
+        body = {"rule": rule, "to": to, "for_s": for_s, "why": why}
+        return _table(self._json("POST", "/silences", body), "silence")
+
+    def unsilence(self, number: int) -> None:
+        """Take a silence back."""
+        self._json("DELETE", f"/silences/{number}")
+
+    def profile_figures(self, profile: str, window_s: float | None = None) -> dict[str, Any]:
+        """What boards of a profile measured: `rows` by board, bundle and hour, `bundles` with their work."""
+        return self._json("GET", f"/profiles/{quote(profile, '')}/figures", query={"window_s": window_s})
 
     def _json(
         self,
@@ -261,7 +350,7 @@ class Client:
         except (ValueError, KeyError, TypeError, RecursionError):
             line = f"answered {status}"
         if status == 401:
-            return BadInput(f"{self.url}: the token is not this server's: {line}")
+            return BadInput(f"{self.url}: the token is not this server's, or has expired: {line}")
         if status == 409:
             return Conflict(line)
         return WorldFailed(f"{self.url}: {line}") if status >= 500 else BadInput(line)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from edgekit.client import Client as Api
 from edgekit.core.figure import Figure
 from edgekit.core.histogram import histogram
 from edgekit.core.messages import TO_BOARD, Desired, OneShot, decode, encode, signed_bytes, topic
@@ -94,6 +95,11 @@ class FleetServer:
     @property
     def token(self) -> str:
         return self.config.token_file.read_text().strip()
+
+    def login_link(self, path: str = "/") -> str:
+        """An address that lets one browser in, once, and leads to `path`."""
+        ca = self.config.ca_file if self.url.startswith("https") else None
+        return self.url + str(Api(self.url, self.token, ca=ca).login_link(path)["path"])
 
     def children(self) -> dict[str, int]:
         """Kind of child -> its process id."""

@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from edgekit import __version__
+from edgekit.fleet.alerts.api import add_alert_routes
+from edgekit.fleet.api_accounts import add_account_routes
 from edgekit.fleet.api_boards import add_board_routes
 from edgekit.fleet.api_errors import add_error_handlers
 from edgekit.fleet.api_fleet import add_fleet_routes
@@ -14,11 +16,9 @@ from edgekit.fleet.api_jobs import add_job_routes
 from edgekit.fleet.api_repository import add_repository_routes
 from edgekit.fleet.board import board_router
 from edgekit.fleet.context import PREFIX, Context
-from edgekit.fleet.enroll import board_of
 from edgekit.fleet.guard import Guard
 from edgekit.fleet.repository import repository_router
 from edgekit.fleet.stick import stick_router
-from edgekit.fleet.store import Store
 
 __all__ = ["Context", "api_router", "make_app"]
 
@@ -30,7 +30,14 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(stick_router(context.config, context.store, context.clock))
     app.include_router(repository_router(context.config))
     app.include_router(board_router(context.config, context.store, context.clock))
-    app.add_middleware(Guard, token=context.token, is_board=lambda token: _is_board(context.store, token))
+    app.add_middleware(
+        Guard,
+        config=context.config,
+        store=context.store,
+        token=context.token,
+        links=context.links,
+        clock=context.clock,
+    )
     add_error_handlers(app)
     return app
 
@@ -38,7 +45,14 @@ def make_app(context: Context) -> FastAPI:
 def api_router(context: Context, app: FastAPI) -> APIRouter:
     """All routes of version 1 that speak JSON about the fleet. The nouns' routes stand in api_*.py."""
     router = APIRouter(prefix=PREFIX)
-    for add in (add_fleet_routes, add_board_routes, add_job_routes, add_repository_routes):
+    for add in (
+        add_fleet_routes,
+        add_board_routes,
+        add_job_routes,
+        add_repository_routes,
+        add_account_routes,
+        add_alert_routes,
+    ):
         add(router, context)
 
     @router.get("/openapi.json", include_in_schema=False)
@@ -46,8 +60,3 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         return app.openapi()
 
     return router
-
-
-def _is_board(store: Store, token: str) -> bool:
-    with store.read() as connection:
-        return board_of(connection, token) is not None

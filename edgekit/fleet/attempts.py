@@ -49,7 +49,11 @@ class Attempts:
         return max(waits)
 
     def failed(self, user: str | None, address: str, now: float) -> int:
-        """Count a failure; how many there were, where that number is worth a line in the audit log, else 0."""
+        """Count a failure; how many there were, where that number is worth a line in the audit log, else 0.
+
+        It is counted before the password is compared, so that attempts at the same time count as well; `succeeded`
+        takes it back.
+        """
         numbers = []
         for key, _free in self._keys(user, address):
             count = self._count(key, now) or _Count(0, now)
@@ -62,15 +66,21 @@ class Attempts:
         return worth if worth and self._may_note(now) else 0
 
     def succeeded(self, user: str, address: str, now: float) -> int:
-        """Forget a user's failures and remember where it is at home; how many failures there were."""
+        """Take the attempt back, forget a user's failures and remember where it is at home; how many there were."""
         key = self._user_key(user, address)
         count = self._count(key, now)
         self._counts.pop(key, None)
+        self._take_back(("address", _network(address)), now)
         self._homes[(user, _network(address))] = None
         self._homes.move_to_end((user, _network(address)))
         while len(self._homes) > MAX_KEYS:
             self._homes.popitem(last=False)
-        return 0 if count is None else count.failures
+        return 0 if count is None else count.failures - 1
+
+    def _take_back(self, key: _Key, now: float) -> None:
+        count = self._count(key, now)
+        if count is not None:
+            self._counts[key] = _Count(count.failures - 1, count.last)
 
     def _keys(self, user: str | None, address: str) -> list[tuple[_Key, int]]:
         keys: list[tuple[_Key, int]] = [(("address", _network(address)), FREE_OF_ADDRESS)]

@@ -12,6 +12,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict
 
 from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.links import Links
 from edgekit.fleet.store import Store
 
 PREFIX = "/api/v1"
@@ -27,6 +28,7 @@ class Context:
     token: str = field(repr=False)
     address: Callable[[], str]
     clock: Callable[[], float] = time.time
+    links: Links = field(default_factory=Links)
 
     def now(self) -> datetime:
         """The time as python-tuf wants it."""

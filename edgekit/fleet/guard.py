@@ -1,64 +1,75 @@
-"""Who may come in: a program by the API token, a board by its own, a browser by session. Knows no data."""
+"""Who may come in: a program by a token, a board by its own, a browser by session; and with which role."""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import html
 import time
 from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgekit.core.checks import shown
 from edgekit.core.errors import WorldFailed, one_line
+from edgekit.fleet import login_page
+from edgekit.fleet.access import API, METRICS, OPERATOR, SERVER_TOKEN, Caller, needed_role
+from edgekit.fleet.accounts import token_caller
+from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.enroll import board_of
+from edgekit.fleet.links import Links
+from edgekit.fleet.login import COOKIE, LOGIN, LOGOUT, PASSWORD, Door, page
+from edgekit.fleet.origin import names_of
+from edgekit.fleet.store import Store
 
-API, REPOSITORY, CERTIFICATE, LOGIN, LOGOUT = "/api/", "/repo/", "/certificate", "/login", "/logout"
+__all__ = ["CERTIFICATE", "COOKIE", "LOGIN", "LOGOUT", "Guard", "bearer", "unauthorized"]
+
+REPOSITORY, CERTIFICATE = "/repo/", "/certificate"
 FAVICON = "/favicon.ico"  # browsers ask for it before anybody logged in
-COOKIE = "edgekit_session"
-SESSION_S = 30 * 86_400
 MAX_BODY_BYTES = 6_000_000  # targets metadata is at most 5 MB; bundles are streamed
-_LOGIN_BYTES = 4096
+LOOK_AGAIN_S = 5.0  # a page that is open notices within this that its session has ended
 _HEADERS = {
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, forms of our own pages would say `Origin: null`
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
 
 
 class Guard:
-    """ASGI middleware around everything the web process serves.
+    """ASGI middleware around everything the web process serves. token: the server's own.
 
-    is_board(token): whether a repository token belongs to an enrolled board.
+    Whoever comes in by token or session is left in the request's state as `caller`, a session's value as `session`.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        config: FleetConfig,
+        store: Store,
         token: str,
-        is_board: Callable[[str], bool],
+        links: Links,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.app, self.token, self.is_board, self.clock = app, token, is_board, clock
-        self.session_key = hashlib.sha256(b"edgekit session\0" + token.encode()).digest()
+        self.app, self._store, self._token, self._clock = app, store, token, clock
+        self._names = names_of(config)
+        self._door = Door(store, token, self._names, links, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through or answer it here."""
         if scope["type"] == "websocket":
-            if self._has_session(Headers(scope=scope)) and _same_origin(Headers(scope=scope)):
-                await self.app(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008})
+            await self._socket(scope, receive, send)
             return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = await self._answer(Request(scope, receive))
+        request = Request(scope, receive)
+        try:
+            answer = await self._answer(request)
+        except WorldFailed as err:
+            answer = JSONResponse({"error": one_line(err)}, 503)
         if answer is not None:
             await answer(scope, receive, _with_headers(send))
         else:
@@ -66,75 +77,119 @@ class Guard:
 
     async def _answer(self, request: Request) -> Response | None:
         """What to answer instead of letting the request through; None lets it through."""
-        path = request.url.path
-        if path.startswith(API):
-            if not self._is_token(bearer(request.headers)):
-                return unauthorized("the API wants the token from the server's data_dir/api.token")
-            return _too_large(request)
+        path, host = request.url.path, request.headers.get("host")
+        if not self._names.answers_to(host):
+            return _misdirected(host)
+        if path.startswith(API) or path == METRICS:
+            return await self._program(request, path)
         if path.startswith(REPOSITORY) or path == CERTIFICATE:
             token = bearer(request.headers)
-            try:
-                known = token is not None and await run_in_threadpool(self.is_board, token)
-            except WorldFailed as err:
-                return JSONResponse({"error": one_line(err)}, 503)
-            if not known:
+            if token is None or not await run_in_threadpool(self._is_board, token):
                 return unauthorized("the repository wants the token of an enrolled board")
             return _too_large(request)
+        return await self._browser(request, path)
+
+    # --- programs ---
+
+    async def _program(self, request: Request, path: str) -> Response | None:
+        token = bearer(request.headers)
+        caller = None if token is None else await self._token_caller(token)
+        if caller is None:
+            return unauthorized(
+                "the API wants a token: the one in the server's data_dir/api.token, or one of its own"
+            )
+        wanted = needed_role(request.method, path)
+        if not caller.may(wanted):
+            return JSONResponse(
+                {"error": f"this wants a token of role {wanted}, this one's is {caller.role}"}, 403
+            )
+        request.state.caller = caller
+        return _too_large(request)
+
+    async def _token_caller(self, token: str) -> Caller | None:
+        if hmac.compare_digest(token.encode("utf-8", "replace"), self._token.encode()):
+            return Caller(SERVER_TOKEN, OPERATOR, "server")
+        return await run_in_threadpool(self._kept_token, token)
+
+    def _kept_token(self, token: str) -> Caller | None:
+        with self._store.read() as connection:
+            return token_caller(connection, token, self._clock())
+
+    def _is_board(self, token: str) -> bool:
+        with self._store.read() as connection:
+            return board_of(connection, token) is not None
+
+    # --- browsers ---
+
+    async def _browser(self, request: Request, path: str) -> Response | None:
         if path == FAVICON:
             return None
+        changes = request.method not in {"GET", "HEAD", "OPTIONS"}
+        if changes and not self._names.is_own_page(request.headers, request.url.scheme):
+            return page(
+                login_page.said_page("This request came from another site's page: it was not done."), 403
+            )
         if path == LOGIN:
-            return await self._login(request)
+            return await self._door.login(request)
         if path == LOGOUT:
-            response = RedirectResponse(LOGIN, 303)
-            response.delete_cookie(COOKIE)
-            return response
-        given = request.query_params.get("token")
-        if given is not None and request.method == "GET":
-            return self._enter(request, given, _without_token(request))
-        if self._has_session(request.headers):
-            return None
-        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(LOGIN, 303)
-        return unauthorized("log in first")
+            return await self._door.logout(request)
+        value = self._door.cookie_of(request.headers, request.url.scheme)
+        caller = None if value is None else await run_in_threadpool(self._door.caller, value)
+        if caller is None:
+            return _to_login(request)
+        if path == PASSWORD:
+            return await self._door.password(request, caller)
+        request.state.caller, request.state.session = caller, value
+        return None
 
-    async def _login(self, request: Request) -> Response:
-        if request.method != "POST":
-            return HTMLResponse(login_page())
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LOGIN_BYTES:
-                return HTMLResponse(login_page("That is no token."), 413)
-        given = parse_qs(body.decode("ascii", "replace")).get("token", [""])[0]
-        return self._enter(request, given.strip(), "/")
-
-    def _enter(self, request: Request, given: str, where: str) -> Response:
-        if not self._is_token(given):
-            return HTMLResponse(login_page("That is not this server's token."), 401)
-        response = RedirectResponse(where, 303)
-        expires = str(int(self.clock()) + SESSION_S)
-        value = f"{expires}.{self._sign(expires)}"
-        secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, value, max_age=SESSION_S, httponly=True, samesite="lax", secure=secure)
-        return response
-
-    def _is_token(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
-
-    def _has_session(self, headers: Mapping[str, str]) -> bool:
-        cookies = SimpleCookie()
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A page's websocket lives as long as its session."""
+        headers = Headers(scope=scope)
+        value = self._door.cookie_of(headers, scope.get("scheme", "ws"))
+        good = self._names.answers_to(headers.get("host")) and self._names.is_own_page(
+            headers, scope.get("scheme", "ws")
+        )
         try:
-            cookies.load(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        morsel = cookies.get(COOKIE)
-        expires, _, signature = (morsel.value if morsel else "").partition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(expires).encode()):
-            return False
-        return expires.isdecimal() and int(expires) > self.clock()
+            caller = await run_in_threadpool(self._door.caller, value) if good and value is not None else None
+        except WorldFailed:
+            caller = None
+        if caller is None or value is None:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        scope.setdefault("state", {}).update(caller=caller, session=value)
+        watched = _Watched(self._door, value, receive, send)
+        await self.app(scope, watched.receive, watched.send)
 
-    def _sign(self, expires: str) -> str:
-        return hmac.new(self.session_key, expires.encode(), hashlib.sha256).hexdigest()
+
+class _Watched:
+    """A websocket that is closed soon after its session has ended."""
+
+    def __init__(self, door: Door, value: str, receive: Receive, send: Send) -> None:
+        self._door, self._value, self._receive, self._send = door, value, receive, send
+        self._looked, self._ended = time.monotonic(), False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "websocket.receive" or await self._still():
+            return message
+        return {"type": "websocket.disconnect", "code": 1008}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] != "websocket.send" or await self._still():
+            await self._send(message)
+
+    async def _still(self) -> bool:
+        if self._ended or time.monotonic() - self._looked < LOOK_AGAIN_S:
+            return not self._ended
+        self._looked = time.monotonic()
+        try:
+            if await run_in_threadpool(self._door.caller, self._value) is not None:
+                return True
+        except WorldFailed:  # it was good a moment ago; the next message asks again
+            return True
+        self._ended = True
+        await self._send({"type": "websocket.close", "code": 1008})
+        return False
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:
@@ -146,6 +201,21 @@ def bearer(headers: Mapping[str, str]) -> str | None:
 def unauthorized(why: str) -> Response:
     """401, as every route gives it."""
     return JSONResponse({"error": why}, 401, {"www-authenticate": "Bearer"})
+
+
+def _to_login(request: Request) -> Response:
+    """A stranger's answer: the login page for who wants a page, else 401."""
+    if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
+        return unauthorized("log in first")
+    if request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
+        return page(login_page.bounce_page())  # the cookie may only have stayed behind
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return RedirectResponse(LOGIN if asked == "/" else f"{LOGIN}?next={quote(asked)}", 303)
+
+
+def _misdirected(host: str | None) -> Response:
+    why = f"this server is not called {shown(host)}; where a proxy calls it so, public_url must say that name"
+    return JSONResponse({"error": why}, 421)
 
 
 def _too_large(request: Request) -> Response | None:
@@ -163,18 +233,6 @@ def _too_large(request: Request) -> Response | None:
     return None
 
 
-def _without_token(request: Request) -> str:
-    rest = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
-    path = "/" + request.url.path.lstrip("/")  # never //host: that would lead elsewhere
-    return f"{path}?{urlencode(rest)}" if rest else path
-
-
-def _same_origin(headers: Mapping[str, str]) -> bool:
-    """A page of another origin must not open our websocket with the user's cookie."""
-    origin = headers.get("origin")
-    return origin is None or origin.partition("://")[2] == headers.get("host")
-
-
 def _with_headers(send: Send) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -183,45 +241,3 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return wrapped
-
-
-def login_page(problem: str = "") -> str:
-    """The only page a stranger sees."""
-    said = f'<p class="problem" role="alert">{html.escape(problem)}</p>' if problem else ""
-    return _LOGIN.replace("<!--problem-->", said)
-
-
-_LOGIN = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>edgekit fleet</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<style>
-:root { --page: #f4f5f7; --card: #fff; --ink: #1b1f24; --dim: #59636e; --line: #d1d9e0; --go: #0b6e4f;
-  --bad: #b3261e }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #101418; --card: #191f26; --ink: #e6edf3; --dim: #9aa7b3; --line: #37414b; --go: #1f8a66;
-    --bad: #ff8a80 }
-}
-* { box-sizing: border-box }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif }
-form { width: min(26rem, 92vw); padding: 2rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px }
-h1 { margin: 0 0 .25rem; font-size: 1.35rem }
-p { margin: 0 0 1.25rem; color: var(--dim); font-size: .925rem }
-label { display: block; margin-bottom: .35rem; font-weight: 600; font-size: .925rem }
-input, button { width: 100%; padding: .65rem .8rem; font: inherit; border-radius: 8px }
-input { border: 1px solid var(--line); background: transparent; color: inherit }
-button { margin-top: 1rem; border: 0; background: var(--go); color: #fff; font-weight: 600; cursor: pointer }
-:focus-visible { outline: 2px solid var(--go); outline-offset: 2px }
-.problem { margin: 1rem 0 0; color: var(--bad) }
-code { font-size: .9em }
-</style></head><body>
-<form method="post" action="/login">
-<h1>edgekit fleet</h1>
-<p>Enter this server's token: the line in <code>api.token</code> in its data folder.</p>
-<label for="token">Token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
-<!--problem-->
-<button>Open the fleet</button>
-</form></body></html>
-"""
