@@ -9,14 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from agents import until
 
+from edgekit.fleet import schema as db
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import enroll, write_broker_files
-from edgekit.fleet.store import open_store
+from edgekit.fleet.reading import ROLLED
+from edgekit.fleet.store import get_fact, open_store
 
 SIMULATED_FLEET = Path(__file__).parents[1] / "tools" / "simulated_fleet.py"
 
@@ -106,3 +110,52 @@ class Simulation:
         code = self.process.wait(20)
         self._reader.join()
         return code
+
+
+def stored(config: FleetConfig, table: Any) -> dict[tuple[str, str], list[int]]:
+    """(board, boot) -> the numbers of one kind that are in the store."""
+    store = open_store(config.database_url)
+    joined = table.join(db.boots, db.boots.c.id == table.c.boot)
+    joined = joined.join(db.devices, db.devices.c.id == db.boots.c.device)
+    query = sa.select(db.devices.c.name, db.boots.c.boot_id, table.c.seq).select_from(joined)
+    found: dict[tuple[str, str], list[int]] = {}
+    with store.read() as connection:
+        for name, boot, seq in connection.execute(query):
+            found.setdefault((name, boot), []).append(seq)
+    store.close()
+    return found
+
+
+def check_all_stored_once(config: FleetConfig, made: Mapping[str, list[list[Any]]]) -> int:
+    """Every number that a board used is there once, in the table of its kind, and no other; how many records."""
+    kinds = [stored(config, table) for table in (db.records, db.events, db.job_events)]
+    told = set()
+    for name, boots in made.items():
+        for boot, last, *counts in boots:
+            there = [kind.get((name, boot), []) for kind in kinds]
+            assert sorted(chain.from_iterable(there)) == list(range(1, last + 1)), (name, boot)
+            assert [len(numbers) for numbers in there] == counts, (name, boot)
+            told.add((name, boot))
+    assert set().union(*kinds) == told
+    return sum(map(len, kinds[0].values()))
+
+
+def check_roll_ups(config: FleetConfig, records: int, timeout_s: float = 60.0) -> None:
+    """Once the background process has come so far, each roll-up holds every record once."""
+    store = open_store(config.database_url)
+    tables = (db.minutes, db.hours, db.fleet_minutes, db.fleet_hours, db.fleet_totals)
+
+    def rolled() -> bool:
+        with store.read() as connection:
+            newest = connection.scalar(sa.select(sa.func.max(db.records.c.id)))
+            return bool((get_fact(connection, ROLLED) or 0) >= newest)
+
+    try:
+        until(rolled, "the roll-ups", timeout_s)
+        with store.read() as connection:
+            sums = {
+                table.name: connection.scalar(sa.select(sa.func.sum(table.c.records))) for table in tables
+            }
+        assert sums == dict.fromkeys(sums, records)
+    finally:
+        store.close()

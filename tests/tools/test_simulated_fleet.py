@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from agents import until
 from servers import Broker, FleetServer, write_config
-from simulation import SIMULATED_FLEET, Simulation, enroll_many
+from simulation import SIMULATED_FLEET, Simulation, check_all_stored_once, enroll_many, stored
 
 from edgekit.core.histogram import Histogram
 from edgekit.core.target import Target
@@ -74,22 +74,6 @@ def simulation(tmp_path, config, broker):
     simulation.stop()
 
 
-def stored(config, table):
-    """(board, boot) -> the numbers of one kind that are in the store."""
-    store = open_store(config.database_url)
-    query = sa.select(db.devices.c.name, db.boots.c.boot_id, table.c.seq).select_from(
-        table.join(db.boots, db.boots.c.id == table.c.boot).join(
-            db.devices, db.devices.c.id == db.boots.c.device
-        )
-    )
-    found = {}
-    with store.read() as connection:
-        for name, boot, seq in connection.execute(query):
-            found.setdefault((name, boot), []).append(seq)
-    store.close()
-    return found
-
-
 def test_all_that_was_made_is_stored_once_over_lost_connections_reboots_and_a_new_broker(
     tmp_path, config, broker, server, simulation
 ):
@@ -107,14 +91,8 @@ def test_all_that_was_made_is_stored_once_over_lost_connections_reboots_and_a_ne
     simulation.settle()
     made = simulation.made(tmp_path)
     assert [len(made[f"sim-0000{number}"]) for number in (0, 1, 2)] == [2, 2, 1]
-    records, events = stored(config, db.records), stored(config, db.events)
-    for name, boots in made.items():
-        for boot, last, of_records, of_events, _ in boots:
-            numbers = records.get((name, boot), []) + events.get((name, boot), [])
-            assert sorted(numbers) == list(range(1, last + 1))
-            assert (of_records, of_events) == (len(records[name, boot]), len(events.get((name, boot), [])))
-    assert sum(map(len, records.values())) == simulation.progress["records"]
-    assert list(events) == [("sim-00003", made["sim-00003"][0][0])]
+    assert check_all_stored_once(config, made) == simulation.progress["records"]
+    assert list(stored(config, db.events)) == [("sim-00003", made["sim-00003"][0][0])]
     assert simulation.stop() == 0
 
 
