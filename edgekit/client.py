@@ -131,6 +131,29 @@ class Client:
             body["expires_s"] = expires_s
         return _table(self._json("POST", "/measure", body), "job")
 
+    def start_rollout(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin a rollout; how it stands. plan: as docs/rollouts.md has it. Raises Conflict: its boards are in another."""
+        return _table(self._json("POST", "/rollouts", plan), "rollout")
+
+    def preview_rollout(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """What a plan would do, and what should be known before."""
+        return _table(self._json("POST", "/rollouts/preview", plan), "preview")
+
+    def rollouts(self, limit: int | None = None, offset: int | None = None) -> list[dict[str, Any]]:
+        """The newest rollouts first."""
+        return _list(self._json("GET", "/rollouts", query={"limit": limit, "offset": offset}), "rollouts")
+
+    def rollout(self, rollout_id: str) -> dict[str, Any]:
+        """A rollout with its waves, their gates and its audit log."""
+        return _table(self._json("GET", f"/rollouts/{quote(rollout_id, '')}"), "rollout")
+
+    def change_rollout(self, rollout_id: str, action: str, *, accept: bool = False) -> dict[str, Any]:
+        """action: pause, resume (accept: whatever the gate said), abort, rollback. Raises Conflict: not possible now."""
+        body = {"accept": accept} if action == "resume" else {}
+        return _table(
+            self._json("POST", f"/rollouts/{quote(rollout_id, '')}/{quote(action, '')}", body), "rollout"
+        )
+
     def repository(self) -> dict[str, Any]:
         """The metadata in force: versions, expiry, targets."""
         return self._json("GET", "/repo")
@@ -250,7 +273,7 @@ class Client:
 
     def unsilence(self, number: int) -> None:
         """Take a silence back."""
-        self._json("DELETE", f"/silences/{number}")
+        self._json("DELETE", f"/silences/{number}", {})
 
     def profile_figures(self, profile: str, window_s: float | None = None) -> dict[str, Any]:
         """What boards of a profile measured: `rows` by board, bundle and hour, `bundles` with their work."""

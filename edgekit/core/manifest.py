@@ -295,6 +295,18 @@ class OperatingPoint:
         }
 
 
+def cheapest_point(points: tuple[OperatingPoint, ...], max_drop: float) -> OperatingPoint:
+    """The first point that keeps the full network's quality but for `max_drop` (a fraction); the last one if none does.
+
+    Where the table says how low a point's quality may really be, seen how few samples it was found on, that must hold.
+    """
+    enough = points[-1].quality - max_drop
+    promised = (point.quality if point.quality_low is None else point.quality_low for point in points)
+    return next(
+        (point for point, quality in zip(points, promised, strict=True) if quality >= enough), points[-1]
+    )
+
+
 @dataclass(frozen=True)
 class GoldenOutput:
     """What one tensor must be for the golden inputs, within `tolerance` (absolute, = steps of its quantization)."""

@@ -9,8 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgekit.core.errors import EdgekitError, one_line
+from edgekit.fleet.alerts.task import LOOK_S, Alerts
 from edgekit.fleet.config import FleetConfig
+from edgekit.fleet.retention import Forgetting
 from edgekit.fleet.rolling import AT_ONCE, roll_up
+from edgekit.fleet.standings import Standings
+from edgekit.fleet.rollouts.commands import published
+from edgekit.fleet.rollouts.conduct import step
 from edgekit.fleet.store import Store, open_store
 
 log = logging.getLogger("edgekit.fleet.background")
@@ -29,7 +34,14 @@ class Task:
 
 def tasks_of(config: FleetConfig, store: Store, clock: Callable[[], float]) -> list[Task]:
     """Everything this process does, in its order."""
-    return [Task("roll-ups", 5.0, lambda: roll_up(store) == AT_ONCE)]
+    alerts = Alerts(store, config.fleet, config.alert_rules, config.repository, clock)
+    return [
+        Task("roll-ups", 5.0, lambda: roll_up(store) == AT_ONCE),
+        Task("alerts", LOOK_S, alerts.step),
+        Task("rollouts", 1.0, lambda: step(store, clock(), lambda: published(config.repository))),
+        Task("standings", 5.0, Standings(store, clock).step),
+        Task("retention", 10.0, Forgetting(store, config.retention, clock).step),
+    ]
 
 
 def run_background(

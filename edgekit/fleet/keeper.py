@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from edgekit.core.errors import BadInput, WorldFailed, one_line
 from edgekit.core.trust import LIVES_S, near_expiry
 from edgekit.fleet import schema as db
+from edgekit.fleet.alerts.reading import alert_problems
 from edgekit.fleet.certificates import BOARD_LIFE
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.jobs import create_refresh
@@ -273,10 +274,12 @@ def _said(before: Mapping[str, int], after: Mapping[str, int], roles: Iterable[s
 
 def board_problems(connection: sa.Connection) -> list[str]:
     """The lines about boards that the keeper left last. They are a few seconds old."""
-    return [str(line) for line in (get_fact(connection, FACT) or {}).get("problems", [])]
+    fact = get_fact(connection, FACT) or {}
+    return [*(str(line) for line in fact.get("problems", [])), *alert_problems(connection)]
 
 
 def all_problems(connection: sa.Connection) -> list[str]:
     """Those and the ones about the repository itself, for who does not read the metadata."""
     fact = get_fact(connection, FACT) or {}
-    return [str(line) for line in (*fact.get("expiry", []), *fact.get("problems", []))]
+    lines = [str(line) for line in (*fact.get("expiry", []), *fact.get("problems", []))]
+    return [*lines, *alert_problems(connection)]

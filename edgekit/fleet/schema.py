@@ -62,6 +62,8 @@ devices = Table(
     Column("reported", Text),  # JSON, as last sent
     Column("says_profile", String(64)),  # of info
     Column("runs", Text),  # name/version, of reported
+    Column("why", Text),  # of reported: why what is in force differs
+    Column("settings_refused", Integer),  # of reported: how many
     Column("malformed", BigInteger, nullable=False, default=0),  # messages that were dropped
     Column("malformed_why", Text),
     Column("rev", BigInteger, nullable=False, default=0),  # of the last desired
@@ -409,9 +411,12 @@ rollouts = Table(
     Column("created_by", String(128), nullable=False),
     Column("target", Text, nullable=False),
     Column("selector", Text, nullable=False),
-    Column("plan", Text, nullable=False),  # JSON: waves, gates, windows
-    Column("state", String(16), nullable=False),
+    Column("plan", Text, nullable=False),  # JSON: fleet.rollouts.plan
+    Column("state", String(16), nullable=False),  # fleet.rollouts.states
     Column("why", Text),
+    Column("wave", Integer, nullable=False),  # the current one; as many as there are waves: none is left
+    Column("turn", Integer, nullable=False),  # grows with every change: who decided on an older one does nothing
+    Column("since", Float, nullable=False),  # when the state began
     Column("updated", Float, nullable=False),
     Index("rollouts_by_state", "state"),
 )
@@ -421,13 +426,13 @@ rollout_waves = Table(
     metadata,
     Column("rollout", ForeignKey("rollouts.id"), primary_key=True, autoincrement=False),
     Column("wave", Integer, primary_key=True, autoincrement=False),  # 0: the canary
-    Column("state", String(16), nullable=False),
+    Column("state", String(16), nullable=False),  # waiting, begun, passed, accepted, failed
     Column("boards", Integer, nullable=False),
     Column("job_id", String(64)),  # of jobs
     Column("started", Float),
-    Column("ended", Float),
-    Column("before", Text),  # JSON: figures of its boards before, by profile
-    Column("verdict", Text),  # JSON: what the gate saw and said
+    Column("ended", Float),  # when its boards had ended; the soak begins
+    Column("judged", Float),  # when its figures were last looked at
+    Column("verdict", Text),  # JSON: what the gate saw and said; fleet.rollouts.gate
 )
 
 rollout_boards = Table(
@@ -435,8 +440,15 @@ rollout_boards = Table(
     metadata,
     Column("rollout", ForeignKey("rollouts.id"), primary_key=True, autoincrement=False),
     Column("device", ForeignKey("devices.id"), primary_key=True, autoincrement=False),
-    Column("wave", Integer, nullable=False),
-    Column("before", Text),  # name/version that was wanted of it, to go back to
+    Column("wave", Integer, nullable=False),  # -1: left out
+    Column("profile", String(64)),  # its stratum, as it was when the rollout was made
+    Column("why", Text),  # it was left out
+    Column("asked", Boolean, nullable=False, default=False),  # it is in the wave's job
+    Column("before", Text),  # name/version that it ran or was to run, to go back to
+    Column("before_policy", Text),  # JSON
+    Column("before_interval_s", Float),
+    Column("back_job", String(64)),  # of jobs: the one that takes it back
+    Column("back_why", Text),  # it was not taken back
     Index("rollout_boards_by_wave", "rollout", "wave"),
     Index("rollout_boards_by_device", "device"),
 )
@@ -446,15 +458,39 @@ alerts = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("rule", String(64), nullable=False),
-    Column("subject", Text, nullable=False),  # board:NAME, bundle:NAME/VERSION, ...
-    Column("state", String(16), nullable=False),  # pending, firing, resolved
+    Column("subject", String(256), nullable=False),  # board:NAME, bundle:PROFILE NAME/VERSION, fleet, ...
+    Column("state", String(16), nullable=False),  # fleet.alerts.states
+    Column("kind", String(32), nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("device", Integer),  # where the subject is a board
+    Column("grouped", Text, nullable=False),  # alerts with one rule and one of these are told together
     Column("value", Float),
     Column("text", Text, nullable=False),
-    Column("since", Float, nullable=False),
+    Column("since", Float, nullable=False),  # when it was pending first
+    Column("clear_since", Float),  # when it was clearing first
     Column("updated", Float, nullable=False),
-    Column("sent", Float),  # when somebody was last told
+    Column("told", String(16)),  # what somebody was told last: firing, resolved
+    Column("sent", Float),  # and when
     Column("resolved", Float),
     Index("alerts_by_state", "state", "rule"),
+    Index("alerts_by_end", "resolved"),
+)
+
+notifications = Table(  # messages until they are sent, and shortly after
+    "notifications",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("batch", String(32), nullable=False),  # the same message to several receivers
+    Column("receiver", String(64), nullable=False),  # fleet.alerts.receivers: which address, not the address
+    Column("created", Float, nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_try", Float, nullable=False),
+    Column("why", Text),  # the last attempt failed
+    Column("sent", Float),
+    Index("notifications_waiting", "receiver", "sent", "next_try"),
 )
 
 silences = Table(

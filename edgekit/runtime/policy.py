@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgekit.core.errors import BadInput
-from edgekit.core.manifest import Manifest, OperatingPoint
+from edgekit.core.manifest import Manifest, OperatingPoint, cheapest_point
 from edgekit.core.policy import Budget, PolicySpec
 from edgekit.runtime.policies.anytime import Anytime, Pace
 from edgekit.runtime.policies.budget import BudgetPlan, BudgetState, start, step
@@ -154,19 +154,7 @@ def make_policy(
         exit_costs, per_ms = _exit_costs(spec.budget, manifest, costs)
         known = before if isinstance(before, BudgetPolicy) else None
         return BudgetPolicy(spec.budget.value, points, exit_costs, per_ms=per_ms, before=known)
-    return Thresholds(_cheapest(points, spec.max_drop / 100).thresholds)
-
-
-def _cheapest(points: tuple[OperatingPoint, ...], max_drop: float) -> OperatingPoint:
-    """The first point that keeps the full network's quality but for `max_drop` (a fraction); the last one if none does.
-
-    Where the table says how low a point's quality may really be, seen how few samples it was found on, that must hold.
-    """
-    enough = points[-1].quality - max_drop
-    promised = (point.quality if point.quality_low is None else point.quality_low for point in points)
-    return next(
-        (point for point, quality in zip(points, promised, strict=True) if quality >= enough), points[-1]
-    )
+    return Thresholds(cheapest_point(points, spec.max_drop / 100).thresholds)
 
 
 def _exit_costs(
