@@ -116,16 +116,27 @@ def optional(value: object, where: str, parse: Callable[[object, str], T]) -> T 
 
 def parse_json(data: bytes, where: str) -> Any:
     """JSON text in UTF-8 without NaN or Infinity; RecursionError and friends become BadInput."""
-
-    def refuse(constant: str) -> Any:
-        raise BadInput(f"{where} must be JSON, got the non-number {constant}")
-
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse)
+        return _JSON.decode(data.decode("utf-8"))
+    except _NotANumber as err:
+        raise BadInput(f"{where} must be JSON, got the non-number {err}") from err
     except (ValueError, RecursionError) as err:  # ValueError: also an integer of too many digits
         raise BadInput(
             f"{where} must be JSON: {type(err).__name__}: {' '.join(str(err).split())[:120]}"
         ) from err
+
+
+class _NotANumber(Exception):
+    pass
+
+
+def _refuse(constant: str) -> Any:
+    raise _NotANumber(constant)
+
+
+_JSON = json.JSONDecoder(
+    parse_constant=_refuse
+)  # made once: making one takes as long as reading a small message
 
 
 def canonical_json(value: object) -> bytes:

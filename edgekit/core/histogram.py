@@ -13,6 +13,9 @@ LOW_MS = 0.001  # upper edge of bucket 0
 PER_DECADE = 20  # a bucket is 12.2 % wide, so a percentile read from it is at most 6 % off
 HIGH_MS = 100_000.0  # upper edge of the last bucket, which also holds everything above
 BUCKETS = 8 * PER_DECADE + 1
+MAX_COUNT = 2**32  # of one interval: 2**31 of them still add up within 64 bits
+MAX_SUM_MS = 1e15
+_INT = {int}
 
 
 def bucket_of(value_ms: float) -> int:
@@ -86,17 +89,50 @@ class Histogram:
     @classmethod
     def parse(cls, value: object, where: str) -> Histogram:
         """Read from JSON. Raises BadInput."""
+        return quick(value) or cls._explain(value, where)
+
+    @classmethod
+    def _explain(cls, value: object, where: str) -> Histogram:
+        """Read it step by step, so that what is wrong can be said."""
         data = checks.table(value, where)
         counts: dict[int, int] = {}
 
         def pair(entry: object, at: str) -> None:
             bucket, count = checks.rows(entry, at, checks.integer) if _is_pair(entry) else (None, None)
-            if bucket is None or count is None or bucket >= BUCKETS or bucket in counts or count < 1:
+            if (
+                bucket is None
+                or count is None
+                or bucket >= BUCKETS
+                or bucket in counts
+                or not 1 <= count <= MAX_COUNT
+            ):
                 raise checks.wrong(at, f"[bucket 0-{BUCKETS - 1}, count], each bucket once", entry)
             counts[bucket] = count
 
         checks.rows(data.get("buckets"), f"{where}.buckets", pair)
-        return cls(counts, checks.number(data.get("sum_ms"), f"{where}.sum_ms", 0.0))
+        return cls(counts, checks.number(data.get("sum_ms"), f"{where}.sum_ms", 0.0, MAX_SUM_MS))
+
+
+def quick(value: object) -> Histogram | None:
+    """A good histogram, read at once; None where anything is unusual, which `Histogram.parse` then explains."""
+    if type(value) is not dict:
+        return None
+    pairs, total = value.get("buckets"), value.get("sum_ms")
+    if type(pairs) is not list or (type(total) is not float and type(total) is not int):
+        return None
+    if not 0.0 <= total <= MAX_SUM_MS:
+        return None
+    try:
+        counts: dict[int, int] = dict(pairs)
+    except (TypeError, ValueError):
+        return None
+    if counts:
+        times = counts.values()
+        if len(counts) != len(pairs) or {*map(type, counts), *map(type, times)} != _INT:
+            return None
+        if min(counts) < 0 or max(counts) >= BUCKETS or min(times) < 1 or max(times) > MAX_COUNT:
+            return None
+    return Histogram(counts, float(total))
 
 
 def _is_pair(entry: object) -> bool:

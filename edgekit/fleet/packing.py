@@ -9,17 +9,23 @@ from edgekit.core.histogram import BUCKETS
 
 def pack_counts(counts: Mapping[int, int]) -> bytes:
     """Counts by number, each above zero."""
-    data = bytearray()
+    data: list[int] = []
     last = -1
-    for bucket in sorted(counts):
-        for value in (bucket - last - 1, counts[bucket]):
-            rest = value
-            while rest >= 0x80:
-                data.append(rest & 0x7F | 0x80)
-                rest >>= 7
-            data.append(rest)
-        last = bucket
+    for number, count in sorted(counts.items()):
+        skipped, last = number - last - 1, number
+        if skipped < 0x80 and count < 0x80:  # nearly all are: a byte each
+            data += (skipped, count)
+        else:
+            _add_varint(data, skipped)
+            _add_varint(data, count)
     return bytes(data)
+
+
+def _add_varint(data: list[int], value: int) -> None:
+    while value >= 0x80:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
 
 
 def unpack_counts(data: bytes, limit: int = BUCKETS) -> dict[int, int]:
