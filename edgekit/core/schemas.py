@@ -368,6 +368,21 @@ OUTPUTS: Mapping[str, Schema] = {
     "fleet status": output(
         boards=table(enrolled=COUNT, online=COUNT), requests=COUNT, latency_ms=LATENCY, exit_counts=COUNTS
     ),
+    "fleet user list": output(users=rows(table(name=TEXT, role=TEXT, created=NUMBER))),
+    "fleet user add": output(name=TEXT, role=TEXT),
+    "fleet user remove": output(name=TEXT, removed=FLAG),
+    "fleet user role": output(name=TEXT, role=TEXT),
+    "fleet user password": output(name=TEXT),
+    "fleet token list": output(tokens=rows(table(name=TEXT, role=TEXT, created=NUMBER, expires=NUMBER))),
+    "fleet token add": output(name=TEXT, role=TEXT, expires=NUMBER, file=TEXT),
+    "fleet token remove": output(name=TEXT, removed=FLAG),
+    "fleet login-link": output(url=TEXT, expires=NUMBER),
+    "fleet audit": output(
+        lines=rows(
+            table(id=COUNT, at=NUMBER, who=TEXT, action=TEXT, subject=TEXT, detail={"type": "object"})
+        ),
+        next=COUNT_OR_NULL,
+    ),
     "fleet devices": {"anyOf": [output(devices=rows(DEVICE)), output(device=DEVICE)]},
     "fleet jobs": {"anyOf": [output(jobs=rows(JOB)), output(job=JOB)]},
 }

@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from edgekit.core import checks
-from edgekit.fleet import views
+from edgekit.fleet import audit, views
+from edgekit.fleet.access import Who
 from edgekit.fleet.context import Body, Context, Window
 from edgekit.fleet.enroll import board_files, enroll, new_certificate, revoke, write_broker_files
 
@@ -52,7 +53,7 @@ def add_board_routes(router: APIRouter, context: Context) -> None:
             }
 
     @router.post("/devices", status_code=201)
-    def enroll_device(new: NewDevice) -> dict[str, Any]:
+    def enroll_device(new: NewDevice, who: Who) -> dict[str, Any]:
         """Enroll a board; the answer holds its secrets, which are told this once."""
         name = checks.name(new.name, "name")
         profile = checks.optional(new.profile, "profile", checks.name)
@@ -67,6 +68,8 @@ def add_board_routes(router: APIRouter, context: Context) -> None:
                 credentials = enroll(
                     connection, name, profile, tags, now, again=new.again, certificate=certificate
                 )
+                told = {"profile": profile, "tags": tags, "again": new.again}
+                audit.note(connection, now, who, "board.enroll", f"board:{name}", told)
             reloaded = write_broker_files(config, store)
         return {
             "v": 1,
@@ -81,10 +84,12 @@ def add_board_routes(router: APIRouter, context: Context) -> None:
         }
 
     @router.post("/devices/{name}/revoke")
-    def revoke_device(name: str) -> dict[str, Any]:
+    def revoke_device(name: str, who: Who) -> dict[str, Any]:
         """Let a board's certificate, password and token count no more, at once."""
         with enrolling:
             with store.write() as connection:
-                since = revoke(connection, name, context.clock())
+                now = context.clock()
+                since = revoke(connection, name, now)
+                audit.note(connection, now, who, "board.revoke", f"board:{name}")
             reloaded = write_broker_files(config, store)
         return {"v": 1, "name": name, "revoked_at": since, "broker_reloaded": reloaded}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter
 from pydantic import Field
 
 from edgekit.core import checks
 from edgekit.core.errors import BadInput
 from edgekit.core.policy import PolicySpec
-from edgekit.fleet import jobs, views
+from edgekit.fleet import audit, jobs, views
+from edgekit.fleet.access import Who
 from edgekit.fleet.configure import Wanted, create_settings_job
 from edgekit.fleet.context import MAX_DAYS, Body, Context
 from edgekit.repo.metadata import entries, measure_of, read_current
@@ -71,7 +73,7 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/jobs", status_code=201)
-    def new_job(new: NewJob) -> dict[str, Any]:
+    def new_job(new: NewJob, who: Who) -> dict[str, Any]:
         """Ask boards to run a published target."""
         policy = checks.optional(new.policy, "policy", PolicySpec.parse)
         targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
@@ -79,11 +81,13 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
         order = jobs.Order(target, new.to, policy, new.interval_s, new.expires_s)
         with store.write() as connection:
             chosen = jobs.selected(jobs.known_devices(connection), new.to)
-            job_id = jobs.create_job(connection, order, chosen, context.clock())
+            now = context.clock()
+            job_id = jobs.create_job(connection, order, chosen, now)
+            _note(connection, now, who, job_id, "run", new.to, target=new.target, boards=len(chosen))
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/settings", status_code=201)
-    def new_settings(new: NewSettings) -> dict[str, Any]:
+    def new_settings(new: NewSettings, who: Who) -> dict[str, Any]:
         """Change boards' settings; what they run stays."""
         policy = checks.optional(new.policy, "policy", PolicySpec.parse)
         if not (new.config or new.reset or policy or new.interval_s):
@@ -96,11 +100,14 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
         revoked = revoked_labels(read_current(config.repository).targets.signed)
         with store.write() as connection:
             chosen = jobs.selected(jobs.known_devices(connection), new.to)
-            job_id = create_settings_job(connection, wanted, chosen, context.clock(), revoked)
+            now = context.clock()
+            job_id = create_settings_job(connection, wanted, chosen, now, revoked)
+            changed = {"config": sorted(new.config), "policy": new.policy, "reset": new.reset}
+            _note(connection, now, who, job_id, "configure", new.to, boards=len(chosen), **changed)
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/agents", status_code=201)
-    def new_update(new: NewUpdate) -> dict[str, Any]:
+    def new_update(new: NewUpdate, who: Who) -> dict[str, Any]:
         """Ask boards to put their agent into a published environment."""
         targets = [entry.target for entry in entries(read_current(config.repository).targets.signed).values()]
         target = jobs.find_target(targets, new.target, jobs.AGENT)
@@ -108,15 +115,24 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
             chosen = jobs.selected(jobs.known_devices(connection), new.to)
             now = context.clock()
             job_id = jobs.create_update(connection, target, new.to, chosen, new.expires_s, now)
+            _note(connection, now, who, job_id, "update-agent", new.to, target=new.target, boards=len(chosen))
             return {"v": 1, "job": views.job_detail(connection, job_id)}
 
     @router.post("/measure", status_code=201)
-    def new_measure(new: NewMeasure) -> dict[str, Any]:
+    def new_measure(new: NewMeasure, who: Who) -> dict[str, Any]:
         """Ask a board to time a published round of candidates, once."""
         current = measure_of(read_current(config.repository), config.repository)
         targets = [entry.target for entry in entries(current.signed).values()]
         target = jobs.find_target(targets, new.target, jobs.MEASURE)
         with store.write() as connection:
             (device,) = jobs.selected(jobs.known_devices(connection), f"name={target.name}")
-            job_id = jobs.create_measure(connection, target, device, new.expires_s, context.clock())
+            now = context.clock()
+            job_id = jobs.create_measure(connection, target, device, new.expires_s, now)
+            _note(connection, now, who, job_id, "measure", f"name={target.name}", target=new.target)
             return {"v": 1, "job": views.job_detail(connection, job_id)}
+
+
+def _note(
+    connection: sa.Connection, now: float, who: str, job_id: str, what: str, to: str, **detail: Any
+) -> None:
+    audit.note(connection, now, who, f"job.{what}", f"job:{job_id}", {"to": to[:1000], **detail})

@@ -16,6 +16,8 @@ from starlette.responses import Response
 from edgekit.core import checks
 from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import sync_folder
+from edgekit.fleet import audit
+from edgekit.fleet.access import Who
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.context import Context
 from edgekit.fleet.keeper import board_problems
@@ -46,10 +48,11 @@ def add_repository_routes(router: APIRouter, context: Context) -> None:
         return Response(measure_bytes(config.repository), media_type="application/json")
 
     @router.post("/repo/measure")
-    async def publish_rounds(request: Request) -> dict[str, Any]:
+    async def publish_rounds(request: Request, who: Who) -> dict[str, Any]:
         """Put signed measure metadata in force: it must be the next version, and its rounds uploaded."""
         data = await request.body()
         current = await run_in_threadpool(_publish, config, data, context.now(), publish_measure)
+        await run_in_threadpool(_note, context, who, "measure", current)
         return {"v": 1, **describe(current, context.now())}
 
     @router.put("/repo/bundles/{sha256}", status_code=201)
@@ -61,10 +64,11 @@ def add_repository_routes(router: APIRouter, context: Context) -> None:
         return {"v": 1, "sha256": sha256, "size": size}
 
     @router.post("/repo/targets")
-    async def publish_targets(request: Request) -> dict[str, Any]:
+    async def publish_targets(request: Request, who: Who) -> dict[str, Any]:
         """Put signed targets metadata in force: it must be the next version, and its bundles uploaded."""
         data = await request.body()
         current = await run_in_threadpool(_publish, config, data, context.now(), publish)
+        await run_in_threadpool(_note, context, who, "targets", current)
         return {"v": 1, **describe(current, context.now())}
 
 
@@ -87,6 +91,17 @@ def _publish(config: FleetConfig, data: bytes, now: datetime, into: _Publisher) 
             if entry.sha256 in uploads:
                 uploads[entry.sha256].unlink(missing_ok=True)
     return current
+
+
+def _note(context: Context, who: str, role: str, current: Current) -> None:
+    """After the fact: what is in force is so whether or not this can be written down."""
+    metadata = current.measure if role == "measure" else current.targets
+    if metadata is None:
+        return
+    names = sorted(entry.target.label for entry in entries(metadata.signed).values())
+    detail = {"version": metadata.signed.version, "targets": names[-100:]}
+    with context.store.write() as connection:
+        audit.note(connection, context.clock(), who, "repo.publish", f"repo:{role}", detail)
 
 
 async def _receive(request: Request, path: Path, sha256: str, most: int) -> int:

@@ -79,11 +79,12 @@ def test_a_visitor_logs_in_and_sees_the_fleet_a_board_and_its_charts(
     page.goto(site.server.url)
     assert page.url.endswith("/login")
     assert "pi5-a" not in page.content()
+    page.get_by_text("With the server's token").click()
     page.get_by_label("Token").fill("wrong")
-    page.get_by_role("button").click()
+    page.get_by_role("button", name="Open the fleet").click()
     page.get_by_text("That is not this server's token.").wait_for()
     page.get_by_label("Token").fill(site.server.token)
-    page.get_by_role("button").click()
+    page.get_by_role("button", name="Open the fleet").click()
     row = page.get_by_role("row").filter(has_text="pi5-a")
     row.wait_for()
     text = row.inner_text()
@@ -99,7 +100,7 @@ def test_a_visitor_logs_in_and_sees_the_fleet_a_board_and_its_charts(
 
 
 def test_figures_arrive_without_reloading(site: Site, page: playwright.Page) -> None:
-    page.goto(f"{site.server.url}/?token={site.server.token}")
+    page.goto(site.server.login_link())
     assert "token" not in page.url
     page.get_by_role("row").filter(has_text="pi5-a").wait_for()
     before = site.board.next_seq
@@ -117,7 +118,7 @@ def test_revoked_boards_and_jobs_of_settings_are_named(site: Site, page: playwri
     client.enroll("pi5-b", "raspberrypi5", [])
     job = client.configure("name=pi5-b", {"log.verbose": True})
     client.revoke("pi5-b")
-    page.goto(f"{site.server.url}/?token={site.server.token}")
+    page.goto(site.server.login_link())
     row = page.get_by_role("row").filter(has_text="pi5-b")
     row.get_by_text("revoked", exact=True).wait_for()
     page.goto(f"{site.server.url}/job/{job['job_id']}")

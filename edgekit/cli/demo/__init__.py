@@ -130,9 +130,9 @@ def _keep(demo: steps.Demo, address: str) -> None:
     for name in demo.agents:
         steps.rest(demo, name)
         steps.start_agent(demo, name)
-    token = (demo.folder / "server/api.token").read_text().strip()
+    link = steps.login_link(demo, address)
     sys.stderr.write(
-        f"The fleet's page: {address}/?token={token}  (Ctrl-C ends it)\n"
+        f"The fleet's page: {address}{link}  (opens once, within ten minutes; Ctrl-C ends it)\n"
         f"Your browser will say that it does not know who signed for it: {demo.folder}/server/ca.pem did.\n"
     )
     try:

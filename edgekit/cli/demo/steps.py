@@ -178,8 +178,18 @@ def start_server(demo: Demo) -> tuple[Client, str]:
         conf.write("log_dest stdout\n")
     start_broker(demo)
     address = (server / "address").read_text().strip()
+    return _client(demo, address), address
+
+
+def login_link(demo: Demo, address: str) -> str:
+    """The page's path that lets one browser in, once. Raises WorldFailed."""
+    return str(_client(demo, address).login_link()["path"])
+
+
+def _client(demo: Demo, address: str) -> Client:
+    server = demo.folder / "server"
     token = (server / "api.token").read_text().strip()
-    return Client(address, token, ca=server / "ca.pem"), address
+    return Client(address, token, ca=server / "ca.pem")
 
 
 def start_broker(demo: Demo) -> Process:

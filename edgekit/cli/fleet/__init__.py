@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import click
 
+from edgekit.cli.fleet.audit import audit
 from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
 from edgekit.cli.fleet.revoke import revoke
 from edgekit.cli.fleet.serve import serve
 from edgekit.cli.fleet.show import devices, jobs, status
 from edgekit.cli.fleet.stick import stick
+from edgekit.cli.fleet.token import token
+from edgekit.cli.fleet.user import login_link, user
 
 
 @click.group()
@@ -17,5 +20,5 @@ def command() -> None:
     """Serve and watch a fleet of boards."""
 
 
-for verb in (serve, enroll, revoke, status, devices, jobs, configure, stick):
+for verb in (serve, enroll, revoke, status, devices, jobs, configure, stick, user, token, login_link, audit):
     command.add_command(verb)
