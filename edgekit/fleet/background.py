@@ -13,14 +13,15 @@ from edgekit.fleet.alerts.task import LOOK_S, Alerts
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.retention import Forgetting
 from edgekit.fleet.rolling import AT_ONCE, roll_up
-from edgekit.fleet.standings import Standings
 from edgekit.fleet.rollouts.commands import published
 from edgekit.fleet.rollouts.conduct import step
+from edgekit.fleet.standings import Standings
 from edgekit.fleet.store import Store, open_store
 
 log = logging.getLogger("edgekit.fleet.background")
 
 _POLL_S = 0.2
+_BREATH_S = 0.12  # between steps: who waits for SQLite's lock looks every 0.1 s, and would rarely find it free
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def run_tasks(tasks: Sequence[Task], stop: threading.Event) -> None:
             if time.monotonic() >= due[task.name] and not stop.is_set():
                 more = _step(task)
                 due[task.name] = time.monotonic() + (0.0 if more else task.every_s)
-        stop.wait(min(_POLL_S, max(0.0, min(due.values()) - time.monotonic())))
+        stop.wait(min(_POLL_S, max(_BREATH_S, min(due.values()) - time.monotonic())))
 
 
 def _step(task: Task) -> bool:

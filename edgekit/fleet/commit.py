@@ -21,7 +21,7 @@ from edgekit.core.record import Record
 from edgekit.fleet import schema as db
 from edgekit.fleet.figures import COUNTS
 from edgekit.fleet.intake import MAX_EVENT_BYTES, UNREADABLE, Malformed, Received, Unreadable, stored_json
-from edgekit.fleet.names import BUNDLE, EXIT, MACHINE, POLICY, REASON, ids_of
+from edgekit.fleet.names import BUNDLE, EXIT, MACHINE, POLICY, REASON, ids_of, known_ids
 from edgekit.fleet.packing import pack_counts
 from edgekit.fleet.store import count, insert_new
 
@@ -187,7 +187,8 @@ def _set_state(connection: sa.Connection, device: int, message: Received) -> Non
     if message.kind == "info":
         values["says_profile"] = state.get("profile")
     else:
-        values["runs"] = state.get("bundle")
+        values |= {"runs": state.get("bundle"), "why": state.get("why")}
+        values["settings_refused"] = len(state.get("config_refused") or {})
     connection.execute(sa.update(db.devices).where(db.devices.c.id == device).values(values))
     if message.kind == "reported" and state.get("interval_s"):
         change = sa.update(db.presence).where(db.presence.c.device == device)
@@ -277,8 +278,13 @@ def _numbers(connection: sa.Connection, known: Sequence[Received], ids: Mapping[
             for kind, text in _names(record):
                 said.setdefault((ids[message.device], kind), set()).add(text)
     found: dict[tuple[str, str], int] = {}
-    for (device, kind), texts in sorted(said.items()):
-        found |= {(kind, text): number for text, number in ids_of(connection, kind, texts, device).items()}
+    for kind in sorted({kind for _, kind in said}):
+        texts = {text for (_, its_kind), own in said.items() if its_kind == kind for text in own}
+        found |= {(kind, text): number for text, number in known_ids(connection, kind, texts).items()}
+    for (device, kind), texts in sorted(said.items()):  # what is new is drawn board by board: each has its bound
+        new = {text for text in texts if (kind, text) not in found}
+        if new:
+            found |= {(kind, text): n for text, n in ids_of(connection, kind, new, device).items()}
     return found
 
 

@@ -20,7 +20,7 @@ def ids_of(
     connection: sa.Connection, kind: str, texts: Collection[str], device: int | None = None
 ) -> dict[str, int]:
     """Text -> number, drawn now where it is new. device: who says it; beyond its bound a new text becomes OTHER."""
-    found = _known(connection, kind, texts)
+    found = known_ids(connection, kind, texts)
     missing = [text for text in texts if text not in found]
     if not missing:
         return found
@@ -36,7 +36,7 @@ def ids_of(
         {"kind": kind, "text": text, "device": None if text == OTHER else device} for text in sorted(wanted)
     ]
     insert_new(connection, db.names, rows)
-    found |= _known(connection, kind, wanted)
+    found |= known_ids(connection, kind, wanted)
     return found | dict.fromkeys(beyond, found.get(OTHER, NONE))
 
 
@@ -55,7 +55,7 @@ def texts_of(connection: sa.Connection, ids: Iterable[int | None]) -> dict[int, 
 
 def id_of(connection: sa.Connection, kind: str, text: str) -> int | None:
     """The number of a text, None where nobody ever said it."""
-    return _known(connection, kind, [text]).get(text)
+    return known_ids(connection, kind, [text]).get(text)
 
 
 def all_of(connection: sa.Connection, kind: str) -> Mapping[int, str]:
@@ -65,7 +65,8 @@ def all_of(connection: sa.Connection, kind: str) -> Mapping[int, str]:
     return {row.id: row.text for row in connection.execute(query)}
 
 
-def _known(connection: sa.Connection, kind: str, texts: Collection[str]) -> dict[str, int]:
+def known_ids(connection: sa.Connection, kind: str, texts: Collection[str]) -> dict[str, int]:
+    """Text -> number, of those that have one."""
     table = db.names
     found: dict[str, int] = {}
     wanted = sorted(set(texts))
