@@ -244,10 +244,14 @@ def _quick(value: object) -> Record | None:
         float(interval),
         bundle,
         policy,
-        *counts[:5],
+        counts[0],
+        counts[1],
+        counts[2],
+        counts[3],
+        counts[4],
         exits,
         latency,
-        Figure(None if energy is None else float(energy), "mJ", provenance, None, on),
+        Figure(None if energy is None else float(energy), "mJ", provenance, None, on),  # type: ignore[arg-type]  # one of PROVENANCES
         why,
         updates,
         None if idle is None else float(idle),
@@ -256,7 +260,10 @@ def _quick(value: object) -> Record | None:
         throttled,
         under_voltage,
         None if memory is None else float(memory),
-        *counts[5:],
+        counts[5],
+        counts[6],
+        counts[7],
+        counts[8],
     )
 
 
