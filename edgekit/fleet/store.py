@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +21,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
 
 from edgekit.core.errors import BadInput, MissingExtra, WorldFailed, one_line
-from edgekit.fleet.schema import counters, facts, metadata
+from edgekit.fleet.migrations import is_current, migrate
+from edgekit.fleet.schema import counters, facts, records
 
-SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 15_000
 CONNECT_TIMEOUT_S = 5
+WAL_BYTES = 64 * 2**20  # SQLite's log is cut to this when all of it is in the database
+_NO_VACUUM = 0
+_RECORDS_LOCK = 0x6564_6765_0002  # of PostgreSQL's advisory locks
 _OPTIONS: Mapping[
     str, Mapping[str, Any]
 ] = {  # of create_engine; a database that was started again is met again
@@ -62,9 +66,9 @@ class Store:
     def write(self) -> Iterator[sa.Connection]:
         """One transaction; committed on leaving, on the disk then.
 
-        On SQLite it holds the writer's lock from its start. On PostgreSQL others write at the same time: who reads a row
-        to write it locks it (`with_for_update`, which says nothing on SQLite). Raises WorldFailed where the database
-        fails; then nothing of it is stored.
+        On SQLite it holds the writer's lock from its start. On PostgreSQL others write at the same time: who reads a
+        row to write it locks it (`with_for_update`, which says nothing on SQLite). Raises WorldFailed where the
+        database fails; then nothing of it is stored.
         """
         with _translated(), self._writer.begin() as connection:
             yield connection
@@ -83,16 +87,12 @@ def open_store(url: str) -> Store:
     """Open the database, bringing its tables up to date. Raises BadInput (newer schema), MissingExtra, WorldFailed."""
     store = Store(_engine(url))
     try:
-        with store.write() as connection:
-            metadata.create_all(connection)
-            version = get_fact(connection, "schema")
-            if version is not None and version > SCHEMA_VERSION:
-                raise BadInput(
-                    f"{store.shown_url}: has schema {version}, newer than this edgekit reads ({SCHEMA_VERSION}): update"
-                )
-            if version != SCHEMA_VERSION:
-                _add_missing_columns(connection)
-                put_fact(connection, "schema", SCHEMA_VERSION)
+        with store.read() as connection:
+            current = is_current(connection)
+        if not current:
+            with store.write() as connection:
+                migrate(connection, store.shown_url)
+            _make_shrinkable(store)
     except BaseException:
         store.close()
         raise
@@ -126,15 +126,20 @@ def _make_private(path: Path) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _add_missing_columns(connection: sa.Connection) -> None:
-    """Bring older tables up to the schema: what came later is nullable."""
-    known = sa.inspect(connection)
-    for table in metadata.sorted_tables:
-        there = {column["name"] for column in known.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                kind = column.type.compile(connection.dialect)
-                connection.exec_driver_sql(f'ALTER TABLE {table.name} ADD COLUMN "{column.name}" {kind}')
+def _make_shrinkable(store: Store) -> None:
+    """Have SQLite's file give back what is deleted: one that was made without that is written anew, once."""
+    if store.engine.dialect.name != "sqlite":
+        return
+    with _translated(), store.engine.connect() as connection:
+        if connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() != _NO_VACUUM:
+            return
+        connection.rollback()
+        driver: Any = connection.connection.driver_connection
+        with contextlib.suppress(
+            sqlite3.OperationalError
+        ):  # somebody reads it, or there is no room: it stays
+            driver.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            driver.execute("VACUUM")
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -142,6 +147,34 @@ def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappin
     if rows:
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
         connection.execute(dialect.insert(table).on_conflict_do_nothing(), list(rows))
+
+
+def put_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, each in place of the one with its primary key. All have the same columns, the key among them."""
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insert = dialect.insert(table)
+    key = [column.name for column in table.primary_key]
+    values = {name: insert.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=values), list(rows))
+
+
+def share_records(connection: sa.Connection) -> None:
+    """Say that this transaction inserts records: the roll-up waits for its end before it reads the highest number.
+
+    Numbers become visible out of order on PostgreSQL: who drew 10 may commit after who drew 11.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_RECORDS_LOCK)))
+
+
+def records_up_to(store: Store) -> int | None:
+    """The highest record's number; nobody still inserts one at or below it. None where there is no record."""
+    with store.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_RECORDS_LOCK)))
+        return connection.scalar(sa.select(sa.func.max(records.c.id)))
 
 
 def get_fact(connection: sa.Connection, key: str) -> Any:
@@ -152,8 +185,7 @@ def get_fact(connection: sa.Connection, key: str) -> Any:
 
 def put_fact(connection: sa.Connection, key: str, value: Any) -> None:
     """Keep a small value."""
-    connection.execute(sa.delete(facts).where(facts.c.key == key))
-    connection.execute(sa.insert(facts).values(key=key, value=json.dumps(value)))
+    put_rows(connection, facts, [{"key": key, "value": json.dumps(value)}])
 
 
 def count(connection: sa.Connection, key: str, by: int = 1) -> None:
@@ -166,7 +198,9 @@ def _on_connect(connection: Any, _record: object) -> None:
     # The driver's own transaction handling is off: _on_begin says when one starts, and of which kind.
     connection.isolation_level = None
     for pragma in (
+        "auto_vacuum=INCREMENTAL",  # counts where there is no table yet
         "journal_mode=WAL",
+        f"journal_size_limit={WAL_BYTES}",
         "synchronous=FULL",
         "foreign_keys=ON",
         f"busy_timeout={BUSY_TIMEOUT_MS}",
