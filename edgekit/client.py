@@ -20,6 +20,7 @@ PREFIX = "/api/v1"
 TIMEOUT_S = 30.0
 _MAX_ANSWER = 64 * 2**20
 _SHOWN = 300
+_PAGE = 200  # rows in one answer
 _CHUNK = 1 << 16
 
 
@@ -48,9 +49,32 @@ class Client:
         """The whole fleet in one object."""
         return self._json("GET", "/status", query={"window_s": window_s})
 
-    def devices(self, window_s: float | None = None) -> list[dict[str, Any]]:
-        """One row per board, by name."""
-        return _list(self._json("GET", "/devices", query={"window_s": window_s}), "devices")
+    def devices(
+        self, window_s: float | None = None, most: int | None = None, **filters: Any
+    ) -> list[dict[str, Any]]:
+        """One row per board, by name: all of them, in as many requests as it takes, or the first `most`.
+
+        filters: search, profile, bundle, state, tag, sort, descending, as GET /api/v1/devices takes them.
+        """
+        return self._paged("/devices", "devices", {"window_s": window_s, **filters}, most)
+
+    def device_count(self, **filters: Any) -> int:
+        """How many boards the filters mean."""
+        return int(self._json("GET", "/devices", query={"limit": 1, **filters})["total"])
+
+    def events(self, most: int = 100, **filters: Any) -> list[dict[str, Any]]:
+        """The newest events of all boards, newest first. filters: kind, device, since, before."""
+        return self._paged("/events", "events", filters, most)
+
+    def bundles(self, window_s: float | None = None) -> list[dict[str, Any]]:
+        """Every bundle version that boards run or ran within the window."""
+        return _list(self._json("GET", "/bundles", query={"window_s": window_s}), "bundles")
+
+    def bundle(self, name: str, window_s: float | None = None) -> dict[str, Any]:
+        """A bundle's versions by profile and over time, and boards before and after they changed version."""
+        return _table(
+            self._json("GET", f"/bundles/{quote(name, '')}", query={"window_s": window_s}), "bundle"
+        )
 
     def device(self, name: str, window_s: float | None = None) -> dict[str, Any]:
         """A board with its figures over time, events and jobs."""
@@ -78,13 +102,14 @@ class Client:
         """Let a board's certificate, password and token count no more; its history stays."""
         return self._json("POST", f"/devices/{quote(name, '')}/revoke", {})
 
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self, most: int = 100) -> list[dict[str, Any]]:
         """The newest jobs first."""
-        return _list(self._json("GET", "/jobs"), "jobs")
+        return self._paged("/jobs", "jobs", {}, most)
 
-    def job(self, job_id: str) -> dict[str, Any]:
-        """A job; `devices` maps each board to its state."""
-        return _table(self._json("GET", f"/jobs/{quote(job_id, '')}"), "job")
+    def job(self, job_id: str, **filters: Any) -> dict[str, Any]:
+        """A job; `devices` maps each board to its state. filters: state, search."""
+        where = f"/jobs/{quote(job_id, '')}"
+        return self._whole(_table(self._json("GET", where, query=filters), "job"), **filters)
 
     def create_job(
         self,
@@ -100,7 +125,7 @@ class Client:
             body["policy"] = policy.to_json()
         if expires_s is not None:
             body["expires_s"] = expires_s
-        return _table(self._json("POST", "/jobs", body), "job")
+        return self._whole(_table(self._json("POST", "/jobs", body), "job"))
 
     def configure(
         self,
@@ -115,24 +140,24 @@ class Client:
         body: dict[str, Any] = {"to": to, "config": dict(config), "interval_s": interval_s, "reset": reset}
         if policy is not None:
             body["policy"] = policy.to_json()
-        return _table(self._json("POST", "/settings", body), "job")
+        return self._whole(_table(self._json("POST", "/settings", body), "job"))
 
     def update_agents(self, target: str, to: str, expires_s: float | None = None) -> dict[str, Any]:
         """Ask the boards that `to` selects to put their agent into a published environment; the job."""
         body: dict[str, Any] = {"target": target, "to": to}
         if expires_s is not None:
             body["expires_s"] = expires_s
-        return _table(self._json("POST", "/agents", body), "job")
+        return self._whole(_table(self._json("POST", "/agents", body), "job"))
 
     def measure(self, target: str, expires_s: float | None = None) -> dict[str, Any]:
         """Ask the board that a published round is called after to time it; the job. Raises Conflict: it is busy."""
         body: dict[str, Any] = {"target": target}
         if expires_s is not None:
             body["expires_s"] = expires_s
-        return _table(self._json("POST", "/measure", body), "job")
+        return self._whole(_table(self._json("POST", "/measure", body), "job"))
 
     def start_rollout(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin a rollout; how it stands. plan: as docs/rollouts.md has it. Raises Conflict: its boards are in another."""
+        """Begin a rollout (plan: docs/rollouts.md); how it stands. Raises Conflict: its boards are in another."""
         return _table(self._json("POST", "/rollouts", plan), "rollout")
 
     def preview_rollout(self, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +173,7 @@ class Client:
         return _table(self._json("GET", f"/rollouts/{quote(rollout_id, '')}"), "rollout")
 
     def change_rollout(self, rollout_id: str, action: str, *, accept: bool = False) -> dict[str, Any]:
-        """action: pause, resume (accept: whatever the gate said), abort, rollback. Raises Conflict: not possible now."""
+        """action: pause, resume (accept: whatever the gate said), abort, rollback. Raises Conflict: not now."""
         body = {"accept": accept} if action == "resume" else {}
         return _table(
             self._json("POST", f"/rollouts/{quote(rollout_id, '')}/{quote(action, '')}", body), "rollout"
@@ -278,6 +303,30 @@ class Client:
     def profile_figures(self, profile: str, window_s: float | None = None) -> dict[str, Any]:
         """What boards of a profile measured: `rows` by board, bundle and hour, `bundles` with their work."""
         return self._json("GET", f"/profiles/{quote(profile, '')}/figures", query={"window_s": window_s})
+
+    def _whole(self, job: dict[str, Any], **filters: Any) -> dict[str, Any]:
+        """A job with the boards that did not fit into its first page."""
+        boards = dict(_table(job, "devices"))
+        while len(boards) < job.get("total", 0):
+            query = {**filters, "offset": len(boards)}
+            where = f"/jobs/{quote(str(job['job_id']), '')}"
+            more = _table(_table(self._json("GET", where, query=query), "job"), "devices")
+            if not more.keys() - boards.keys():
+                break
+            boards |= more
+        return {**job, "devices": boards}
+
+    def _paged(self, path: str, key: str, query: Mapping[str, Any], most: int | None) -> list[dict[str, Any]]:
+        """The rows of all pages, or the first `most`."""
+        rows: list[dict[str, Any]] = []
+        while most is None or len(rows) < most:
+            limit = _PAGE if most is None else min(_PAGE, most - len(rows))
+            answer = self._json("GET", path, query={**query, "offset": len(rows), "limit": limit})
+            found = _list(answer, key)
+            rows += found
+            if not found or len(rows) >= answer.get("total", 0):
+                break
+        return rows
 
     def _json(
         self,

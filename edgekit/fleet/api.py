@@ -18,6 +18,7 @@ from edgekit.fleet.board import board_router
 from edgekit.fleet.context import PREFIX, Context
 from edgekit.fleet.guard import Guard
 from edgekit.fleet.repository import repository_router
+from edgekit.fleet.rollouts.api import add_rollout_routes
 from edgekit.fleet.stick import stick_router
 
 __all__ = ["Context", "api_router", "make_app"]
@@ -52,6 +53,7 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
         add_repository_routes,
         add_account_routes,
         add_alert_routes,
+        add_rollout_routes,
     ):
         add(router, context)
 

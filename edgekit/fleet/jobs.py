@@ -60,12 +60,14 @@ def matches(device: Device, selector: Selector) -> bool:
     return selector.matches(name=device.name, profile=device.profile, tags=device.tags, bundle=device.bundle)
 
 
-def known_devices(connection: sa.Connection) -> list[Device]:
-    """Every enrolled board, by name; none that is revoked: it would hear nothing."""
+def known_devices(connection: sa.Connection, ids: Sequence[int] | None = None) -> list[Device]:
+    """Every enrolled board, or those of `ids`, by name; none that is revoked: it would hear nothing."""
     table = db.devices
     names = ("id", "name", "profile", "says_profile", "tags", "runs", "reported")
     columns = [table.c[name] for name in names]
     query = sa.select(*columns).where(table.c.revoked_at.is_(None)).order_by(table.c.name)
+    if ids is not None:
+        query = query.where(table.c.id.in_(ids))
     return [_device(row) for row in connection.execute(query)]
 
 
