@@ -12,6 +12,7 @@ from rich.text import Text
 
 from edgekit.cli.options import check_targets
 from edgekit.cli.output import console, percent, print_json, progress
+from edgekit.cli.profile_refine import refine
 from edgekit.core.checks import NAME
 from edgekit.core.errors import BadInput
 from edgekit.core.figure import Figure
@@ -174,6 +175,9 @@ def measure(
         console.print(
             f"{made.left_out} networks were left out after {limit_s:g} s", markup=False, soft_wrap=True
         )
+
+
+command.add_command(refine)
 
 
 @contextlib.contextmanager

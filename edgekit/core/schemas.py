@@ -96,6 +96,19 @@ DEVICE = table(
     energy_mj=ENERGY,
 )
 
+ALERT = table(
+    id=COUNT,
+    rule=TEXT,
+    kind=TEXT,
+    severity=TEXT,
+    subject=TEXT,
+    state=TEXT,
+    value=NUMBER,
+    text=TEXT,
+    since=NUMBER,
+)
+SILENCE = table(id=COUNT, rule=TEXT_OR_NULL, selector=TEXT, until=NUMBER, by=TEXT, why=TEXT)
+
 EXIT_SHARES = rows({"type": "number", "minimum": 0, "maximum": 1})
 CURVES: Schema = table(
     metric={"enum": list(METRICS)},
@@ -300,6 +313,18 @@ OUTPUTS: Mapping[str, Schema] = {
         fit_error=table(median=NUMBER, worst=NUMBER),
         seconds=NUMBER,
     ),
+    "profile refine": output(
+        file=TEXT,
+        name=TEXT,
+        groups=rows(table(group=TEXT, factor=NUMBER)),
+        untouched=rows(TEXT),
+        requests=COUNT,
+        boards=COUNT,
+        bundles=COUNT,
+        simulated=COUNT,
+        held_out={"enum": ["bundle", "board"]},
+        error=BEFORE_AFTER,
+    ),
     "native": output(
         abi=COUNT,
         cpu_features=rows(TEXT),
@@ -384,5 +409,14 @@ OUTPUTS: Mapping[str, Schema] = {
         next=COUNT_OR_NULL,
     ),
     "fleet devices": {"anyOf": [output(devices=rows(DEVICE)), output(device=DEVICE)]},
+    "fleet alerts list": output(
+        total=COUNT, counts=COUNTS, alerts=rows(ALERT), rules=rows(table(name=TEXT)), silences=rows(SILENCE)
+    ),
+    "fleet alerts check": output(
+        file=TEXT_OR_NULL, rules=rows(table(name=TEXT, kind=TEXT, severity=TEXT)), receivers=COUNT
+    ),
+    "fleet alerts silence": output(silence=SILENCE),
+    "fleet alerts unsilence": output(id=COUNT),
+    "fleet alerts test": output(batch=TEXT, messages=rows(table(to=TEXT, sent=NUMBER, why=TEXT_OR_NULL))),
     "fleet jobs": {"anyOf": [output(jobs=rows(JOB)), output(job=JOB)]},
 }

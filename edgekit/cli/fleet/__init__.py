@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgekit.cli.fleet.alerts import alerts
 from edgekit.cli.fleet.audit import audit
 from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
@@ -20,5 +21,19 @@ def command() -> None:
     """Serve and watch a fleet of boards."""
 
 
-for verb in (serve, enroll, revoke, status, devices, jobs, configure, stick, user, token, login_link, audit):
+for verb in (
+    serve,
+    enroll,
+    revoke,
+    status,
+    devices,
+    jobs,
+    configure,
+    stick,
+    user,
+    token,
+    login_link,
+    audit,
+    alerts,
+):
     command.add_command(verb)
