@@ -40,15 +40,14 @@ class Size:
 SMALL = Size(boards=230, hours=30, minute_boards=10, minutes=90, records=60, events=300, jobs=5)
 
 
-def fill(store: Store, now: float, size: Size = Size(), seed: int = 1) -> None:  # noqa: B008  (frozen)
+def fill(store: Store, now: float, size: Size = Size(), seed: int = 1) -> None:
     """Write it all. Boards are called b00000 and so on; the newest hour is the one that `now` lies in."""
     draw = random.Random(seed)
     with store.write() as connection:
         names = _names(connection, size)
         _write(connection, db.devices, _devices(size, now))
         _write(connection, db.presence, _presence(size, names, now))
-        _write(connection, db.boots, ({"id": b, "device": b, "boot_id": f"boot-{b}", "started": now - 6e5,
-                                       "floor": 1, "upto": 0, "last": 0, "forgotten": 0} for b in _boards(size)))  # fmt: skip
+        _write(connection, db.boots, _boots(size, now))
         _write(connection, db.desired, _desired(size, now))
         _write(connection, db.standings, _standings(size, now, draw))
     hour = int(now // 3600) * 3600
@@ -162,6 +161,19 @@ def _presence(size: Size, names: dict[str, int], now: float) -> Iterator[dict[st
         }
 
 
+def _boots(size: Size, now: float) -> Iterator[dict[str, Any]]:
+    zero = dict.fromkeys(("upto", "last", "forgotten"), 0)
+    for board in _boards(size):
+        yield {
+            "id": board,
+            "device": board,
+            "boot_id": f"boot-{board}",
+            "started": now - 6e5,
+            "floor": 1,
+            **zero,
+        }
+
+
 def _desired(size: Size, now: float) -> Iterator[dict[str, Any]]:
     for board in _boards(size):
         target = in_force(size, board) if board % 25 else "toy/9"
@@ -173,7 +185,7 @@ def _standings(size: Size, now: float, draw: random.Random) -> Iterator[dict[str
     for board in _boards(size):
         p50 = 1 + 10 * draw.random()
         yield {"device": board, "computed": now - 60, "requests": 86_400 - board, "errors": board % 3,
-               "deadline_missed": board % 7, "p50": p50, "p95": 2 * p50, "p99": 3 * p50, "accuracy": None,
+               "deadline_missed": board % 7, "p50": p50, "p95": 2 * p50, "p99": 3 * p50, "accuracy": 0.5 + board / 1e5,
                "energy_mj": None if board % 5 else 4.0}  # fmt: skip
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field
+from starlette.responses import JSONResponse, Response
 
 from edgekit.core import checks
 from edgekit.fleet import audit, views
 from edgekit.fleet.access import Who
-from edgekit.fleet.context import Body, Context, Window
+from edgekit.fleet.board_views import SORTS, STATES
+from edgekit.fleet.context import Body, Context, Filter, Limit, Offset, Window
 from edgekit.fleet.enroll import board_files, enroll, new_certificate, revoke, write_broker_files
+from edgekit.fleet.job_views import device_job_page
 
 _MAX_TAGS = 32
 
@@ -36,11 +39,55 @@ def add_board_routes(router: APIRouter, context: Context) -> None:
     enrolling = threading.Lock()
 
     @router.get("/devices")
-    def list_devices(window_s: Window = views.DEFAULT_WINDOW_S) -> dict[str, Any]:
-        """One row per board."""
+    def list_devices(
+        window_s: Window = views.DEFAULT_WINDOW_S,
+        offset: Offset = 0,
+        limit: Limit = 50,
+        search: Annotated[str, Query(max_length=64, description="part of a name")] = "",
+        profile: Filter = None,
+        bundle: Annotated[str | None, Query(max_length=256, description="NAME/VERSION, or NAME")] = None,
+        state: Annotated[str | None, Query(description=", ".join(STATES))] = None,
+        tag: Filter = None,
+        sort: Annotated[str, Query(description=", ".join(SORTS))] = "name",
+        descending: bool = False,
+    ) -> Response:
+        """Some of the boards, one row each, and how many there are in `total`. Figures sorted by are of 24 hours."""
         with store.read() as connection:
-            rows = views.device_rows(connection, context.clock(), window_s)
-        return {"v": 1, "window_s": window_s, "devices": rows}
+            found = views.device_page(
+                connection,
+                context.clock(),
+                window_s=window_s,
+                search=search,
+                profile=profile,
+                bundle=bundle,
+                state=state,
+                tag=tag,
+                sort=sort,
+                descending=descending,
+                offset=offset,
+                limit=limit,
+            )
+        return JSONResponse({"v": 1, "window_s": window_s, "offset": offset, **found})
+
+    @router.get("/devices/{name}/events")
+    def device_events(name: str, offset: Offset = 0, limit: Limit = 50) -> Response:
+        """A board's events, newest first."""
+        with store.read() as connection:
+            return JSONResponse(
+                {
+                    "v": 1,
+                    "offset": offset,
+                    **views.event_page(connection, device=name, offset=offset, limit=limit),
+                }
+            )
+
+    @router.get("/devices/{name}/jobs")
+    def device_jobs(name: str, offset: Offset = 0, limit: Limit = 50) -> Response:
+        """A board's jobs, newest first."""
+        with store.read() as connection:
+            return JSONResponse(
+                {"v": 1, "offset": offset, **device_job_page(connection, name, offset=offset, limit=limit)}
+            )
 
     @router.get("/devices/{name}")
     def one_device(name: str, window_s: Window = views.DEFAULT_WINDOW_S) -> dict[str, Any]:

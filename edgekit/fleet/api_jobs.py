@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field
+from starlette.responses import JSONResponse, Response
 
 from edgekit.core import checks
 from edgekit.core.errors import BadInput
@@ -15,7 +16,8 @@ from edgekit.core.policy import PolicySpec
 from edgekit.fleet import audit, jobs, views
 from edgekit.fleet.access import Who
 from edgekit.fleet.configure import Wanted, create_settings_job
-from edgekit.fleet.context import MAX_DAYS, Body, Context
+from edgekit.fleet.context import MAX_DAYS, Body, Context, Limit, Offset
+from edgekit.fleet.job_views import BOARD_STATES, job_with_page
 from edgekit.repo.metadata import entries, measure_of, read_current
 from edgekit.repo.revoke import revoked_labels
 
@@ -61,16 +63,25 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
     config, store = context.config, context.store
 
     @router.get("/jobs")
-    def list_jobs() -> dict[str, Any]:
-        """The newest jobs first."""
+    def list_jobs(offset: Offset = 0, limit: Limit = 100) -> Response:
+        """The newest jobs first, with how many boards are in which state."""
         with store.read() as connection:
-            return {"v": 1, "jobs": views.job_rows(connection)}
+            return JSONResponse(
+                {"v": 1, "offset": offset, **views.job_page(connection, offset=offset, limit=limit)}
+            )
 
     @router.get("/jobs/{job_id}")
-    def one_job(job_id: str) -> dict[str, Any]:
-        """A job and its state on each board."""
+    def one_job(
+        job_id: str,
+        offset: Offset = 0,
+        limit: Limit = 200,
+        state: Annotated[str | None, Query(description=", ".join(BOARD_STATES))] = None,
+        search: Annotated[str, Query(max_length=64, description="part of a board's name")] = "",
+    ) -> Response:
+        """A job and its state on some of its boards, by name; `total` says how many these are."""
         with store.read() as connection:
-            return {"v": 1, "job": views.job_detail(connection, job_id)}
+            job = job_with_page(connection, job_id, state=state, search=search, offset=offset, limit=limit)
+        return JSONResponse({"v": 1, "job": job})
 
     @router.post("/jobs", status_code=201)
     def new_job(new: NewJob, who: Who) -> dict[str, Any]:
@@ -84,7 +95,7 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
             now = context.clock()
             job_id = jobs.create_job(connection, order, chosen, now)
             _note(connection, now, who, job_id, "run", new.to, target=new.target, boards=len(chosen))
-            return {"v": 1, "job": views.job_detail(connection, job_id)}
+            return {"v": 1, "job": job_with_page(connection, job_id)}
 
     @router.post("/settings", status_code=201)
     def new_settings(new: NewSettings, who: Who) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
             job_id = create_settings_job(connection, wanted, chosen, now, revoked)
             changed = {"config": sorted(new.config), "policy": new.policy, "reset": new.reset}
             _note(connection, now, who, job_id, "configure", new.to, boards=len(chosen), **changed)
-            return {"v": 1, "job": views.job_detail(connection, job_id)}
+            return {"v": 1, "job": job_with_page(connection, job_id)}
 
     @router.post("/agents", status_code=201)
     def new_update(new: NewUpdate, who: Who) -> dict[str, Any]:
@@ -116,7 +127,7 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
             now = context.clock()
             job_id = jobs.create_update(connection, target, new.to, chosen, new.expires_s, now)
             _note(connection, now, who, job_id, "update-agent", new.to, target=new.target, boards=len(chosen))
-            return {"v": 1, "job": views.job_detail(connection, job_id)}
+            return {"v": 1, "job": job_with_page(connection, job_id)}
 
     @router.post("/measure", status_code=201)
     def new_measure(new: NewMeasure, who: Who) -> dict[str, Any]:
@@ -129,7 +140,7 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
             now = context.clock()
             job_id = jobs.create_measure(connection, target, device, new.expires_s, now)
             _note(connection, now, who, job_id, "measure", f"name={target.name}", target=new.target)
-            return {"v": 1, "job": views.job_detail(connection, job_id)}
+            return {"v": 1, "job": job_with_page(connection, job_id)}
 
 
 def _note(

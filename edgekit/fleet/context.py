@@ -44,3 +44,8 @@ class Body(BaseModel):
 Window = Annotated[
     float, Query(gt=0, le=MAX_DAYS * 86400, allow_inf_nan=False, description="seconds to look back")
 ]
+
+MOST_AT_ONCE = 200
+Offset = Annotated[int, Query(ge=0, le=2**31, description="how many to leave out before the first")]
+Limit = Annotated[int, Query(ge=1, le=MOST_AT_ONCE, description="at most so many")]
+Filter = Annotated[str | None, Query(max_length=64)]

@@ -294,11 +294,8 @@ def test_a_job_is_made_for_a_published_target_alone(
 def test_the_status_speaks_of_fleet_ingest_and_repository(context: Context, web: TestClient) -> None:
     enroll(web)
     found = web.get(f"{V1}/status").json()
-    assert (found["v"], found["fleet"], found["boards"]) == (
-        1,
-        "demo",
-        {"enrolled": 1, "revoked": 0, "online": 0},
-    )
+    assert (found["v"], found["fleet"]) == (1, "demo")
+    assert {"enrolled": 1, "revoked": 0, "online": 0}.items() <= found["boards"].items()
     assert found["ingest"] is None
     assert found["repository"]["problems"] == []
     assert found["energy_mj"]["mean"] is None
@@ -307,17 +304,17 @@ def test_the_status_speaks_of_fleet_ingest_and_repository(context: Context, web:
 def test_a_broken_database_is_the_worlds_fault_and_one_line(
     web: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise sa.exc.OperationalError("select", {}, OSError("disk I/O error"))
 
-    monkeypatch.setattr(views, "job_rows", broken)
+    monkeypatch.setattr(views, "job_page", broken)
     assert error(web.get(f"{V1}/jobs"), 503) == "database: disk I/O error"
 
 
 def test_a_defect_of_ours_is_said_without_its_details(
     web: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "job_rows", lambda connection: 1 / 0)
+    monkeypatch.setattr(views, "job_page", lambda connection, **_: 1 / 0)
     assert error(web.get(f"{V1}/jobs"), 500) == "the server has a defect; its log says more"
 
 
