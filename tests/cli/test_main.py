@@ -39,6 +39,7 @@ def test_every_verb_has_a_file_and_every_file_is_a_verb() -> None:
         "overlay",
         "remote_bench",
         "repo_keys",
+        "profile_refine",
         "screen",
         "server",
         "session",

@@ -44,6 +44,13 @@ repository = "repository"    # made by: edgekit repo init
 # pid_file = "server/broker/mosquitto.pid"      # Mosquitto's; gets a SIGHUP after each enrolment
 # public_host = "127.0.0.1"                     # what boards are told
 # public_port = 8883
+[limits]                     # of each board; what is above is dropped and counted
+# records_per_hour = 7200
+# records_burst = 100000     # at once, after a silence
+# events_per_hour = 600
+# events_burst = 10000
+# boots_per_day = 1000
+# names_per_board = 64       # new bundles, policies, exits, ...: of each kind
 """
 _HELP = (
     """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
