@@ -16,6 +16,7 @@ from rich.text import Text
 
 from edgekit.cli.options import bundle_argument, json_option, policy_options
 from edgekit.cli.output import console, counted, print_json
+from edgekit.cli.rollout_shown import begin
 from edgekit.cli.screen import Console
 from edgekit.cli.server import client_of, server_options
 from edgekit.client import Client, Conflict
@@ -23,7 +24,7 @@ from edgekit.core import jobs
 from edgekit.core.bundle import Bundle
 from edgekit.core.environment import EnvironmentFile
 from edgekit.core.errors import BadInput, WorldFailed, one_line
-from edgekit.core.policy import policy_from_options
+from edgekit.core.policy import PolicySpec, policy_from_options
 from edgekit.core.selector import parse_selector
 
 SOME_FAILED = 1
@@ -49,6 +50,11 @@ _COLORS = {jobs.DONE: "green", "failed": "red", "refused": "red", "expired": "re
 )
 @policy_options
 @click.option(
+    "--canary",
+    metavar="PERCENT",
+    help="In waves: first this share of the boards (of each profile), rolled back where it does harm.",
+)
+@click.option(
     "--wait",
     "wait_s",
     type=click.FloatRange(min=0),
@@ -68,6 +74,7 @@ def command(
     budget: str | None,
     deadline_ms: float | None,
     max_drop: float | None,
+    canary: str | None,
     wait_s: float | None,
     as_json: bool,
 ) -> None:
@@ -78,6 +85,8 @@ def command(
 
     What is published already is not uploaded again. --policy and its amounts set the boards' policy; without them it
     stays as configured on each board. Ends with 1 when a board refused it, failed, or was not done in time.
+
+    --canary makes it a rollout in waves (edgekit fleet rollout); with --wait it ends with 1 unless that completed.
     """
     parse_selector(selector)  # before anything is published
     wanted = None
@@ -88,8 +97,16 @@ def command(
     agents = not isinstance(opened, Bundle)
     if agents and wanted is not None:
         raise BadInput(f"{bundle}: is an environment of the agent, which has no policy: leave --policy out")
+    if agents and canary is not None:
+        raise BadInput(
+            f"{bundle}: is an environment of the agent, which goes to all boards at once: leave --canary out"
+        )
+    plan = None if canary is None else canary_plan(opened.label, selector, canary, wanted)
     uploaded = publish_bundle(client, opened, key)
     label = opened.label
+    if plan is not None:
+        begin(ctx, client, plan, wait_s, as_json, published=uploaded)
+        return
     job = client.update_agents(label, selector) if agents else client.create_job(label, selector, wanted)
     if wait_s is not None:
         job = follow(client, job, wait_s, opened.label)
@@ -108,6 +125,19 @@ def command(
     good = {jobs.DONE} if wait_s is not None else {jobs.DONE, "pending"}
     if any(row["state"] not in good for row in devices.values()):
         ctx.exit(SOME_FAILED)
+
+
+def canary_plan(label: str, selector: str, canary: str, policy: PolicySpec | None) -> dict[str, Any]:
+    """A rollout's plan: the canary, a quarter where that is more, all. Raises BadInput."""
+    try:
+        percent = float(canary.strip().removesuffix("%"))
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent < 100:
+        raise BadInput(f"--canary must be a share in percent, above 0 and below 100, got {canary!r}")
+    waves = [f"{share}%" for share in (25, 100) if share > percent]
+    plan: dict[str, Any] = {"target": label, "to": selector, "canary": f"{percent:g}%", "waves": waves}
+    return plan if policy is None else {**plan, "policy": policy.to_json()}
 
 
 def _opened(path: Path) -> Bundle | EnvironmentFile:

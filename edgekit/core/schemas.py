@@ -178,6 +178,38 @@ OVERLAY_OR_NULL: Schema = {  # of a binary network on a board with an FPGA; all 
     ]
 }
 
+WAVE = table(
+    wave=COUNT, name=TEXT, state=TEXT, boards=COUNT, states=COUNTS, verdict={"type": ["object", "null"]}
+)
+ROLLOUT_ROW = table(
+    rollout_id=TEXT,
+    target=TEXT,
+    to=TEXT,
+    state=TEXT,
+    why=TEXT_OR_NULL,
+    wave=COUNT,
+    waves=COUNT,
+    boards=COUNTS,
+)
+ROLLOUT = table(
+    rollout_id=TEXT,
+    target=TEXT,
+    to=TEXT,
+    state=TEXT,
+    why=TEXT_OR_NULL,
+    boards=COUNTS,
+    waves=rows(WAVE),
+    left_out=rows(table(why=TEXT_OR_NULL, boards=COUNT)),
+    actions=rows(TEXT),
+    audit=rows(table(at=NUMBER, who=TEXT, action=TEXT, text={"type": "string"})),
+)
+PREVIEW = table(
+    boards=COUNT,
+    waves=rows(table(name=TEXT, boards=COUNT, profiles=COUNTS)),
+    left_out=rows(table(why=TEXT, boards=COUNT)),
+    warnings=rows(TEXT),
+)
+
 OUTPUTS: Mapping[str, Schema] = {
     "convert": output(
         bundle=TEXT,
@@ -363,7 +395,19 @@ OUTPUTS: Mapping[str, Schema] = {
         pending=rows(table(version=COUNT, file=TEXT, wants=rows({"type": "object"}))),
         problems=rows(TEXT),
     ),
-    "push": output(job_id=TEXT, target=TEXT, devices=JOB_DEVICES, published=FLAG),
+    "push": {
+        "anyOf": [
+            output(job_id=TEXT, target=TEXT, devices=JOB_DEVICES, published=FLAG),
+            output(rollout=ROLLOUT, published=FLAG),  # with --canary
+        ]
+    },
+    "fleet rollout start": {"anyOf": [output(rollout=ROLLOUT), output(preview=PREVIEW)]},
+    "fleet rollout list": output(rollouts=rows(ROLLOUT_ROW)),
+    "fleet rollout show": output(rollout=ROLLOUT),
+    "fleet rollout pause": output(rollout=ROLLOUT),
+    "fleet rollout resume": output(rollout=ROLLOUT),
+    "fleet rollout abort": output(rollout=ROLLOUT),
+    "fleet rollout rollback": output(rollout=ROLLOUT),
     "agent": output(
         boot_id=TEXT,
         requests=COUNT,

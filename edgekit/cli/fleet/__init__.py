@@ -9,6 +9,7 @@ from edgekit.cli.fleet.audit import audit
 from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
 from edgekit.cli.fleet.revoke import revoke
+from edgekit.cli.fleet.rollout import rollout
 from edgekit.cli.fleet.serve import serve
 from edgekit.cli.fleet.show import devices, jobs, status
 from edgekit.cli.fleet.stick import stick
@@ -28,6 +29,7 @@ for verb in (
     status,
     devices,
     jobs,
+    rollout,
     configure,
     stick,
     user,
