@@ -174,7 +174,8 @@ def records_up_to(store: Store) -> int | None:
     with store.write() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_RECORDS_LOCK)))
-        return connection.scalar(sa.select(sa.func.max(records.c.id)))
+        found: int | None = connection.scalar(sa.select(sa.func.max(records.c.id)))
+        return found
 
 
 def get_fact(connection: sa.Connection, key: str) -> Any:
