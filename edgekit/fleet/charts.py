@@ -1,29 +1,40 @@
-"""Chart descriptions for ECharts from a view's series. Grey text on clear ground: they sit on light and dark."""
+"""Chart descriptions for ECharts from a view's series. Colours are names that the browser looks up: light or dark.
+
+A key that begins with a colon holds JavaScript for NiceGUI; only names of our own stand there, never what a board said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgekit.fleet.exits import exit_order
-from edgekit.fleet.shown import color
+from edgekit.fleet.shown import EXIT_COLOURS
 
-_GREY = "#7d8590"
-_GRID = "rgba(125,133,144,0.22)"
-_PERCENTILES = (("p50", "#1f9e89"), ("p95", "#d9a028"), ("p99", "#cf5c36"))
+_PERCENTILES = (("p50", "p50", "solid"), ("p95", "p95", "dashed"), ("p99", "p99", "dotted"))
+_GAP = 1.5  # of the usual distance between two points: nothing is drawn across
+
+
+def _colour(name: str) -> str:
+    return f"window.ekColour('{name}')"
 
 
 def latency_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """p50, p95 and p99 over time; spans in which the board was throttled are shaded."""
-    lines = [
-        _line(name, tint, [[point["at"] * 1000, _round(point["latency_ms"][name])] for point in series])
-        for name, tint in _PERCENTILES
-    ]
+    lines = [_line(name, tint, _data(series, _percentile(name)), kind) for name, tint, kind in _PERCENTILES]
     lines[0]["markArea"] = {
         "silent": True,
-        "itemStyle": {"color": "rgba(207,92,54,0.14)"},
-        "label": {"color": _GREY, "fontSize": 11},
+        "itemStyle": {":color": _colour("warn"), "opacity": 0.14},
+        "label": {":color": _colour("dim"), "fontSize": 11},
         "data": _throttled(series),
+    }
+    lines[0]["markLine"] = {
+        "silent": True,
+        "symbol": "none",
+        "lineStyle": {":color": _colour("dim"), "type": "dashed"},
+        "label": {":color": _colour("dim"), "fontSize": 11, "position": "insideEndTop"},
+        "data": _changes(series),
     }
     return _chart("ms", lines)
 
@@ -33,30 +44,44 @@ def exit_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = exit_order(name for point in series for name in point["exit_counts"])
     lines = []
     for index, name in enumerate(names):
-        data = [[point["at"] * 1000, _share(point["exit_counts"], name)] for point in series]
-        line = _line(name, color(index), data)
-        lines.append(line | {"stack": "exits", "areaStyle": {"opacity": 0.55}, "lineStyle": {"width": 1}})
+        data = _data(series, _exit_share(name))
+        line = _line(name, EXIT_COLOURS[index % len(EXIT_COLOURS)], data)
+        lines.append(line | {"stack": "exits", "areaStyle": {"opacity": 0.75}})
     return _chart("%", lines, top=100)
 
 
 def energy_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Energy per request over time; a gap where nobody knows."""
-    data = [[point["at"] * 1000, _round(point["energy_mj"]["mean"])] for point in series]
-    return _chart("mJ", [_line("energy per request", "#3f7fbf", data)])
+    data = _data(series, lambda point: _round(point["energy_mj"]["mean"]))
+    return _chart("mJ", [_line("energy per request", "one", data)])
+
+
+def temperature_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The highest temperature of each span; a gap where the board does not say."""
+    data = _data(series, lambda point: _round(point.get("temperature_c")))
+    return _chart("°C", [_line("temperature", "p99", data)])
+
+
+def request_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Requests of each span."""
+    return _chart("requests", [_line("requests", "one", _data(series, lambda point: point["requests"]))])
 
 
 def _chart(unit: str, lines: list[dict[str, Any]], top: float | None = None) -> dict[str, Any]:
-    axis = {"axisLabel": {"color": _GREY}, "axisLine": {"lineStyle": {"color": _GRID}}}
+    dim, grid = _colour("dim"), _colour("line")
+    axis = {"axisLabel": {":color": dim, "hideOverlap": True}, "axisLine": {"lineStyle": {":color": grid}}}
     return {
         "animation": False,
-        "textStyle": {"color": _GREY, "fontFamily": "inherit"},
-        "grid": {"left": 52, "right": 16, "top": 34, "bottom": 28},
-        "legend": {"top": 0, "right": 8, "textStyle": {"color": _GREY}, "icon": "roundRect"},
+        "textStyle": {":color": dim, "fontFamily": "system-ui, sans-serif"},
+        "grid": {"left": 56, "right": 16, "top": 34, "bottom": 28},
+        "legend": {"top": 0, "right": 8, "type": "scroll", "textStyle": {":color": _colour("ink")}},
         "tooltip": {
             "trigger": "axis",
-            "backgroundColor": "rgba(24,29,35,0.94)",
-            "borderWidth": 0,
-            "textStyle": {"color": "#f0f3f6"},
+            "confine": True,
+            ":backgroundColor": _colour("card"),
+            ":borderColor": grid,
+            "textStyle": {":color": _colour("ink")},
+            ":valueFormatter": f"(value) => value == null ? 'unknown' : value + ' {unit}'",
         },
         "xAxis": {"type": "time", **axis, "splitLine": {"show": False}},
         "yAxis": {
@@ -64,24 +89,57 @@ def _chart(unit: str, lines: list[dict[str, Any]], top: float | None = None) -> 
             "name": unit,
             "min": 0,
             "max": top,
-            "nameTextStyle": {"color": _GREY, "align": "right"},
-            "splitLine": {"lineStyle": {"color": _GRID}},
+            "nameTextStyle": {":color": dim, "align": "right"},
+            "splitLine": {"lineStyle": {":color": grid}},
             **axis,
         },
         "series": lines,
     }
 
 
-def _line(name: str, tint: str, data: list[list[float | None]]) -> dict[str, Any]:
+def _line(name: str, colour: str, data: list[list[float | None]], kind: str = "solid") -> dict[str, Any]:
     return {
         "name": name,
         "type": "line",
         "data": data,
         "showSymbol": len(data) < 3,  # a single point would be invisible
         "symbolSize": 6,
-        "itemStyle": {"color": tint},
-        "lineStyle": {"width": 2, "color": tint},
+        "itemStyle": {":color": _colour(colour)},
+        "lineStyle": {"width": 2, "type": kind, ":color": _colour(colour)},
     }
+
+
+def _data(
+    series: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]
+) -> list[list[float | None]]:
+    """Milliseconds and value of each point, and a gap where spans said nothing."""
+    times = [point["at"] for point in series]
+    usual = min((b - a for a, b in itertools.pairwise(times)), default=0.0)
+    found: list[list[float | None]] = []
+    for index, point in enumerate(series):
+        if index and point["at"] - times[index - 1] > _GAP * usual:
+            found.append([1000 * (times[index - 1] + usual), None])
+        found.append([1000 * point["at"], value(point)])
+    return found
+
+
+def _percentile(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda point: _round(point["latency_ms"][name])
+
+
+def _exit_share(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda point: _share(point["exit_counts"], name)
+
+
+def _changes(series: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A mark where another bundle begins to serve."""
+    found = []
+    for before, after in itertools.pairwise(series):
+        if after.get("bundle") and after["bundle"] != before.get("bundle"):
+            at = 500 * (before["at"] + after["at"])
+            label = str(after["bundle"])[:40].replace("{", "(")  # in braces ECharts has names of its own
+            found.append({"xAxis": at, "name": label, "label": {"formatter": label}})
+    return found
 
 
 def _throttled(series: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -61,11 +61,11 @@ def exit_mix(counts: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def color(index: int) -> str:
-    """The colour of the index-th exit, from early and cheap to late; readable on white and on black."""
-    return COLORS[index % len(COLORS)]
+    """The colour of the index-th exit, from early and cheap to late, as the style sheet calls it (screens/style.py)."""
+    return f"var(--{EXIT_COLOURS[index % len(EXIT_COLOURS)]})"
 
 
-COLORS = ("#1f9e89", "#d9a028", "#cf5c36", "#8a63b8", "#3f7fbf", "#7d8590")
+EXIT_COLOURS = tuple(f"exit-{index}" for index in range(6))
 
 
 def _digits(value: float) -> str:

@@ -29,6 +29,21 @@ BOARD_LINK_CELL = (
     """<q-td :props="props"><a :href="'/board/' + props.row.name">{{ props.row.name }}</a></q-td>"""
 )
 JOB_CELL = """<q-td :props="props"><a :href="'/job/' + props.row.id">{{ props.row.id }}</a></q-td>"""
+GROUP_CELL = """<q-td :props="props"><a v-if="props.row.url" :href="props.row.url">{{ props.value }}</a>
+  <span v-else class="ek-dim">{{ props.value }}</span></q-td>"""
+LINK_CELL = """<q-td :props="props"><a :href="props.row.url">{{ props.value }}</a>
+  <div v-if="props.row.note" class="ek-note">{{ props.row.note }}</div></q-td>"""
+BOARD_ITEM = """<div class="ek-item">
+  <div class="ek-line"><span><span class="ek-dot" :class="{off: !props.row.online}" role="img"
+    :aria-label="props.row.online ? 'online' : 'offline'"></span>
+    <a class="ek-link" :href="'/board/' + props.row.name">{{ props.row.name }}</a></span>
+    <span class="ek-note">{{ props.row.seen_text }}</span></div>
+  <div class="ek-note">{{ props.row.profile }} · {{ props.row.bundle }}
+    <span v-if="props.row.differs" class="ek-warn">{{ props.row.policy }}</span>
+    <span v-if="props.row.warning" class="ek-warn"> · {{ props.row.warning }}</span></div>
+  <div class="ek-line ek-note"><span>{{ props.row.requests_text }} requests</span>
+    <span>p95 {{ props.row.p95_text }}</span><span>{{ props.row.energy_text }}</span></div>
+</div>"""
 STATE_CELL = """<q-td :props="props"><span :class="'ek-' + props.row.color">{{ props.value }}</span></q-td>"""
 
 
@@ -196,6 +211,23 @@ BUNDLE_COLUMNS = _columns(
     ("accuracy", "Accuracy", "r"),
     ("energy", "Energy / request", "r"),
 )
+UNSORTED = ("mix",)
+for _column in BOARD_COLUMNS:  # the server sorts by what a figure of one day can be sorted by
+    _column["sortable"] = _column["name"] not in UNSORTED
+
+
+def group_columns(key: str) -> list[dict[str, Any]]:
+    """A table with a row for each bundle or profile."""
+    return _columns(
+        (key, key.capitalize(), "l"),
+        ("boards", "Boards", "r"),
+        ("requests", "Requests", "r"),
+        *_FIGURES,
+        ("mix", "Exit mix", "l"),
+        ("energy", "Energy / request", "r"),
+    )
+
+
 JOB_COLUMNS = _columns(
     ("id", "Job", "l"),
     ("target", "Bundle", "l"),
@@ -215,3 +247,21 @@ JOB_DEVICE_COLUMNS = _columns(
     ("name", "Board", "l"), ("state", "State", "l"), ("why", "Why", "l"), ("updated", "Changed", "r")
 )
 EVENT_COLUMNS = _columns(("at", "When", "l"), ("kind", "What", "l"), ("detail", "Detail", "l"))
+VERSION_COLUMNS = _columns(
+    ("bundle", "Version", "l"),
+    ("boards", "Boards", "r"),
+    ("requests", "Requests", "r"),
+    *_FIGURES,
+    ("mix", "Exit mix", "l"),
+    ("accuracy", "Accuracy", "r"),
+    ("energy", "Energy / request", "r"),
+)
+VERSION_PROFILE_COLUMNS = _columns(
+    ("profile", "Profile", "l"),
+    ("bundle", "Version", "l"),
+    ("requests", "Requests", "r"),
+    *_FIGURES,
+    ("mix", "Exit mix", "l"),
+    ("accuracy", "Accuracy", "r"),
+    ("energy", "Energy / request", "r"),
+)
