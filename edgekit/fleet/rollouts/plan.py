@@ -235,7 +235,9 @@ class Plan:
         parse_selector(to)
         gate = Gate.parse(data.get("gate", {}), "gate", Gate())
         usual = dataclasses.replace(gate, on_failure=ROLL_BACK)
-        waves = checks.rows(data.get("waves", [size.to_json() for size in cls.waves]), "waves", Size.parse)
+        canary = Size.parse(data.get("canary", cls.canary.to_json()), "canary")
+        usual_waves = [size.to_json() for size in cls.waves if (size.percent or 0) > (canary.percent or 0)]
+        waves = checks.rows(data.get("waves", usual_waves), "waves", Size.parse)
         if len(waves) > MOST_WAVES:
             raise BadInput(f"waves must be at most {MOST_WAVES}, got {len(waves)}")
         windows = checks.rows(data.get("windows", []), "windows", Window.parse)
@@ -246,7 +248,7 @@ class Plan:
         plan = cls(
             target=f"{name}/{version}",
             to=to,
-            canary=Size.parse(data.get("canary", cls.canary.to_json()), "canary"),
+            canary=canary,
             waves=_with_rest(waves),
             gate=gate,
             canary_gate=Gate.parse(data.get("canary_gate", {}), "canary_gate", usual),
