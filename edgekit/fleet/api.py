@@ -17,6 +17,7 @@ from edgekit.fleet.api_repository import add_repository_routes
 from edgekit.fleet.board import board_router
 from edgekit.fleet.context import PREFIX, Context
 from edgekit.fleet.guard import Guard
+from edgekit.fleet.metrics import metrics_router
 from edgekit.fleet.repository import repository_router
 from edgekit.fleet.rollouts.api import add_rollout_routes
 from edgekit.fleet.stick import stick_router
@@ -30,6 +31,7 @@ def make_app(context: Context) -> FastAPI:
     app.include_router(api_router(context, app))
     app.include_router(stick_router(context.config, context.store, context.clock))
     app.include_router(repository_router(context.config))
+    app.include_router(metrics_router(context))
     app.include_router(board_router(context.config, context.store, context.clock))
     app.add_middleware(
         Guard,

@@ -72,7 +72,7 @@ def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAUL
         "by_bundle": _by(connection, now, parts, "bundle"),
         "records": int(rolled) + (connection.scalar(fresh) or 0),
         "malformed": int(malformed or 0),
-        "dropped": {row.key: row.count for row in connection.execute(sa.select(db.counters))},
+        "dropped": dict(connection.execute(sa.select(db.counters.c.key, db.counters.c.count)).tuples().all()),
         "ingest": get_fact(connection, "ingest"),
     }
 
