@@ -462,5 +462,16 @@ OUTPUTS: Mapping[str, Schema] = {
     "fleet alerts silence": output(silence=SILENCE),
     "fleet alerts unsilence": output(id=COUNT),
     "fleet alerts test": output(batch=TEXT, messages=rows(table(to=TEXT, sent=NUMBER, why=TEXT_OR_NULL))),
+    "fleet events": output(
+        events=rows(table(at=NUMBER, device=TEXT, kind=TEXT, detail={"type": "object"}, text=TEXT))
+    ),
+    "fleet bundles": {
+        "anyOf": [
+            output(bundles=rows(table(bundle=TEXT, boards=COUNT, requests=COUNT, latency_ms=LATENCY))),
+            output(
+                bundle=table(name=TEXT, versions=rows({"type": "object"}), changes=rows({"type": "object"}))
+            ),
+        ]
+    },
     "fleet jobs": {"anyOf": [output(jobs=rows(JOB)), output(job=JOB)]},
 }

@@ -8,6 +8,7 @@ from edgekit.cli.fleet.alerts import alerts
 from edgekit.cli.fleet.audit import audit
 from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
+from edgekit.cli.fleet.look import bundles, events
 from edgekit.cli.fleet.revoke import revoke
 from edgekit.cli.fleet.rollout import rollout
 from edgekit.cli.fleet.serve import serve
@@ -29,6 +30,8 @@ for verb in (
     status,
     devices,
     jobs,
+    events,
+    bundles,
     rollout,
     configure,
     stick,
