@@ -159,3 +159,17 @@ def test_every_question_to_ten_thousand_boards_is_answered_in_time(tmp_path: Pat
             times.append(time.perf_counter() - begin)
         assert sorted(times)[2] < 0.3, what
     store.close()
+
+
+def test_events_and_bundles_are_asked_for_page_by_page(context: Any, web: Any) -> None:
+    fill(context.store, NOW, SMALL)
+    boards = web.get("/api/v1/devices", params={"limit": 200, "offset": 200}).json()
+    assert (boards["total"], len(boards["devices"])) == (SMALL.boards, SMALL.boards - 200)
+    assert web.get("/api/v1/devices").json()["devices"][0]["name"] == name_of(1)
+    assert len(web.get("/api/v1/devices").json()["devices"]) == 50
+    assert web.get("/api/v1/devices", params={"limit": 201}).status_code == 400
+    assert web.get("/api/v1/devices", params={"sort": "x"}).status_code == 400
+    found = web.get("/api/v1/events", params={"kind": "rollback", "limit": 7}).json()
+    assert (found["total"], len(found["events"])) == (SMALL.events // 3, 7)
+    assert web.get("/api/v1/bundles/none").status_code == 404
+    assert {row["name"] for row in web.get("/api/v1/bundles").json()["bundles"]} == {"toy", "other"}

@@ -77,5 +77,6 @@ def bundles(name: str | None, server: str, token_file: Path | None, hours: float
     console.print(table)
     for change in [] if name is None else found["changes"]:
         before, after = change["before"]["latency_ms"]["p99"], change["after"]["latency_ms"]["p99"]
-        line = f"{change['from']} -> {change['to']} on {change['boards']} boards: p99 {number(before)} -> {number(after)} ms"
+        on = f"{change['from']} -> {change['to']} on {change['boards']} boards"
+        line = f"{on}: p99 {number(before)} -> {number(after)} ms"
         console.print(Text(line), soft_wrap=True)
