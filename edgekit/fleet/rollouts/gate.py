@@ -97,13 +97,14 @@ def judge_results(gate: Gate, counts: Counts, *, over: bool) -> tuple[str, str]:
         allowed = min(allowed, gate.max_failed)
     silent = counts.silent + (counts.open if over else 0)
     said = f"of {counts.asked} boards {counts.took} took it, {counts.failed} failed, {silent} were silent"
+    said += f", {rest} are still at work" if rest else ""
     limit = f"allowed are {allowed} ({gate.max_failed_percent:g} %)"
     if bad > allowed:
         return FAILED, f"{said}: {bad} did not take it, {limit}"
     if counts.took < gate.min_successes and counts.took + rest < gate.min_successes:
         return FAILED, f"{said}: {gate.min_successes} must take it"
     if bad + rest > allowed or counts.took < gate.min_successes:
-        return OPEN, f"{said}, {rest} are at work"
+        return OPEN, said
     return OK, f"{said}; {limit}"
 
 
