@@ -68,6 +68,21 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one board may bring: what is above is dropped, acknowledged and counted.
+
+    *_burst: what may come at once after a silence: a week of Records each minute is 10,080.
+    """
+
+    records_per_hour: int = 7_200
+    records_burst: int = 100_000
+    events_per_hour: int = 600
+    events_burst: int = 10_000
+    boots_per_day: int = 1_000
+    names_per_board: int = 64  # new bundles, policies, exits, ...: of each kind
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Everything `edgekit fleet serve` is told. Paths in the file are relative to its folder."""
 
@@ -81,6 +96,7 @@ class FleetConfig:
     public_url: str | None  # what boards are given; None: the address that is served
     database: str | None = field(default=None, repr=False)  # None: SQLite in data_dir. May hold a password
     database_password_file: Path | None = None
+    limits: Limits = field(default_factory=Limits)
     alert_rules: Path | None = None  # alerts.toml; None: the default rules, and nobody is told
     retention: Retention = field(default_factory=Retention)
 
@@ -151,6 +167,7 @@ def read_config(path: Path) -> FleetConfig:
         public_url=_url(top, "public_url"),
         database=_database(top, base),
         database_password_file=_password_file(top, base),
+        limits=_limits(top.optional_table("limits")),
         alert_rules=_alert_rules(top.optional_table("alerts"), base),
         retention=_retention(top.optional_table("retention")),
     )
@@ -163,6 +180,11 @@ def read_config(path: Path) -> FleetConfig:
 def _alert_rules(table: Table, base: Path) -> Path | None:
     name = table.optional_text("rules")
     return None if name is None else base / name
+
+
+def _limits(table: Table) -> Limits:
+    usual = Limits()
+    return Limits(**{key: table.optional_count(key) or value for key, value in vars(usual).items()})
 
 
 def _web(table: Table) -> Web:

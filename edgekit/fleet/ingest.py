@@ -33,6 +33,7 @@ from edgekit.fleet import seal
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
 from edgekit.fleet.config import FleetConfig, read_secret
 from edgekit.fleet.intake import Malformed, Received, Unreadable, entries_of, read_message
+from edgekit.fleet.memory import Memory
 from edgekit.fleet.store import Store, open_store, put_fact
 from edgekit.fleet.tls import broker_context
 from edgekit.repo.keys import read_key
@@ -41,13 +42,16 @@ log = logging.getLogger("edgekit.fleet.ingest")
 
 RECEIVE_MAXIMUM = 1000  # messages the broker may have under way to us
 QUEUE_SIZE = 3 * RECEIVE_MAXIMUM  # what is under way, what the connection before left, and QoS 0
-BATCH = 500
+BATCH, BATCH_BYTES = 500, 64 * 1024  # others wait for the lock while a batch is stored: some 1,300 Records
 GATHER_S = 0.02  # how long the first message of a batch waits for others
+BIRTHS = 200  # boards that are told what they should run between two batches
 TICK_S = 0.1  # how soon a new desired state is seen
 SWEEP_S = 5.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 15.0
 CONNACK_S = 5.0
 KEEPALIVE_S = 30
+_ATTEMPTS = 5
+_IN_THE_WAY = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,10 @@ class Ingest:
         self.sent: dict[
             int, tuple[str, int, int]
         ] = {}  # number of a publication -> its topic, device and rev or n
-        self.births: set[str] = set()  # boards that came online and were not told yet what they should run
+        self.memory = Memory(config.limits)
+        self.births: dict[
+            str, None
+        ] = {}  # in their order: boards that came online and were not told yet what they should run
         self.delay_s = FIRST_DELAY_S
         self.next_attempt = 0.0
         self.next_sweep = 0.0
@@ -118,14 +125,22 @@ class Ingest:
             self._publish_desired(db.desired.c.pending)
             self._publish_one_shots(db.commands.c.pending)
             if self.births:
-                born = db.devices.c.name.in_(self.births)
-                self._publish_desired(born)
-                self._publish_one_shots(born)
-                self.births.clear()
+                self._tell_newborn()
         if time.monotonic() >= self.next_sweep:
             self.next_sweep = time.monotonic() + SWEEP_S
             with self.store.write() as connection:
                 expire_silent_jobs(connection, self.clock())
+
+    def _tell_newborn(self) -> None:
+        """After a broker's restart all boards are born at once: some at a time, while what is said is let go of."""
+        if len(self.sent) >= RECEIVE_MAXIMUM:
+            return
+        names = list(self.births)[:BIRTHS]
+        born = db.devices.c.name.in_(names)
+        self._publish_desired(born)
+        self._publish_one_shots(born)
+        for name in names:
+            del self.births[name]
 
     # --- the connection ---
 
@@ -223,11 +238,13 @@ class Ingest:
         except queue.Empty:
             return []
         deadline = time.monotonic() + GATHER_S
-        while len(batch) < BATCH:
+        size = len(batch[0].payload)
+        while len(batch) < BATCH and size < BATCH_BYTES:
             try:
                 batch.append(self.arrivals.get(timeout=max(0.0, deadline - time.monotonic())))
             except queue.Empty:
                 break
+            size += len(batch[-1].payload)
         return batch
 
     def _commit(self, batch: list[Arrival]) -> None:
@@ -267,8 +284,22 @@ class Ingest:
                 received.append(self._read(arrival))
             except Malformed as err:
                 malformed.append(err)
-        with self.store.write() as connection:
-            return commit_batch(connection, received, malformed, self.clock())
+        return self._keep(received, malformed)
+
+    def _keep(self, received: list[Received], malformed: list[Malformed]) -> Outcome:
+        """One transaction; again where the database undid it because another ingester's was in its way."""
+        for attempt in range(_ATTEMPTS):
+            draft = self.memory.draft()
+            try:
+                with self.store.write() as connection:
+                    outcome = commit_batch(connection, received, malformed, self.clock(), draft)
+            except WorldFailed as err:
+                if attempt == _ATTEMPTS - 1 or not _was_in_the_way(err):
+                    raise
+                continue
+            draft.keep()
+            return outcome
+        raise AssertionError("the last attempt returns or raises")
 
     def _read(self, arrival: Arrival) -> Received:
         message = read_message(self.config.fleet, arrival.topic, arrival.payload)
@@ -292,8 +323,7 @@ class Ingest:
     def _try(self, received: list[Received], malformed: list[Malformed]) -> Outcome | None:
         """Commit; None where the store breaks on it. Raises WorldFailed."""
         try:
-            with self.store.write() as connection:
-                return commit_batch(connection, received, malformed, self.clock())
+            return self._keep(received, malformed)
         except WorldFailed:
             raise
         except Exception:
@@ -306,7 +336,7 @@ class Ingest:
                 arrival.client.ack(arrival.mid, arrival.qos)
         for device, ack in outcome.acks:
             self._publish(device, "ack", ack.to_json())
-        self.births |= outcome.births
+        self.births |= dict.fromkeys(sorted(outcome.births))
 
     # --- to boards ---
 
@@ -389,6 +419,11 @@ class Ingest:
                 connection.execute(sa.update(db.presence).values(online=False))
         self.told = state
         log.info("broker %s", "connected" if connected else f"not connected: {state[1] or 'starting'}")
+
+
+def _was_in_the_way(err: WorldFailed) -> bool:
+    cause = err.__cause__
+    return getattr(getattr(cause, "orig", cause), "sqlstate", None) in _IN_THE_WAY
 
 
 def run_ingest(config: FleetConfig, stop: threading.Event) -> None:

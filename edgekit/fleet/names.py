@@ -14,10 +14,20 @@ NONE = 0  # no name: a board without a bundle
 OTHER = "(more)"  # stands for what a board brings beyond its bound
 MOST_OF_A_BOARD = 64  # new names of one kind
 _AT_ONCE = 500
+MOST_CHARACTERS = 200  # an index of PostgreSQL takes 2,700 bytes
+
+
+def shortened(text: str) -> str:
+    """A text as it is kept here."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
 
 
 def ids_of(
-    connection: sa.Connection, kind: str, texts: Collection[str], device: int | None = None
+    connection: sa.Connection,
+    kind: str,
+    texts: Collection[str],
+    device: int | None = None,
+    most: int = MOST_OF_A_BOARD,
 ) -> dict[str, int]:
     """Text -> number, drawn now where it is new. device: who says it; beyond its bound a new text becomes OTHER."""
     found = known_ids(connection, kind, texts)
@@ -27,7 +37,7 @@ def ids_of(
     if device is not None:
         table = db.names
         had = sa.select(sa.func.count()).where(table.c.device == device, table.c.kind == kind)
-        room = max(0, MOST_OF_A_BOARD - (connection.scalar(had) or 0))
+        room = max(0, most - (connection.scalar(had) or 0))
         missing, beyond = missing[:room], missing[room:]
     else:
         beyond = []

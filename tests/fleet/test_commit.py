@@ -12,12 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import NOW
 
+from edgekit.core.histogram import histogram
 from edgekit.core.messages import Ack, Event, JobEvent, Status, encode
 from edgekit.core.record import Record
 from edgekit.fleet import schema as db
-from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
+from edgekit.fleet.commit import RECORD_COLUMNS, Outcome, commit_batch, expire_silent_jobs
+from edgekit.fleet.config import Limits
 from edgekit.fleet.enroll import enroll
 from edgekit.fleet.intake import Malformed, Received, read_message
+from edgekit.fleet.memory import Memory
+from edgekit.fleet.packing import unpack_counts
 from edgekit.fleet.store import Store, open_store
 
 pytestmark = pytest.mark.both_databases
@@ -162,13 +166,153 @@ def test_the_will_of_an_older_boot_does_not_show_a_live_board_as_dead(store: Sto
     assert device(store).online
 
 
-def test_a_record_is_placed_at_the_boards_time_only_where_its_clock_is_trusted(store: Store) -> None:
-    times = [(1, NOW - 50, True), (2, 86_400.0, False), (3, None, False), (4, NOW + 9e8, True)]
-    for seq, time, synced in times:
-        commit(store, telemetry(seq, time=time, clock_synced=synced))
+def times(store: Store) -> list[float]:
     with store.read() as connection:
-        at = list(connection.execute(sa.select(db.records.c.at).order_by(db.records.c.seq)).scalars())
-    assert at == [NOW - 50, NOW, NOW, NOW]
+        return list(connection.execute(sa.select(db.records.c.at).order_by(db.records.c.seq)).scalars())
+
+
+def test_a_record_is_placed_at_the_boards_time_only_where_its_clock_is_trusted(store: Store) -> None:
+    said = [
+        (1, 86_400.0, False),
+        (2, None, False),
+        (3, NOW + 9e8, True),
+        (4, 86_400.0, True),
+        (5, NOW - 50, True),
+    ]
+    for seq, time, synced in said:
+        commit(store, telemetry(seq, time=time, clock_synced=synced))
+    assert times(store) == [NOW, NOW, NOW, NOW, NOW - 50]
+
+
+def test_what_came_before_the_clock_was_set_is_placed_by_uptime_once_the_boots_clock_is_known(
+    store: Store,
+) -> None:
+    early = (
+        record(1, time=None, clock_synced=False, uptime_s=60.0),
+        record(2, time=7.0, clock_synced=False, uptime_s=120.0),
+    )
+    late = record(3, time=NOW - 1000, uptime_s=600.0)
+    commit(
+        store,
+        Received("pi5-a", "telemetry", "b1", 1, records=early),
+        Received("pi5-a", "telemetry", "b1", 1, records=(late,)),
+    )
+    commit(store, telemetry(4, time=None, clock_synced=False, uptime_s=660.0))
+    assert times(store) == [NOW - 1540, NOW - 1480, NOW - 1000, NOW - 940]
+
+
+def test_without_any_clock_the_newest_of_a_message_is_from_now_and_the_others_lie_before_it(
+    store: Store,
+) -> None:
+    records = tuple(record(seq, time=None, clock_synced=False, uptime_s=60.0 * seq) for seq in (1, 2, 3))
+    commit(store, Received("pi5-a", "telemetry", "b1", 1, records=records))
+    assert times(store) == [NOW - 120, NOW - 60, NOW]
+
+
+def test_what_was_deleted_after_its_time_does_not_come_back_when_it_is_sent_again(store: Store) -> None:
+    commit(store, telemetry(1, 2, 3), event(4))
+    with store.write() as connection:
+        connection.execute(sa.delete(db.records))
+        connection.execute(sa.update(db.boots).values(forgotten=3))
+    assert upto(commit(store, telemetry(1, 2, 3))) == 4
+    assert stored(store) == []
+    assert upto(commit(store, telemetry(5))) == 5
+    assert stored(store) == [5]
+
+
+def test_what_was_forgotten_below_a_floor_does_not_come_back_either(store: Store) -> None:
+    commit(store, telemetry(7, floor=7))
+    with store.write() as connection:
+        connection.execute(sa.update(db.boots).values(forgotten=7))
+    commit(store, telemetry(2, 3, floor=1))
+    assert stored(store) == [7]
+
+
+# --- limits ---
+
+
+def limited(store: Store, memory: Memory, *batch: Received, now: float = NOW) -> Outcome:
+    draft = memory.draft()
+    with store.write() as connection:
+        outcome = commit_batch(connection, batch, [], now, draft)
+    draft.keep()
+    return outcome
+
+
+def counters(store: Store) -> dict[str, int]:
+    with store.read() as connection:
+        return {row.key: row.count for row in connection.execute(sa.select(db.counters))}
+
+
+def test_records_above_a_boards_rate_are_dropped_acknowledged_and_counted(store: Store) -> None:
+    memory = Memory(Limits(records_per_hour=3600, records_burst=3))
+    outcome = limited(store, memory, telemetry(1, 2, 3, 4, 5), telemetry(1, 2, device="pi5-b"))
+    assert [ack.upto for _, ack in outcome.acks] == [5, 2]
+    assert upto(limited(store, memory, telemetry(4, 5, 6), now=NOW + 1)) == 6
+    assert stored(store) == [1, 2, 3, 6, 1, 2]
+    assert counters(store) == {"records above the limit": 2}
+    assert (device(store).malformed, device(store).malformed_why) == (2, "2 records above the limit")
+
+
+def test_what_is_sent_again_uses_up_nothing(store: Store) -> None:
+    memory = Memory(Limits(records_burst=4))
+    for _ in range(5):
+        limited(store, memory, telemetry(1, 2, 3), telemetry(1, 2, 3))
+    assert upto(limited(store, memory, telemetry(4))) == 4
+    assert stored(store) == [1, 2, 3, 4]
+
+
+def test_events_and_boots_have_limits_of_their_own(store: Store) -> None:
+    memory = Memory(Limits(events_burst=1, boots_per_day=1))
+    assert upto(limited(store, memory, event(1), event(2), telemetry(3))) == 3
+    assert upto(limited(store, memory, telemetry(1, 2, boot="b2")), "b2") == 2
+    assert (stored(store), stored(store, db.events)) == ([3], [1])
+    assert counters(store) == {"boots above the limit": 1, "events above the limit": 1}
+
+
+def test_names_beyond_a_boards_bound_stand_under_one(store: Store) -> None:
+    memory = Memory(Limits(names_per_board=2))
+    for seq in range(1, 6):
+        limited(store, memory, telemetry(seq, bundle=f"toy/{seq}"))
+    limited(store, memory, telemetry(6, bundle="x" * 4000))
+    with store.read() as connection:
+        texts = [
+            row.text for row in connection.execute(sa.select(db.names).where(db.names.c.kind == "bundle"))
+        ]
+    assert sorted(texts) == ["(more)", "toy/1", "toy/2"]
+
+
+def test_a_long_text_is_kept_shortened(store: Store) -> None:
+    commit(store, telemetry(1, bundle="x" * 4000, energy_why="é" * 4000))
+    with store.read() as connection:
+        assert {len(row.text) for row in connection.execute(sa.select(db.names))} <= {4, 200}
+
+
+def test_what_was_rolled_back_is_not_remembered(store: Store) -> None:
+    memory = Memory()
+    draft = memory.draft()
+    with store.engine.connect() as connection, connection.begin() as transaction:
+        commit_batch(connection, [telemetry(1, bundle="new/1")], [], NOW, draft)
+        transaction.rollback()
+    limited(store, memory, telemetry(1, bundle="newer/1"))
+    limited(store, memory, telemetry(2, bundle="new/1"))
+    with store.read() as connection:
+        texts = {row.id: row.text for row in connection.execute(sa.select(db.names))}
+        bundles = connection.execute(sa.select(db.records.c.bundle).order_by(db.records.c.seq)).scalars()
+        assert [texts[number] for number in bundles] == ["newer/1", "new/1"]
+
+
+def test_every_column_of_a_record_is_written(store: Store) -> None:
+    assert set(RECORD_COLUMNS) == {column.name for column in db.records.c} - {"id"}
+    commit(
+        store,
+        telemetry(1, exit_counts={"a": 2, "b": 0}, latency=histogram([2.0]), memory_mb=5.0, throttled=True),
+    )
+    with store.read() as connection:
+        row = connection.execute(sa.select(db.records)).one()
+    assert (row.seq, row.at, row.requests, row.memory_mb, row.throttled) == (1, NOW, 1, 5.0, True)
+    assert list(unpack_counts(row.exits, 2**31).values()) == [2]
+    assert list(unpack_counts(row.latency).values()) == [1]
 
 
 # --- jobs ---

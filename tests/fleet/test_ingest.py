@@ -217,10 +217,10 @@ def test_a_message_that_breaks_the_store_is_dropped_alone_and_counted(
 ) -> None:
     real = ingest_module.commit_batch
 
-    def commit(connection: sa.Connection, batch: Any, malformed: Any, now: float) -> Any:
+    def commit(connection: sa.Connection, batch: Any, malformed: Any, *more: Any) -> Any:
         if any(event.kind == "poison" for message in batch for event in message.events):
             raise OverflowError("Python int too large to convert to SQLite INTEGER")
-        return real(connection, batch, malformed, now)
+        return real(connection, batch, malformed, *more)
 
     monkeypatch.setattr(ingest_module, "commit_batch", commit)
     site.start()
@@ -247,10 +247,10 @@ def test_a_record_that_breaks_the_store_takes_no_other_of_its_message_with_it(
 ) -> None:
     real = ingest_module.commit_batch
 
-    def commit(connection: sa.Connection, batch: Any, malformed: Any, now: float) -> Any:
+    def commit(connection: sa.Connection, batch: Any, malformed: Any, *more: Any) -> Any:
         if any(record.bundle == "poison/1" for message in batch for record in message.records):
             raise OverflowError("Python int too large to convert to SQLite INTEGER")
-        return real(connection, batch, malformed, now)
+        return real(connection, batch, malformed, *more)
 
     monkeypatch.setattr(ingest_module, "commit_batch", commit)
     site.start()
