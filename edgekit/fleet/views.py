@@ -63,6 +63,7 @@ def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAUL
     presence, records = db.presence, db.records
     rolled = connection.scalar(sa.select(sa.func.sum(presence.c.records))) or 0
     fresh = sa.select(sa.func.count()).where(records.c.id > (get_fact(connection, ROLLED) or 0))
+    counted = sa.select(db.counters.c.key, db.counters.c.count)  # row.count would be a method
     malformed = connection.scalar(sa.select(sa.func.sum(db.devices.c.malformed)))
     return {
         "window_s": window_s,
@@ -72,7 +73,7 @@ def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAUL
         "by_bundle": _by(connection, now, parts, "bundle"),
         "records": int(rolled) + (connection.scalar(fresh) or 0),
         "malformed": int(malformed or 0),
-        "dropped": dict(connection.execute(sa.select(db.counters.c.key, db.counters.c.count)).tuples().all()),
+        "dropped": {row[0]: row[1] for row in connection.execute(counted)},
         "ingest": get_fact(connection, "ingest"),
     }
 
