@@ -33,6 +33,7 @@ class Site:
             self.board.record(100, latency, labelled=100, correct=93)
         self.board.send()
         self.board.event("throttle", temperature_c=81.0)
+        self.board.event("rollback", reason="<img src=x onerror=alert(1)>", detail="trial failed")
         until(lambda: not self.board.outbox, "the acks")
 
     def end(self) -> None:
@@ -85,6 +86,8 @@ def test_a_visitor_logs_in_and_sees_the_fleet_a_board_and_its_charts(
     page.get_by_text("That is not this server's token.").wait_for()
     page.get_by_label("Token").fill(site.server.token)
     page.get_by_role("button", name="Open the fleet").click()
+    page.get_by_role("heading", name="Overview").wait_for()
+    page.get_by_role("link", name="Boards", exact=True).click()
     row = page.get_by_role("row").filter(has_text="pi5-a")
     row.wait_for()
     text = row.inner_text()
@@ -94,13 +97,17 @@ def test_a_visitor_logs_in_and_sees_the_fleet_a_board_and_its_charts(
     row.get_by_role("link").click()
     page.get_by_text("Latency over time").wait_for()
     page.locator("canvas").first.wait_for()
-    page.get_by_role("cell", name="throttle", exact=True).wait_for()
-    assert page.locator("canvas").count() == 3
+    page.get_by_role("listitem").filter(has_text="81").wait_for()
+    assert page.locator("canvas").count() == 4
+    drawn = page.locator("canvas").evaluate_all(
+        "all => all.map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v))"
+    )
+    assert all(drawn)
     assert page.problems == []
 
 
 def test_figures_arrive_without_reloading(site: Site, page: playwright.Page) -> None:
-    page.goto(site.server.login_link())
+    page.goto(site.server.login_link("/boards"))
     assert "token" not in page.url
     page.get_by_role("row").filter(has_text="pi5-a").wait_for()
     before = site.board.next_seq
@@ -118,7 +125,7 @@ def test_revoked_boards_and_jobs_of_settings_are_named(site: Site, page: playwri
     client.enroll("pi5-b", "raspberrypi5", [])
     job = client.configure("name=pi5-b", {"log.verbose": True})
     client.revoke("pi5-b")
-    page.goto(site.server.login_link())
+    page.goto(site.server.login_link("/boards"))
     row = page.get_by_role("row").filter(has_text="pi5-b")
     row.get_by_text("revoked", exact=True).wait_for()
     page.goto(f"{site.server.url}/job/{job['job_id']}")
@@ -134,3 +141,29 @@ def test_a_stranger_reaches_neither_pages_nor_the_websocket_behind_them(site: Si
         with pytest.raises(urllib.error.HTTPError) as raised:
             urllib.request.urlopen(f"{site.server.url}{path}", timeout=10)
         assert raised.value.code == 401
+
+
+def test_filters_are_in_the_address_and_what_a_board_says_is_text(site: Site, page: playwright.Page) -> None:
+    page.goto(site.server.login_link("/boards?search=nobody"))
+    page.get_by_text("No board is like this").wait_for()
+    page.get_by_label("Search").fill("pi5")
+    page.get_by_role("row").filter(has_text="pi5-a").wait_for()
+    page.wait_for_url("**/boards?search=pi5")
+    page.goto(f"{site.server.url}/events")
+    page.get_by_text("onerror=alert(1)").wait_for()
+    assert page.locator("main img, [role=main] img").count() == 0
+    assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/boards", "/board/pi5-a", "/bundles", "/jobs", "/alerts", "/events", "/account"]
+)
+def test_no_screen_is_wider_than_a_phone(site: Site, page: playwright.Page, path: str) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(site.server.login_link(path))
+    page.get_by_role("heading", level=1).wait_for()
+    content = (
+        "[...document.querySelectorAll('[role=main] > *')].every(e => e.getBoundingClientRect().right <= 401)"
+    )
+    assert page.evaluate(content)
+    assert page.problems == []
