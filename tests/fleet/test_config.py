@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from servers import write_config
 
 from edgekit.cli.fleet.serve import EXAMPLE, serve
 from edgekit.core.errors import BadInput
@@ -88,3 +89,34 @@ def test_the_help_says_how_the_broker_is_started() -> None:
     said = " ".join(CliRunner().invoke(serve, ["--help"]).output.split())
     assert "mosquitto -c files_dir/mosquitto.conf" in said
     assert "this server's user" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("sqlite:///other/fleet.db", "sqlite:///{folder}/other/fleet.db"),
+        ("postgresql://fleet@db/edgekit", "postgresql+psycopg://fleet:p%40ss@db/edgekit"),
+        (
+            "postgresql+psycopg://fleet@/edgekit?host=/run/pg",
+            "postgresql+psycopg://fleet:p%40ss@/edgekit?host=/run/pg",
+        ),
+    ],
+    ids=["sqlite", "postgresql", "socket"],
+)
+def test_a_database_is_chosen_by_its_address(tmp_path: Path, url: str, wanted: str) -> None:
+    (tmp_path / "password").write_text("p@ss\n")
+    more = {"database_password_file": "password"} if url.startswith("postgresql") else {}
+    config = write_config(tmp_path, 1, database_url=url, **more)
+    assert config.database_url == wanted.format(folder=tmp_path)
+    assert "p@ss" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://u:secret@db/x", "postgresql://u:secret@db", "postgresql://u:secret@db/", "secret", "sqlite://"],
+    ids=["other", "no slash", "no database", "no address", "no file"],
+)
+def test_an_address_of_no_database_of_ours_is_refused_without_being_shown(tmp_path: Path, url: str) -> None:
+    with pytest.raises(BadInput, match="database_url must be sqlite:///FILE or postgresql") as failure:
+        write_config(tmp_path, 1, database_url=url)
+    assert "secret" not in str(failure.value)

@@ -1,15 +1,18 @@
-"""The server's database file: whose it is to read."""
+"""The database: whose it is to read, what one reads of it at once, and what becomes of it when it is gone."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
 
 import pytest
+from postgres import make_postgres
 
+from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.fleet import store as module
-from edgekit.fleet.store import open_store
+from edgekit.fleet.store import Store, get_fact, open_store, put_fact
 
 
 def test_the_database_is_nobody_elses_to_read_from_its_first_byte(
@@ -33,3 +36,46 @@ def test_the_database_is_nobody_elses_to_read_from_its_first_byte(
         os.umask(before)
     assert seen
     assert set(seen) == {0o600}
+
+
+def test_a_database_that_was_killed_is_a_failure_of_the_world_and_is_met_again_when_it_is_back() -> None:
+    server = make_postgres()
+    store = open_store(server.url(server.new_database()))
+    try:
+        with store.write() as connection:
+            put_fact(connection, "kept", 1)
+        hang_up = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'edgekit'"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(pytest.raises(WorldFailed))
+            connection = stack.enter_context(store.write())
+            put_fact(connection, "lost", 1)
+            server.sql(hang_up)
+            put_fact(connection, "lost", 2)
+        server.stop()
+        with pytest.raises(WorldFailed, match="database:"), store.read() as connection:
+            get_fact(connection, "kept")
+        server.start()
+        with store.read() as connection:
+            assert (get_fact(connection, "kept"), get_fact(connection, "lost")) == (1, None)
+    finally:
+        store.close()
+        server.stop()
+
+
+@pytest.mark.both_databases
+def test_what_is_read_together_is_of_one_moment(store: Store) -> None:
+    with store.write() as connection:
+        put_fact(connection, "value", 1)
+    with store.read() as reading:
+        assert get_fact(reading, "value") == 1
+        with store.write() as connection:
+            put_fact(connection, "value", 2)
+        assert get_fact(reading, "value") == 1
+    with store.read() as connection:
+        assert get_fact(connection, "value") == 2
+
+
+def test_an_address_that_cannot_be_used_is_not_shown_for_it_may_hold_a_password() -> None:
+    with pytest.raises(BadInput) as failure:
+        open_store("postgresql+psycopg://fleet:secret@db:not-a-port/fleet")
+    assert "secret" not in str(failure.value)
