@@ -248,12 +248,16 @@ def served(folder: Path, boards: int, *arguments: str) -> Iterator[tuple[Any, An
         yield broker, server, fleet
 
 
-def until(ready: Callable[[], bool], timeout_s: float, what: str) -> float:
-    """Wait; how long it took in seconds."""
-    begun = time.monotonic()
+def until(ready: Callable[[], bool], timeout_s: float, what: str, fleet: Any = None) -> float:
+    """Wait; how long it took in seconds. fleet: say every 5 s how it is."""
+    begun = said = time.monotonic()
     while not ready():
         if time.monotonic() - begun > timeout_s:
             raise SystemExit(f"{what} did not happen within {timeout_s:g} s")
+        if fleet is not None and time.monotonic() - said > 5:
+            said = time.monotonic()
+            shown = ("connected", "made", "held", "sent", "sent_again", "lost")
+            say(f"{what}: { {key: fleet.progress[key] for key in shown} }")
         time.sleep(0.1)
     return round(time.monotonic() - begun, 1)
 
@@ -309,9 +313,9 @@ def broker_restart(broker: Any, fleet: Any, boards: int) -> dict[str, Any]:
     time.sleep(5)
     held = fleet.progress["held"]
     broker.start()
-    back_s = until(lambda: fleet.progress["connected"] == boards, 300, "the return of all")
+    back_s = until(lambda: fleet.progress["connected"] == boards, 300, "the return of all", fleet)
     fleet.do("mark")
-    waited_s = until(lambda: fleet.progress["held"] < boards / 5, 300, "the end of the backlog")
+    waited_s = until(lambda: fleet.progress["held"] < boards / 5, 300, "the end of the backlog", fleet)
     return {
         "away_s": 5,
         "held_then": held,
