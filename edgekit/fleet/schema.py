@@ -109,7 +109,9 @@ boots = Table(
     Column("device", ForeignKey("devices.id"), nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("floor", BigInteger, nullable=False, default=1),
-    Column("upto", BigInteger, nullable=False, default=0),  # all from floor to here is in the store
+    Column(
+        "upto", BigInteger, nullable=False, default=0
+    ),  # all from floor to here is in the store, or dropped above a limit
     Column("last", BigInteger, nullable=False, default=0),  # the highest number in the store
     Column(
         "forgotten", BigInteger, nullable=False, default=0
@@ -163,6 +165,7 @@ records = Table(  # raw: kept for a day or so, then only in the roll-ups
     Column("under_voltage", Boolean),
     Column("memory_mb", Float),
     sa.UniqueConstraint("boot", "seq"),
+    sqlite_autoincrement=True,  # a number that was forgotten is never drawn again: it would be below the mark
 )
 
 
@@ -415,7 +418,9 @@ rollouts = Table(
     Column("state", String(16), nullable=False),  # fleet.rollouts.states
     Column("why", Text),
     Column("wave", Integer, nullable=False),  # the current one; as many as there are waves: none is left
-    Column("turn", Integer, nullable=False),  # grows with every change: who decided on an older one does nothing
+    Column(
+        "turn", Integer, nullable=False
+    ),  # grows with every change: who decided on an older one does nothing
     Column("since", Float, nullable=False),  # when the state began
     Column("updated", Float, nullable=False),
     Index("rollouts_by_state", "state"),
