@@ -113,7 +113,14 @@ def add_board_routes(router: APIRouter, context: Context) -> None:
             with store.write() as connection:
                 now = context.clock()
                 credentials = enroll(
-                    connection, name, profile, tags, now, again=new.again, certificate=certificate
+                    connection,
+                    name,
+                    profile,
+                    tags,
+                    now,
+                    again=new.again,
+                    certificate=certificate,
+                    most=config.limits.devices,
                 )
                 told = {"profile": profile, "tags": tags, "again": new.again}
                 audit.note(connection, now, who, "board.enroll", f"board:{name}", told)

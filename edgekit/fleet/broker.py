@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.core.files import write_atomic
@@ -36,16 +36,18 @@ def write_passwd(folder: Path, hashes: Mapping[str, str]) -> None:
     write_atomic(folder / "passwd", "".join(lines).encode(), 0o640)
 
 
-def write_acl(folder: Path, fleet: str, server: str) -> None:
+def write_acl(folder: Path, fleet: str, servers: Sequence[str]) -> None:
     """Replace `acl`: the server's topics by name, a board's by its own user name `fleet/device`. Raises WorldFailed.
 
-    The server's account may also send inputs to boards and hear their answers, though the server itself does neither:
-    whoever operates the fleet can try a board with it.
+    servers: an account for each ingester. They may also send inputs to boards and hear their answers, though the
+    server itself does neither: whoever operates the fleet can try a board with one.
     """
-    lines = [f"user {server}"]
-    lines += [f"topic read {ROOT}/{fleet}/+/{kind}" for kind in _BOARD_WRITES]
-    lines += [f"topic write {ROOT}/{fleet}/+/{kind}" for kind in _BOARD_READS]
-    lines.append("")
+    lines = []
+    for server in servers:
+        lines.append(f"user {server}")
+        lines += [f"topic read {ROOT}/{fleet}/+/{kind}" for kind in _BOARD_WRITES]
+        lines += [f"topic write {ROOT}/{fleet}/+/{kind}" for kind in _BOARD_READS]
+        lines.append("")
     lines += [f"pattern write {ROOT}/%u/{kind}" for kind in _BOARD_WRITES]
     lines += [f"pattern read {ROOT}/%u/{kind}" for kind in _BOARD_READS]
     write_atomic(folder / "acl", ("\n".join(lines) + "\n").encode(), 0o640)

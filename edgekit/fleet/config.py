@@ -14,6 +14,7 @@ from edgekit.core.table import Table
 from edgekit.core.toml import read_toml
 
 DEFAULT_MAX_BUNDLE_MB = 512
+MOST_INGESTERS = 16  # on all machines together: each has its own account at the broker
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,37 @@ class Broker:
         """What the server itself connects to: an address of this machine where the broker listens on all."""
         return on_this_machine(self.host)
 
+    def account(self, number: int) -> str:
+        """An ingester's user name, which is also its client id: two of one name would hang up on each other."""
+        return self.username if number == 1 else f"{self.username}-{number}"
+
+    @property
+    def accounts(self) -> tuple[str, ...]:
+        """Every ingester's user name, also of those that other machines run."""
+        return tuple(self.account(number) for number in range(1, MOST_INGESTERS + 1))
+
+
+@dataclass(frozen=True)
+class Ingesters:
+    """How many processes of this machine share what boards send, and whether the first of them leads.
+
+    The leader hears of births and deaths, and tells boards what to do; a fleet has one. first: its number, so that no
+    two machines have an ingester of the same.
+    """
+
+    processes: int = 1
+    leader: bool = True
+    first: int = 1
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of this machine's ingesters."""
+        return range(self.first, self.first + self.processes)
+
+    def leads(self, number: int) -> bool:
+        """Whether that one is the fleet's leader."""
+        return self.leader and number == self.first
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -63,13 +95,13 @@ class Retention:
     hour_days: float = 730.0
     event_days: float = 90.0
     job_days: float = 400.0
-    gb_per_1000_boards: float = 4.0
+    gb_per_1000_boards: float = 6.0
     pass_every_s: float = 3600.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one board may bring: what is above is dropped, acknowledged and counted.
+    """What one board may bring: what is above is dropped, acknowledged and counted; and how many boards there may be.
 
     *_burst: what may come at once after a silence: a week of Records each minute is 10,080.
     """
@@ -80,6 +112,7 @@ class Limits:
     events_burst: int = 10_000
     boots_per_day: int = 1_000
     names_per_board: int = 64  # new bundles, policies, exits, ...: of each kind
+    devices: int = 20_000  # of the whole fleet: more are not enrolled
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,7 @@ class FleetConfig:
     limits: Limits = field(default_factory=Limits)
     alert_rules: Path | None = None  # alerts.toml; None: the default rules, and nobody is told
     retention: Retention = field(default_factory=Retention)
+    ingest: Ingesters = field(default_factory=Ingesters)
 
     @property
     def database_url(self) -> str:
@@ -170,7 +204,12 @@ def read_config(path: Path) -> FleetConfig:
         limits=_limits(top.optional_table("limits")),
         alert_rules=_alert_rules(top.optional_table("alerts"), base),
         retention=_retention(top.optional_table("retention")),
+        ingest=_ingesters(top.optional_table("ingest")),
     )
+    if not config.ingest.leader and (config.database or "sqlite").startswith("sqlite"):
+        raise BadInput(
+            f"{path}: ingest.leader = false needs the database_url of the PostgreSQL of the machine that leads"
+        )
     top.close()
     if top.extra:
         raise BadInput(f"{path}: does not know the key {', '.join(sorted(top.extra))}")
@@ -185,6 +224,19 @@ def _alert_rules(table: Table, base: Path) -> Path | None:
 def _limits(table: Table) -> Limits:
     usual = Limits()
     return Limits(**{key: table.optional_count(key) or value for key, value in vars(usual).items()})
+
+
+def _ingesters(table: Table) -> Ingesters:
+    first = table.optional_count("first") or 1
+    processes = table.optional_count("processes") or 1
+    if first + processes - 1 > MOST_INGESTERS:
+        key, most = (
+            ("processes", MOST_INGESTERS + 1 - first)
+            if first <= MOST_INGESTERS
+            else ("first", MOST_INGESTERS)
+        )
+        raise table.wrong(key, f"at most {most}", processes if key == "processes" else first)
+    return Ingesters(processes, _flag(table, "leader", default=True), first)
 
 
 def _web(table: Table) -> Web:

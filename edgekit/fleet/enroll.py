@@ -16,10 +16,10 @@ from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 from edgekit.fleet import broker
 from edgekit.fleet.certificates import Issued, check_signature, issue, serial_if_ours
-from edgekit.fleet.config import FleetConfig, on_this_machine, read_secret
+from edgekit.fleet.config import FleetConfig, Limits, on_this_machine, read_secret
 from edgekit.fleet.schema import certificates, devices, presence
 from edgekit.fleet.store import Store, open_store
-from edgekit.fleet.tls import authorities_of, keep_certificates, now_utc, write_revoked
+from edgekit.fleet.tls import CLIENT, authorities_of, keep_certificates, now_utc, write_revoked
 from edgekit.fleet.views import Unknown
 from edgekit.repo.keys import public_pem, read_or_make_key
 from edgekit.repo.metadata import root_file
@@ -42,9 +42,13 @@ class Credentials:
 def prepare(config: FleetConfig) -> None:
     """Make the data folder, the API token, the control key, the certificates, the server's password, Mosquitto's files.
 
-    What is there stays. Raises BadInput (no repository), WorldFailed.
+    What is there stays. A machine that does not lead has the leader's certificates and password, and no repository.
+    Raises BadInput (no repository; nothing was copied), WorldFailed.
     """
-    root_file(config.repository)
+    if config.ingest.leader:
+        root_file(config.repository)
+    else:
+        _check_copied(config)
     for folder in (config.data_dir, config.incoming, config.broker.files_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +71,16 @@ def prepare(config: FleetConfig) -> None:
         store.close()
 
 
+def _check_copied(config: FleetConfig) -> None:
+    """Whatever was drawn anew here, the leader's broker would not know."""
+    wanted = [config.broker.password_file, *([config.tls_dir / CLIENT] if config.broker.tls else [])]
+    missing = [str(path) for path in wanted if not path.exists()]
+    if missing:
+        raise BadInput(
+            f"{config.path}: ingest.leader = false, so {' and '.join(missing)} must be a copy of the leader's"
+        )
+
+
 def write_broker_files(config: FleetConfig, store: Store) -> bool:
     """Write Mosquitto's `passwd`, `acl` and list of revoked certificates from the store; whether it could be told.
 
@@ -77,9 +91,10 @@ def write_broker_files(config: FleetConfig, store: Store) -> bool:
         rows = connection.execute(admitted).all()
     write_revoked(config, store, now_utc())
     hashes = {f"{config.fleet}/{row.name}": row.broker_hash for row in rows}
-    hashes[config.broker.username] = broker.password_hash(read_secret(config.broker.password_file))
+    password = read_secret(config.broker.password_file)
+    hashes |= {account: broker.password_hash(password) for account in config.broker.accounts}
     broker.write_passwd(config.broker.files_dir, hashes)
-    broker.write_acl(config.broker.files_dir, config.fleet, config.broker.username)
+    broker.write_acl(config.broker.files_dir, config.fleet, config.broker.accounts)
     return broker.reload_broker(config.broker.pid_file)
 
 
@@ -92,8 +107,12 @@ def enroll(
     *,
     again: bool = False,
     certificate: Issued | None = None,
+    most: int = Limits().devices,
 ) -> Credentials:
-    """Add a board, or with `again` give a known one, revoked or not, new credentials for the old. Raises Taken."""
+    """Add a board, or with `again` give a known one, revoked or not, new credentials for the old.
+
+    most: how many boards there may be; those that were revoked do not count. Raises Taken, BadInput (too many).
+    """
     credentials = Credentials(secrets.token_urlsafe(32), secrets.token_urlsafe(32))
     values = {
         "profile": profile,
@@ -105,19 +124,34 @@ def enroll(
         "certificate_expires": None,
         "revoked_at": None,
     }
-    known = connection.scalar(sa.select(devices.c.id).where(devices.c.name == name))
+    row = connection.execute(
+        sa.select(devices.c.id, devices.c.revoked_at).where(devices.c.name == name)
+    ).one_or_none()
+    if row is not None and not again:
+        raise Taken(f"a board called {name!r} is enrolled already; --again gives it new credentials")
+    if row is None or row.revoked_at is not None:
+        _check_room(connection, most)
+    known = None if row is None else row.id
     if known is None:
         added = connection.execute(sa.insert(devices).values(name=name, **values))
         (known,) = added.inserted_primary_key or (0,)
         connection.execute(sa.insert(presence).values(device=known, online=False, records=0))
-    elif not again:
-        raise Taken(f"a board called {name!r} is enrolled already; --again gives it new credentials")
     else:
         connection.execute(sa.update(devices).where(devices.c.id == known).values(**values))
         _revoke_certificates(connection, known, now)
     if certificate is not None:
         _add_certificate(connection, known, certificate, now)
     return credentials
+
+
+def _check_room(connection: sa.Connection, most: int) -> None:
+    there = connection.scalar(
+        sa.select(sa.func.count()).select_from(devices).where(devices.c.revoked_at.is_(None))
+    )
+    if (there or 0) >= most:
+        raise BadInput(
+            f"{there} boards are enrolled, and limits.devices is {most}: revoke some, or raise it in fleet.toml"
+        )
 
 
 def revoke(connection: sa.Connection, name: str, now: float) -> float:

@@ -26,7 +26,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     folder = tmp_path / "broker"
     folder.mkdir()
     write_passwd(folder, {name: password_hash(name) for name in (SERVER, "demo/a", "demo/b")})
-    write_acl(folder, "demo", SERVER)
+    write_acl(folder, "demo", [SERVER])
     broker = Broker(folder)
     yield broker
     broker.stop()
@@ -192,6 +192,6 @@ def test_nobody_but_a_mosquitto_is_signalled(tmp_path: Path) -> None:
 
 def test_the_files_are_not_for_everybody(tmp_path: Path) -> None:
     write_passwd(tmp_path, {"demo/a": password_hash("x")})
-    write_acl(tmp_path, "demo", SERVER)
+    write_acl(tmp_path, "demo", [SERVER])
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("passwd", "acl")} == {0o640}
     assert "$7$101$" in (tmp_path / "passwd").read_text()

@@ -45,6 +45,10 @@ def test_three_lines_are_enough_and_serve_loopback_only(tmp_path: Path) -> None:
         ("[web]\nprot = 80\n", "does not know the key web.prot"),
         ('[broker]\nusername = "demo/pi5"\n', "broker.username must be a name"),
         ('public_url = "fleet.example"\n', "public_url must be an address such as https://fleet.example"),
+        ("[ingest]\nprocesses = 17\n", "ingest.processes must be at most 16, got 17"),
+        ("[ingest]\nprocesses = 2\nfirst = 16\n", "ingest.processes must be at most 1, got 2"),
+        ("[ingest]\nfirst = 17\n", "ingest.first must be at most 16, got 17"),
+        ("[ingest]\nleader = false\n", "ingest.leader = false needs the database_url of the PostgreSQL"),
         ("max_bundle_mb = 0\n", "max_bundle_mb must be a positive integer, got 0"),
     ],
 )
@@ -120,3 +124,16 @@ def test_an_address_of_no_database_of_ours_is_refused_without_being_shown(tmp_pa
     with pytest.raises(BadInput, match="database_url must be sqlite:///FILE or postgresql") as failure:
         write_config(tmp_path, 1, database_url=url)
     assert "secret" not in str(failure.value)
+
+
+def test_ingesters_have_numbers_and_accounts_of_their_own_and_one_leads(tmp_path: Path) -> None:
+    config = read(tmp_path, SMALLEST)
+    assert list(config.ingest.numbers) == [1]
+    assert config.ingest.leads(1)
+    assert config.broker.accounts[:3] == ("edgekit-server", "edgekit-server-2", "edgekit-server-3")
+    assert len(set(config.broker.accounts)) == 16
+    url = 'database_url = "postgresql://fleet@db/fleet"\n'
+    more = "[ingest]\nprocesses = 2\nfirst = 3\nleader = false\n"
+    second = read(tmp_path, url + SMALLEST + more).ingest
+    assert list(second.numbers) == [3, 4]
+    assert not any(second.leads(number) for number in second.numbers)

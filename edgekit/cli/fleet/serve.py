@@ -27,7 +27,7 @@ repository = "repository"    # made by: edgekit repo init
 # hour_days = 730            # and by hour
 # event_days = 90
 # job_days = 400
-# gb_per_1000_boards = 4     # at least 1 GB
+# gb_per_1000_boards = 6     # at least 1 GB
 [web]
 # host = "127.0.0.1"         # "0.0.0.0": other machines as well
 # port = 8080                # 0: any free one
@@ -44,6 +44,10 @@ repository = "repository"    # made by: edgekit repo init
 # pid_file = "server/broker/mosquitto.pid"      # Mosquitto's; gets a SIGHUP after each enrolment
 # public_host = "127.0.0.1"                     # what boards are told
 # public_port = 8883
+[ingest]                     # the processes that share what boards send
+# processes = 1              # more where one core is not enough; at most 16 on all machines
+# leader = true              # false: this machine only ingests, for the PostgreSQL of another that leads
+# first = 1                  # the first one's number: no two machines have the same
 [limits]                     # of each board; what is above is dropped and counted
 # records_per_hour = 7200
 # records_burst = 100000     # at once, after a silence
@@ -51,6 +55,7 @@ repository = "repository"    # made by: edgekit repo init
 # events_burst = 10000
 # boots_per_day = 1000
 # names_per_board = 64       # new bundles, policies, exits, ...: of each kind
+# devices = 20000            # boards of the whole fleet; more are not enrolled
 """
 _HELP = (
     """Serve the repository, the JSON API and the page, and ingest what boards send, until SIGTERM or Ctrl-C.
