@@ -14,6 +14,7 @@ from edgekit.fleet.api_errors import add_error_handlers
 from edgekit.fleet.api_fleet import add_fleet_routes
 from edgekit.fleet.api_jobs import add_job_routes
 from edgekit.fleet.api_repository import add_repository_routes
+from edgekit.fleet.api_schema import described
 from edgekit.fleet.board import board_router
 from edgekit.fleet.context import PREFIX, Context
 from edgekit.fleet.guard import Guard
@@ -27,7 +28,14 @@ __all__ = ["Context", "api_router", "make_app"]
 
 def make_app(context: Context) -> FastAPI:
     """The web process without its page: API and repository behind the guard."""
-    app = FastAPI(title="edgekit fleet", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="edgekit fleet",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.include_router(api_router(context, app))
     app.include_router(stick_router(context.config, context.store, context.clock))
     app.include_router(repository_router(context.config))
@@ -59,8 +67,12 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     ):
         add(router, context)
 
+    known: list[dict[str, Any]] = []
+
     @router.get("/openapi.json", include_in_schema=False)
     def schema() -> dict[str, Any]:
-        return app.openapi()
+        if not known:
+            known.append(described(app.openapi()))
+        return known[0]
 
     return router

@@ -46,9 +46,9 @@ def add_board_routes(router: APIRouter, context: Context) -> None:
         search: Annotated[str, Query(max_length=64, description="part of a name")] = "",
         profile: Filter = None,
         bundle: Annotated[str | None, Query(max_length=256, description="NAME/VERSION, or NAME")] = None,
-        state: Annotated[str | None, Query(description=", ".join(STATES))] = None,
+        state: Annotated[str | None, Query(max_length=32, description=", ".join(STATES))] = None,
         tag: Filter = None,
-        sort: Annotated[str, Query(description=", ".join(SORTS))] = "name",
+        sort: Annotated[str, Query(max_length=32, description=", ".join(SORTS))] = "name",
         descending: bool = False,
     ) -> Response:
         """Some of the boards, one row each, and how many there are in `total`. Figures sorted by are of 24 hours."""

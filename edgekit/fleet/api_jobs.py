@@ -75,7 +75,7 @@ def add_job_routes(router: APIRouter, context: Context) -> None:
         job_id: str,
         offset: Offset = 0,
         limit: Limit = 200,
-        state: Annotated[str | None, Query(description=", ".join(BOARD_STATES))] = None,
+        state: Annotated[str | None, Query(max_length=32, description=", ".join(BOARD_STATES))] = None,
         search: Annotated[str, Query(max_length=64, description="part of a board's name")] = "",
     ) -> Response:
         """A job and its state on some of its boards, by name; `total` says how many these are."""

@@ -72,7 +72,7 @@ def add_rollout_routes(router: APIRouter, context: Context) -> None:
     def boards(
         rollout_id: str,
         wave: Annotated[int | None, Query(ge=0, le=100)] = None,
-        state: str | None = None,
+        state: Annotated[str | None, Query(max_length=32)] = None,
         search: Annotated[str, Query(max_length=64)] = "",
         limit: Limit = 100,
         offset: Offset = 0,
