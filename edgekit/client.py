@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 from edgekit.core.checks import parse_json
@@ -26,6 +26,15 @@ _CHUNK = 1 << 16
 
 class Conflict(BadInput):
     """What is on the server does not go with what was asked: somebody was first, or a name or version is taken."""
+
+
+class Writable(Protocol):
+    """What an answer can be written into: an open file, or what looks like one."""
+
+    @property
+    def name(self) -> Any: ...
+
+    def write(self, data: bytes, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,15 @@ class Client:
     def events(self, most: int = 100, **filters: Any) -> list[dict[str, Any]]:
         """The newest events of all boards, newest first. filters: kind, device, since, before."""
         return self._paged("/events", "events", filters, most)
+
+    def export(self, what: str, file: Writable, **wanted: Any) -> None:
+        """Write all rows of a kind (core.exported) into an open file, as they come: lines of JSON, or CSV.
+
+        wanted: since, until (Unix seconds), to (selector), format ("ndjson" or "csv"), cursor (of the last row that
+        there is already). Raises WorldFailed also where the answer breaks off; what came until then is in the file.
+        """
+        known = {key: value for key, value in wanted.items() if value is not None}
+        self._request("GET", f"/export?{urlencode({'what': what, **known})}", None, into=file)
 
     def bundles(self, window_s: float | None = None) -> list[dict[str, Any]]:
         """Every bundle version that boards run or ran within the window."""
@@ -355,7 +373,7 @@ class Client:
         path: str,
         body: bytes | IO[bytes] | None,
         length: int | None = None,
-        into: IO[bytes] | None = None,
+        into: Writable | None = None,
     ) -> bytes:
         """The answer's bytes; those of a good one go `into` a file where one is given."""
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
@@ -428,7 +446,7 @@ class Client:
         return WorldFailed(f"{self.url}: {line}") if status >= 500 else BadInput(line)
 
 
-def _write(file: IO[bytes], data: bytes) -> None:
+def _write(file: Writable, data: bytes) -> None:
     """Raises WorldFailed that tells the disk from the server."""
     try:
         file.write(data)

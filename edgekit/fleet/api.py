@@ -11,6 +11,7 @@ from edgekit.fleet.alerts.api import add_alert_routes
 from edgekit.fleet.api_accounts import add_account_routes
 from edgekit.fleet.api_boards import add_board_routes
 from edgekit.fleet.api_errors import add_error_handlers
+from edgekit.fleet.api_export import add_export_routes
 from edgekit.fleet.api_fleet import add_fleet_routes
 from edgekit.fleet.api_jobs import add_job_routes
 from edgekit.fleet.api_repository import add_repository_routes
@@ -58,6 +59,7 @@ def api_router(context: Context, app: FastAPI) -> APIRouter:
     router = APIRouter(prefix=PREFIX)
     for add in (
         add_fleet_routes,
+        add_export_routes,
         add_board_routes,
         add_job_routes,
         add_repository_routes,
