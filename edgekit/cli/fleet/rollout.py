@@ -40,7 +40,9 @@ def rollout() -> None:
 @click.option(
     "--plan", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file; options change it."
 )
-@click.option("--to", metavar="SELECTOR", help="all, or tag=site-a,profile=raspberrypi5,name!=pi5-old*.")
+@click.option(
+    "--to", metavar="SELECTOR", help="Which boards: all, or tag=site-a,profile=raspberrypi5,name!=pi5-old*."
+)
 @click.option("--canary", metavar="SIZE", help="5% or a number of boards; at least one of each profile.")
 @click.option(
     "--wave", "waves", multiple=True, metavar="SIZE", help="Up to how much: 25% or a number; repeat it."
@@ -89,6 +91,10 @@ def start(
     whole |= {"waves": list(waves)} if waves else {}
     whole |= {"windows": [_window(text) for text in windows]} if windows else {}
     whole |= {"overlap": True} if overlap else {}
+    missing = {"target": "a bundle (NAME/VERSION)", "to": "boards (--to all, --to tag=site-a)"}
+    for key, wanted in missing.items():
+        if not whole.get(key):
+            raise BadInput(f"a rollout needs {wanted}: give it here, or as {key} in the plan")
     client = client_of(server, token_file)
     if dry_run:
         found = client.preview_rollout(whole)
@@ -211,3 +217,4 @@ def _show_preview(found: Mapping[str, Any]) -> None:
         )
     for line in found["warnings"]:
         console.print(Text.assemble(("warning: ", "yellow"), line), soft_wrap=True)
+    console.print("nothing was started: this is what it would do without --dry-run")

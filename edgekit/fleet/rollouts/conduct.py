@@ -42,7 +42,7 @@ log = logging.getLogger("edgekit.fleet.rollouts")
 
 SLICE = 500  # boards asked in one transaction: ingest waits for it
 GRACE_S = 5.0  # what a board said in its last second is on its way
-LOOK_EVERY_S = 30.0  # at figures, while there are too few
+LOOK_EVERY_S = 30.0  # at figures, while there are too few; as often as the soak is long where that is shorter
 _IDLE = frozenset({*OVER, "paused"})
 Targets = Mapping[str, Target]
 
@@ -217,7 +217,8 @@ def _soaking(store: Store, rollout: Rollout, now: float, targets: Targets) -> bo
         return _failed(store, rollout, now, problem or why, {"results": results})
     if now < wave.ended + gate.soak_s:
         return False
-    if wave.judged is not None and now < wave.judged + LOOK_EVERY_S and now < wave.ended + gate.wait_s:
+    pause = min(LOOK_EVERY_S, max(1.0, gate.soak_s))
+    if wave.judged is not None and now < wave.judged + pause and now < wave.ended + gate.wait_s:
         return False
     with store.read() as connection:
         before, after = _figures(connection, rollout, wave, now)
