@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _MOST = 300
+_HOT = 1e6  # no temperature; an integer may have more digits than a float can hold
 
 
 def words(kind: str, detail: Mapping[str, Any]) -> str:
@@ -36,7 +37,11 @@ _Said = tuple[str, frozenset[str]]  # the line's begin, and the keys that are in
 
 def _health(detail: Mapping[str, Any]) -> str:
     temperature = detail.get("temperature_c")
-    hot = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    hot = (
+        isinstance(temperature, (int, float))
+        and not isinstance(temperature, bool)
+        and abs(temperature) < _HOT
+    )
     return f" at {temperature:.0f} °C" if hot else ""
 
 

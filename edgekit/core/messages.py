@@ -26,6 +26,7 @@ COMPRESS_ABOVE = 1024
 MAX_PAYLOAD = 4 * 2**20  # bytes once unpacked
 _MAX_RECORDS = 10_000
 _MAX_SETTINGS = 100
+_MAX_INTERVAL_S = 1e10  # as of a record
 
 
 def topic(fleet: str, device: str, kind: str) -> str:
@@ -303,7 +304,7 @@ class Reported:
             bundle=optional(payload.get("bundle"), f"{where}.bundle", text),
             content_id=optional(payload.get("content_id"), f"{where}.content_id", checks.sha256),
             policy=optional(payload.get("policy"), f"{where}.policy", PolicySpec.parse),
-            interval_s=number(payload.get("interval_s"), f"{where}.interval_s", 0.0),
+            interval_s=number(payload.get("interval_s"), f"{where}.interval_s", 0.0, _MAX_INTERVAL_S),
             why=optional(payload.get("why"), f"{where}.why", text),
             config=_settings(payload.get("config", {}), f"{where}.config"),
             config_refused={

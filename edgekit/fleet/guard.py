@@ -77,9 +77,11 @@ class Guard:
 
     async def _answer(self, request: Request) -> Response | None:
         """What to answer instead of letting the request through; None lets it through."""
-        path, host = request.url.path, request.headers.get("host")
+        path, host = request.scope["path"], request.headers.get("host")  # as routes see it
         if not self._names.answers_to(host):
             return _misdirected(host)
+        if not _is_readable(path, request.scope["query_string"]):
+            return JSONResponse({"error": "the address must be of ASCII, without NUL"}, 400)
         if path.startswith(API) or path == METRICS:
             return await self._program(request, path)
         if path.startswith(REPOSITORY) or path == CERTIFICATE:
@@ -196,6 +198,11 @@ def bearer(headers: Mapping[str, str]) -> str | None:
     """The token of an `Authorization: Bearer` header."""
     kind, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" and token.strip() else None
+
+
+def _is_readable(path: str, query: bytes) -> bool:
+    """PostgreSQL takes no NUL, and nothing here is called so; a query that is no ASCII is none of HTTP."""
+    return "\0" not in path and b"%00" not in query and b"\0" not in query and query.isascii()
 
 
 def unauthorized(why: str) -> Response:

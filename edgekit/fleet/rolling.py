@@ -65,13 +65,12 @@ def _prepare(store: Store, top: int, most: int) -> _Batch | None:
         profiles = _profiles(connection, {row.device for row in rows})
     if not rows:
         return None
-    texts = {text for text in profiles.values() if isinstance(text, str)}
-    if texts:  # of profiles nobody named before
+    numbers = {device: known for device, known in profiles.items() if isinstance(known, int)}
+    new = {device: text for device, text in profiles.items() if isinstance(text, str)}
+    if new:  # profiles that nobody named before; what a board calls itself may change with every message
         with store.write() as connection:
-            drawn = ids_of(connection, PROFILE, sorted(texts))
-        numbers = {d: drawn[known] if isinstance(known, str) else known for d, known in profiles.items()}
-    else:
-        numbers = {device: known for device, known in profiles.items() if isinstance(known, int)}
+            for device, text in sorted(new.items()):
+                numbers[device] = ids_of(connection, PROFILE, [text], device)[text]
     sums = _sums(rows, numbers)
     counts: dict[int, int] = {}
     for row in rows:
