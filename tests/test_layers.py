@@ -57,6 +57,7 @@ THIRD_PARTY: Mapping[str, frozenset[str]] = {
     "client": frozenset(),
     "cli": frozenset(_CLICK | _NUMBERS),
     "cli/native": frozenset(_CLICK),
+    "cli/fleet/export": frozenset(_CLICK | {"pyarrow"}),
 }
 
 

@@ -465,6 +465,7 @@ OUTPUTS: Mapping[str, Schema] = {
     "fleet events": output(
         events=rows(table(at=NUMBER, device=TEXT, kind=TEXT, detail={"type": "object"}, text=TEXT))
     ),
+    "fleet export": output(what=TEXT, file=TEXT, rows=COUNT, bytes=COUNT, since=NUMBER, until=NUMBER),
     "fleet bundles": {
         "anyOf": [
             output(bundles=rows(table(bundle=TEXT, boards=COUNT, requests=COUNT, latency_ms=LATENCY))),

@@ -8,6 +8,7 @@ from edgekit.cli.fleet.alerts import alerts
 from edgekit.cli.fleet.audit import audit
 from edgekit.cli.fleet.configure import configure
 from edgekit.cli.fleet.enroll import enroll
+from edgekit.cli.fleet.export import export
 from edgekit.cli.fleet.look import bundles, events
 from edgekit.cli.fleet.revoke import revoke
 from edgekit.cli.fleet.rollout import rollout
@@ -32,6 +33,7 @@ for verb in (
     jobs,
     events,
     bundles,
+    export,
     rollout,
     configure,
     stick,
