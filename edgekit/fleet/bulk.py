@@ -15,15 +15,14 @@ from edgekit.core.errors import WorldFailed, one_line
 
 def insert_many(
     connection: sa.Connection, table: sa.Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Insert rows, whose values are in the order of `columns`, in their order. Raises WorldFailed."""
+) -> int:
+    """Insert rows, their values in the order of `columns`, in their order; how many were new. Raises WorldFailed."""
     if not rows:
-        return
+        return 0
     if connection.dialect.name == "postgresql":
-        _copy(connection, table, columns, rows)
-    else:
-        statement, ordered = _insert(table, columns)
-        connection.exec_driver_sql(statement, [ordered(row) for row in rows])
+        return _copy(connection, table, columns, rows)
+    statement, ordered = _insert(table, columns)
+    return connection.exec_driver_sql(statement, [ordered(row) for row in rows]).rowcount
 
 
 @cache
@@ -39,7 +38,7 @@ def _insert(
 
 def _copy(
     connection: sa.Connection, table: sa.Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
-) -> None:
+) -> int:
     """COPY knows no conflicts: into a table of the connection's own first, and from there."""
     own, listed = f"new_{table.name}", ", ".join(f'"{name}"' for name in columns)
     empty = f"SELECT {listed} FROM {table.name} WITH NO DATA"  # noqa: S608  (names of the schema)
@@ -54,5 +53,6 @@ def _copy(
             connection.invalidate(err)
         raise WorldFailed(f"database: {one_line(err)}") from err
     taken = f"SELECT {listed} FROM {own} ORDER BY 1, 2"  # noqa: S608
-    connection.exec_driver_sql(f"INSERT INTO {table.name} ({listed}) {taken} ON CONFLICT DO NOTHING")
+    added = connection.exec_driver_sql(f"INSERT INTO {table.name} ({listed}) {taken} ON CONFLICT DO NOTHING")
     connection.exec_driver_sql(f"TRUNCATE {own}")
+    return added.rowcount

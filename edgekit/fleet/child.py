@@ -1,4 +1,4 @@
-"""What a process of `fleet serve` runs: `edgekit.fleet.child web|ingest|background CONFIG LIFELINE [SOCKET URL]`."""
+"""What a process of `fleet serve` runs: `edgekit.fleet.child web|ingest[-N]|background CONFIG LIFELINE [FD URL]`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says when
     try:
         config = read_config(Path(config_file))
-        if kind == "ingest":
+        name, _, number = kind.partition("-")
+        if name == "ingest":
             from edgekit.fleet.ingest import run_ingest
 
-            run_ingest(config, stop)
+            run_ingest(config, stop, int(number or 1))
         elif kind == "background":
             from edgekit.fleet.background import run_background
 

@@ -30,6 +30,7 @@ from edgekit.fleet.store import count, insert_new, share_records
 UNKNOWN_DEVICE = "messages of boards that are not enrolled"
 FOREIGN_TOPIC = "messages on foreign topics"
 ABOVE_LIMIT = "{} above the limit"
+REPLAYS = "replays"  # entries that came again
 _CLOCKS_DIFFER_S = 300.0
 _EARLIEST = 1_577_836_800.0  # 2020: no clock that was ever set says less
 _MOST_NEW_NAMES = 256  # that are looked up of one board and kind in one batch
@@ -47,12 +48,23 @@ _HEALTH = (
 _MAX_STEPS = 50_000  # of `upto` in one batch; the next one goes on
 
 
+@dataclass
+class Counts:
+    """What became of a batch's entries: new ones, those that were dropped, and those that had come before."""
+
+    records: int = 0
+    events: int = 0
+    dropped: int = 0  # also whole messages
+    replays: int = 0
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What follows from a committed batch: an ack for each boot that was heard of, and boards that came online."""
 
     acks: tuple[tuple[str, Ack], ...]
     births: frozenset[str]
+    counts: Counts = field(default_factory=Counts, compare=False)
 
 
 def commit_batch(
@@ -76,16 +88,19 @@ def commit_batch(
     births = _set_statuses(connection, known, ids, online)
     for device, message in _newest_states(known, ids):
         _set_state(connection, device, message)
-    refused = _Refused()
+    refused, counts = _Refused(), Counts()
     boots = _boots(connection, known, ids, draft, refused, now)
-    _insert_entries(connection, known, ids, boots, draft, refused, now)
+    _insert_entries(connection, known, ids, boots, draft, refused, counts, now)
     _advance(connection, boots.values())
     _count_malformed(connection, known, malformed, ids, refused)
+    if counts.replays:
+        count(connection, REPLAYS, counts.replays)
+    counts.dropped += len(batch) - len(known) + len(malformed) + sum(refused.numbers.values())
     seen = {ids[message.device] for message in known if not message.retained}
     if seen:
         _touch(connection, seen, now)
     acks = tuple((boot.name, Ack(boot.boot_id, boot.upto)) for boot in boots.values())
-    return Outcome(acks + tuple(refused.acks), births)
+    return Outcome(acks + tuple(refused.acks), births, counts)
 
 
 @dataclass
@@ -363,6 +378,7 @@ def _insert_entries(
     boots: Mapping[tuple[int, str], _Boot],
     draft: Draft,
     refused: _Refused,
+    counts: Counts,
     now: float,
 ) -> None:
     records: list[tuple[_Boot, int, Record, float]] = []
@@ -370,9 +386,10 @@ def _insert_entries(
     job_events: list[dict[str, Any]] = []
     touched: dict[tuple[int, str], list[JobEvent]] = {}
 
-    def admitted(kind: str, entries: Iterable[Any]) -> list[Any]:
+    def admitted(kind: str, entries: Sequence[Any]) -> list[Any]:
         """Those that are new, as many as the board may bring; the others count as handled."""
         new = [entry for entry in entries if boot.is_new(entry.seq)]
+        counts.replays += len(entries) - len(new)
         allowed = draft.take(kind, device, len(new), now) if new else 0
         refused.add(device, kind, len(new) - allowed)
         return new[:allowed]
@@ -392,7 +409,9 @@ def _insert_entries(
             touched.setdefault((device, event.job_id), []).append(event)
     numbers = _numbers(connection, [(device, record) for _, device, record, _ in records], draft)
     rows = [_row(boot, device, record, latest, now, numbers) for boot, device, record, latest in records]
-    insert_many(connection, db.records, RECORD_COLUMNS, rows)
+    counts.records = insert_many(connection, db.records, RECORD_COLUMNS, rows)
+    counts.events = len(events) + len(job_events)
+    counts.replays += len(rows) - counts.records  # above a gap it takes the store to know them
     _set_health(connection, rows)
     insert_new(connection, db.events, events)
     insert_new(connection, db.job_events, job_events)

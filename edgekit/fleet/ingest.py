@@ -1,4 +1,7 @@
-"""The process that owns MQTT: what boards say goes into the store, what they should do goes out. Serves no HTTP.
+"""A process that speaks MQTT: what boards say goes into the store, what they should do goes out. Serves no HTTP.
+
+Several share what boards send. One of them leads: it hears of births and deaths, which the broker keeps and gives to no
+shared subscription, and tells boards what to do (telling.py).
 
 Two threads: paho's reads the socket and fills a bounded queue; this one commits batches, and only then acknowledges,
 to the broker and (with Ack) to the boards. The broker is never relied on to keep anything: sessions start clean, boards
@@ -13,7 +16,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,16 +28,16 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edgekit.core import jobs as job_states
 from edgekit.core.errors import EdgekitError, WorldFailed, one_line
-from edgekit.core.messages import FROM_BOARD, ROOT, OneShot, encode, topic
+from edgekit.core.messages import FROM_BOARD, ROOT, encode, topic
 from edgekit.fleet import schema as db
-from edgekit.fleet import seal
 from edgekit.fleet.commit import Outcome, commit_batch, expire_silent_jobs
 from edgekit.fleet.config import FleetConfig, read_secret
 from edgekit.fleet.intake import Malformed, Received, Unreadable, entries_of, read_message
 from edgekit.fleet.memory import Memory
+from edgekit.fleet.pace import EVERY_S, Pace
 from edgekit.fleet.store import Store, open_store, put_fact
+from edgekit.fleet.telling import Teller
 from edgekit.fleet.tls import broker_context
 from edgekit.repo.keys import read_key
 
@@ -44,12 +47,14 @@ RECEIVE_MAXIMUM = 1000  # messages the broker may have under way to us
 QUEUE_SIZE = 3 * RECEIVE_MAXIMUM  # what is under way, what the connection before left, and QoS 0
 BATCH, BATCH_BYTES = 500, 64 * 1024  # others wait for the lock while a batch is stored: some 1,300 Records
 GATHER_S = 0.02  # how long the first message of a batch waits for others
-BIRTHS = 200  # boards that are told what they should run between two batches
 TICK_S = 0.1  # how soon a new desired state is seen
 SWEEP_S = 5.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 15.0
 CONNACK_S = 5.0
 KEEPALIVE_S = 30
+FACT = "ingest"  # the leader's connection; "ingest:N" is how each does
+RETAINED = ("status", "info", "reported")
+GROUP = "edgekit-ingest"
 _ATTEMPTS = 5
 _IN_THE_WAY = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
 
@@ -67,33 +72,38 @@ class Arrival:
     mid: int
     client: Client
     retain: bool
+    at: float  # monotonic
 
 
 class Ingest:
-    """One ingester. `run` returns when `stop` is set."""
+    """One ingester. `run` returns when `stop` is set. control_key: None for one that does not lead."""
 
     def __init__(
         self,
         config: FleetConfig,
         store: Store,
-        control_key: Ed25519PrivateKey,
+        control_key: Ed25519PrivateKey | None,
         stop: threading.Event,
         clock: Callable[[], float] = time.time,
+        number: int = 1,
     ) -> None:
-        self.config, self.store, self.control_key = config, store, control_key
+        self.config, self.store, self.number = config, store, number
         self.stop, self.clock = stop, clock
+        self.teller: Teller | None = None
+        if control_key is not None:
+            self.teller = Teller(store, config.fleet, control_key, clock, self._publish)
         self.arrivals: queue.Queue[Arrival] = queue.Queue(QUEUE_SIZE)
-        self.confirmed: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.confirmed: queue.SimpleQueue[tuple[int, bool]] = (
+            queue.SimpleQueue()
+        )  # a publication, and if it was taken
         self.client: Client | None = None  # a new one for each connection: none sends what another left
         self.connected = threading.Event()
         self.refused: str | None = None
-        self.sent: dict[
-            int, tuple[str, int, int]
-        ] = {}  # number of a publication -> its topic, device and rev or n
         self.memory = Memory(config.limits)
-        self.births: dict[
-            str, None
-        ] = {}  # in their order: boards that came online and were not told yet what they should run
+        self.pace = Pace(time.monotonic())
+        self.next_pace = 0.0
+        self.since = 0.0
+        self.more_to_tell = False
         self.delay_s = FIRST_DELAY_S
         self.next_attempt = 0.0
         self.next_sweep = 0.0
@@ -120,45 +130,37 @@ class Ingest:
         batch = self._gather()
         if batch:
             self._commit(batch)
+        answers = self._confirm()
+        if self.teller is None:
+            return
         if self.connected.is_set():
-            self._confirm()
-            self._publish_desired(db.desired.c.pending)
-            self._publish_one_shots(db.commands.c.pending)
-            if self.births:
-                self._tell_newborn()
+            self.teller.confirm(answers)
+            self.more_to_tell = self.teller.step()
         if time.monotonic() >= self.next_sweep:
             self.next_sweep = time.monotonic() + SWEEP_S
             with self.store.write() as connection:
                 expire_silent_jobs(connection, self.clock())
-
-    def _tell_newborn(self) -> None:
-        """After a broker's restart all boards are born at once: some at a time, while what is said is let go of."""
-        if len(self.sent) >= RECEIVE_MAXIMUM:
-            return
-        names = list(self.births)[:BIRTHS]
-        born = db.devices.c.name.in_(names)
-        self._publish_desired(born)
-        self._publish_one_shots(born)
-        for name in names:
-            del self.births[name]
 
     # --- the connection ---
 
     def _connect(self) -> None:
         """One attempt; the next is due when this one fails, or has had no answer for a while."""
         self._disconnect()
-        self.sent.clear()
-        while not self.confirmed.empty():
-            self.confirmed.get_nowait()
+        self.more_to_tell = False
+        self._confirm()
+        if self.teller is not None:
+            self.teller.forget()
         broker = self.config.broker
+        account = broker.account(self.number)
         client = Client(
             CallbackAPIVersion.VERSION2,
-            client_id=broker.username,
+            client_id=account,
             protocol=MQTTProtocolVersion.MQTTv5,
             manual_ack=True,
             reconnect_on_failure=False,
         )
         client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
@@ -167,7 +169,7 @@ class Ingest:
         properties.ReceiveMaximum = RECEIVE_MAXIMUM
         self.client = client
         try:
-            client.username_pw_set(broker.username, read_secret(broker.password_file))
+            client.username_pw_set(account, read_secret(broker.password_file))
             if broker.tls:
                 client.tls_set_context(broker_context(self.config))
             client.connect(
@@ -201,10 +203,25 @@ class Ingest:
             self._failed(f"the broker says: {reason}")
             return
         options = SubscribeOptions(qos=1)
-        client.subscribe([(f"{ROOT}/{self.config.fleet}/+/{kind}", options) for kind in FROM_BOARD])
+        client.subscribe([(subscription, options) for subscription in self._subscriptions()])
         self.refused = None
         self.delay_s = FIRST_DELAY_S
         self.connected.set()
+
+    def _subscriptions(self) -> list[str]:
+        """What boards send is shared by all; what the broker keeps is heard by the leader alone."""
+        base = f"{ROOT}/{self.config.fleet}/+"
+        shared = [f"$share/{GROUP}/{base}/{kind}" for kind in FROM_BOARD if kind not in RETAINED]
+        return shared if self.teller is None else shared + [f"{base}/{kind}" for kind in RETAINED]
+
+    def _on_subscribe(
+        self, client: Client, _data: object, _mid: int, reasons: list[Any], _properties: object
+    ) -> None:
+        if client is self.client and any(reason.is_failure for reason in reasons):
+            log.warning(
+                "the broker refused a subscription: %s (does it know shared ones?)",
+                ", ".join(sorted({str(reason) for reason in reasons if reason.is_failure})),
+            )
 
     def _on_disconnect(
         self, client: Client, _data: object, _flags: object, reason: Any, _properties: object
@@ -221,20 +238,21 @@ class Ingest:
         if message.qos == 0 and self.arrivals.qsize() >= RECEIVE_MAXIMUM:
             return  # nobody was promised a QoS 0 message; those that were find room: the broker stops in time
         payload = bytes(message.payload)
-        self.arrivals.put(Arrival(name, payload, message.qos, message.mid, client, message.retain))
+        now = time.monotonic()
+        self.arrivals.put(Arrival(name, payload, message.qos, message.mid, client, message.retain, now))
 
     def _on_publish(self, client: Client, _data: object, mid: int, reason: Any, _properties: object) -> None:
         if reason.is_failure:
             log.warning("the broker refused what was published: %s (does its acl_file name ours?)", reason)
-        elif client is self.client:
-            self.confirmed.put(mid)
+        if client is self.client:
+            self.confirmed.put((mid, not reason.is_failure))
 
     # --- from boards ---
 
     def _gather(self) -> list[Arrival]:
         """A batch: whatever comes within a moment of its first message."""
         try:
-            batch = [self.arrivals.get(timeout=TICK_S)]
+            batch = [self.arrivals.get(timeout=0.001 if self.more_to_tell else TICK_S)]
         except queue.Empty:
             return []
         deadline = time.monotonic() + GATHER_S
@@ -249,6 +267,7 @@ class Ingest:
 
     def _commit(self, batch: list[Arrival]) -> None:
         """Store, then acknowledge. A full disk keeps the batch waiting; a message that breaks the rest is dropped."""
+        began = time.monotonic()
         try:
             outcome = self._store(batch)
         except WorldFailed:
@@ -261,11 +280,17 @@ class Ingest:
                 return
             log.exception("a message on %r was dropped", batch[0].topic)
             outcome = self._drop(batch[0], err)
+        self._done(batch, outcome, began)
+
+    def _done(self, batch: Sequence[Arrival], outcome: Outcome, began: float) -> None:
+        counts = outcome.counts
+        arrived = [arrival.at for arrival in batch]
+        self.pace.committed(arrived, (counts.records, counts.events, counts.dropped), began, time.monotonic())
         self._acknowledge(batch, outcome)
 
     def _wait_for_disk(self, batch: list[Arrival]) -> None:
         """Lose nothing: the same batch is tried until the store takes it."""
-        delay = 0.5
+        delay, began = 0.5, time.monotonic()
         while not self.stop.wait(delay):
             try:
                 outcome = self._store(batch)
@@ -273,7 +298,7 @@ class Ingest:
                 log.warning("%d messages wait: %s", len(batch), one_line(err))
                 delay = min(2 * delay, 10.0)
                 continue
-            self._acknowledge(batch, outcome)
+            self._done(batch, outcome, began)
             return
 
     def _store(self, batch: Iterable[Arrival]) -> Outcome:
@@ -336,13 +361,12 @@ class Ingest:
                 arrival.client.ack(arrival.mid, arrival.qos)
         for device, ack in outcome.acks:
             self._publish(device, "ack", ack.to_json())
-        self.births |= dict.fromkeys(sorted(outcome.births))
+        if self.teller is not None:
+            self.teller.born(outcome.births)
 
     # --- to boards ---
 
-    def _publish(
-        self, device: str, kind: str, payload: dict[str, Any], *, retain: bool = False
-    ) -> int | None:
+    def _publish(self, device: str, kind: str, payload: dict[str, Any], retain: bool = False) -> int | None:
         """Hand a message to the connection; its number, None where there is none to hand it to."""
         client = self.client
         if client is None or not self.connected.is_set():
@@ -350,75 +374,37 @@ class Ingest:
         sent = client.publish(topic(self.config.fleet, device, kind), encode(payload), 1, retain)
         return sent.mid if sent.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
-    def _publish_desired(self, which: sa.ColumnElement[bool]) -> None:
-        """Sign and publish the desired states that a condition picks, except those that are on their way."""
-        with self.store.read() as connection:
-            rows = connection.execute(
-                sa.select(db.desired, db.devices.c.name)
-                .join(db.devices, db.devices.c.id == db.desired.c.device)
-                .where(which)
-            ).all()
-        under_way = set(self.sent.values())
-        for row in rows:
-            if ("desired", row.device, row.rev) in under_way and row.pending:
-                continue
-            desired = seal.sealed(seal.desired_of(row, self.config.fleet).to_json(), self.control_key)
-            mid = self._publish(row.name, "desired", desired, retain=True)
-            if mid is not None:
-                self.sent[mid] = ("desired", row.device, row.rev)
-
-    def _publish_one_shots(self, which: sa.ColumnElement[bool]) -> None:
-        """Sign and publish what boards should do once and have not ended, of the commands that a condition picks."""
-        commands, states = db.commands, db.job_devices
-        same = (states.c.job == commands.c.job) & (states.c.device == commands.c.device)
-        with self.store.read() as connection:
-            rows = connection.execute(
-                sa.select(commands, db.devices.c.name, db.jobs.c.job_id, db.jobs.c.target, db.jobs.c.expires)
-                .join(db.devices, db.devices.c.id == commands.c.device)
-                .join(db.jobs, db.jobs.c.id == commands.c.job)
-                .join(states, same)
-                .where(which, states.c.state.not_in(job_states.FINAL), db.jobs.c.expires > self.clock())
-                .order_by(commands.c.n)
-            ).all()
-        under_way = set(self.sent.values())
-        for row in rows:
-            if ("job", row.device, row.n) in under_way and row.pending:
-                continue
-            to = f"{self.config.fleet}/{row.name}"
-            shot = OneShot(to, row.n, row.job_id, row.action, row.target, row.expires)
-            mid = self._publish(row.name, "job", seal.sealed(shot.to_json(), self.control_key))
-            if mid is not None:
-                self.sent[mid] = ("job", row.device, row.n)
-
-    def _confirm(self) -> None:
-        """What the broker has is no longer pending, unless a newer revision took its place."""
-        done = []
+    def _confirm(self) -> list[tuple[int, bool]]:
+        """What the broker has said of publications."""
+        answers = []
         while not self.confirmed.empty():
-            found = self.sent.pop(self.confirmed.get_nowait(), None)
-            if found is not None:
-                done.append(found)
-        if not done:
-            return
-        with self.store.write() as connection:
-            for kind, device, number in done:
-                table = db.desired if kind == "desired" else db.commands
-                own = table.c.rev if kind == "desired" else table.c.n
-                wanted = (table.c.device == device) & (own == number)
-                connection.execute(sa.update(table).where(wanted).values(pending=False))
+            answers.append(self.confirmed.get_nowait())
+        return answers
 
     def _tell(self) -> None:
-        """Keep in the store how this process is doing. Without a broker nobody knows who is online: nobody is, then."""
-        connected = self.connected.is_set()
+        """Keep in the store how this process is doing, when that changes and each few seconds."""
+        connected, now = self.connected.is_set(), time.monotonic()
         state = (connected, None if connected else self.refused)
-        if state == self.told:
+        changed = state != self.told
+        if not changed and now < self.next_pace:
             return
+        if changed:
+            self.since = self.clock()
+        fact = {"at": self.clock(), "since": self.since, "connected": connected, **self.pace.told(now)}
         with self.store.write() as connection:
-            fact = {"connected": connected, "why": state[1], "since": self.clock()}
-            put_fact(connection, "ingest", fact)
-            if not connected:
-                connection.execute(sa.update(db.presence).values(online=False))
+            put_fact(connection, f"{FACT}:{self.number}", fact)
+            if changed and self.teller is not None:
+                self._tell_fleet(connection, state)
+        self.next_pace = now + EVERY_S
         self.told = state
-        log.info("broker %s", "connected" if connected else f"not connected: {state[1] or 'starting'}")
+        if changed:
+            log.info("broker %s", "connected" if connected else f"not connected: {state[1] or 'starting'}")
+
+    def _tell_fleet(self, connection: sa.Connection, state: tuple[bool, str | None]) -> None:
+        """The leader's: without a broker nobody knows who is online: nobody is, then."""
+        put_fact(connection, FACT, {"connected": state[0], "why": state[1], "since": self.since})
+        if not state[0]:
+            connection.execute(sa.update(db.presence).values(online=False))
 
 
 def _was_in_the_way(err: WorldFailed) -> bool:
@@ -426,10 +412,11 @@ def _was_in_the_way(err: WorldFailed) -> bool:
     return getattr(getattr(cause, "orig", cause), "sqlstate", None) in _IN_THE_WAY
 
 
-def run_ingest(config: FleetConfig, stop: threading.Event) -> None:
+def run_ingest(config: FleetConfig, stop: threading.Event, number: int = 1) -> None:
     """Open what the process needs and run it. Raises BadInput, WorldFailed."""
     store = open_store(config.database_url)
     try:
-        Ingest(config, store, read_key(config.control_key_file), stop).run()
+        key = read_key(config.control_key_file) if config.ingest.leads(number) else None
+        Ingest(config, store, key, stop, number=number).run()
     finally:
         store.close()

@@ -74,11 +74,14 @@ class Child:
 
 
 def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None] = lambda _: None) -> None:
-    """Serve until told to stop; `say` gets the address once requests are answered.
+    """Serve until told to stop; `say` gets the address once requests are answered, "" from a machine that has none.
 
     Raises BadInput (no repository), WorldFailed (the port is taken, the disk is full).
     """
     prepare(config)
+    if not config.ingest.leader:
+        _ingest_alone(config, stop, say)
+        return
     with _alone(config), _listening(config) as listener, _lifeline() as lifeline:
         config.address_file.unlink(missing_ok=True)
         host, port = listener.getsockname()[:2]
@@ -91,7 +94,7 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
                 (str(config.path), str(lifeline), str(listener.fileno()), url),
                 (lifeline, listener.fileno()),
             ),
-            Child("ingest", (str(config.path), str(lifeline)), (lifeline,)),
+            *_ingesters(config, lifeline),
             Child("background", (str(config.path), str(lifeline)), (lifeline,)),
         ]
         keeper, next_look, next_renewal, said = Keeper(config), 0.0, 0.0, False
@@ -113,6 +116,29 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
             keeper.close()
             _end(children)
             config.address_file.unlink(missing_ok=True)
+
+
+def _ingesters(config: FleetConfig, lifeline: int) -> list[Child]:
+    """ingest, ingest-2, ...: by their numbers, which are the accounts' as well."""
+    names = ["ingest" if number == 1 else f"ingest-{number}" for number in config.ingest.numbers]
+    return [Child(name, (str(config.path), str(lifeline)), (lifeline,)) for name in names]
+
+
+def _ingest_alone(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """A machine that does not lead: ingesters, and no page, no API, no roll-ups, which the leader's has."""
+    with _alone(config), _lifeline() as lifeline:
+        children, next_renewal = _ingesters(config, lifeline), 0.0
+        say("")
+        try:
+            while not stop.is_set():
+                for child in children:
+                    child.watch(time.monotonic())
+                if time.monotonic() >= next_renewal:
+                    next_renewal = time.monotonic() + RENEW_EVERY_S
+                    renew_certificates(config)
+                stop.wait(_POLL_S)
+        finally:
+            _end(children)
 
 
 def renew_certificates(config: FleetConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from edgekit.core.histogram import Histogram
 from edgekit.fleet import schema as db
 from edgekit.fleet.board_views import (
     SERIES_POINTS,
@@ -31,6 +32,10 @@ from edgekit.fleet.reading import ROLLED, fleet_series, step_of
 from edgekit.fleet.store import get_fact
 from edgekit.fleet.viewing import DEFAULT_WINDOW_S, Unknown, actions, job_row
 
+INGESTER_SILENT_S = 60.0  # it is gone, or was never meant to stay
+
+_PACE = ("at", "since", "connected", "messages", "records", "events", "dropped", "commits", "batch_s")
+
 _actions, _job = actions, job_row
 
 __all__ = [
@@ -48,6 +53,7 @@ __all__ = [
     "fleet_points",
     "fleet_status",
     "get_fact",
+    "ingesters",
     "job_boards",
     "job_detail",
     "job_head",
@@ -75,7 +81,22 @@ def fleet_status(connection: sa.Connection, now: float, window_s: float = DEFAUL
         "malformed": int(malformed or 0),
         "dropped": {row[0]: row[1] for row in connection.execute(counted)},
         "ingest": get_fact(connection, "ingest"),
+        "ingesters": ingesters(connection, now),
     }
+
+
+def ingesters(connection: sa.Connection, now: float) -> list[dict[str, Any]]:
+    """How each ingester that lives does, by its number: Records a second and ms from arrival to commit, last minute."""
+    rows = []
+    facts = db.facts
+    for key in connection.scalars(sa.select(facts.c.key).where(facts.c.key.startswith("ingest:"))):
+        fact = get_fact(connection, key)
+        if now - fact["at"] > INGESTER_SILENT_S:
+            continue
+        lag = Histogram({int(bucket): number for bucket, number in fact.get("lag", {}).items()})
+        row = {"number": int(key.partition(":")[2]), **{name: fact.get(name) for name in _PACE}}
+        rows.append(row | {"rate": fact.get("rate", 0.0), "lag_p99_ms": lag.percentile_ms(99)})
+    return sorted(rows, key=lambda row: int(row["number"]))
 
 
 def fleet_points(

@@ -96,6 +96,11 @@ def serve(config_file: Path, as_json: bool) -> None:
     def say(url: str) -> None:
         if as_json:
             print_json({"url": url, "token_file": str(config.token_file)})
+        elif not url:
+            which = ", ".join(str(number) for number in config.ingest.numbers)
+            console.print(
+                f"fleet {config.fleet}: ingester {which} for the machine that leads", soft_wrap=True
+            )
         else:
             console.print(f"fleet {config.fleet}: {url}  (token: {config.token_file})", soft_wrap=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def status(server: str, token_file: Path | None, hours: float, as_json: bool) ->
         "fleet": found["fleet"],
         "boards": f"{boards['online']} online of {boards['enrolled']}",
         "broker": "connected" if ingest["connected"] else f"not connected: {ingest['why'] or 'starting'}",
+        "ingest": _ingest(found.get("ingesters", ())),
         "requests": f"{found['requests']} in {hours:g} h, {found['deadline_missed']} deadlines missed",
         "latency": ", ".join(
             f"{key} {number(latency[key], 3, ' ms')}" for key in ("mean", "p50", "p95", "p99")
@@ -200,6 +201,15 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _ingest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Each ingester's Records a second and how late they are, of the last minute."""
+    late = [row["lag_p99_ms"] for row in rows if row["lag_p99_ms"] is not None]
+    rates = " + ".join(f"{row['rate']:.1f}" for row in rows)
+    if not late:
+        return f"{rates} records/s" if rows else "no ingester lives"
+    return f"{rates} records/s, stored within {number(max(late), 3, ' ms')} (p99 of the last minute)"
 
 
 def _exits(counts: Mapping[str, int]) -> str:
