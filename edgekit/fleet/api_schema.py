@@ -42,7 +42,10 @@ _ERRORS: Mapping[int, str] = {
 }
 _EVERYWHERE = frozenset({400, 401, 403, 421, 503})
 _BODY_CODES = frozenset({409, 411, 413})
-_OTHER_CODES: Mapping[str, frozenset[int]] = {"get /stick": frozenset({409})}
+_OTHER_CODES: Mapping[str, frozenset[int]] = {
+    "get /stick": frozenset({409}),
+    "get /events": frozenset({404}),
+}
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _OBJECT: Schema = {"type": "object"}
 _SERIES: Schema = {"type": ["object", "array"]}

@@ -26,12 +26,13 @@ from edgekit.fleet import schema as db
 from edgekit.fleet.board_views import boards_by, boards_counted
 from edgekit.fleet.context import Context
 from edgekit.fleet.figures import Sum
+from edgekit.fleet.metrics_server import server_metrics
 from edgekit.fleet.names import texts_of
-from edgekit.fleet.reading import ROLLED
 from edgekit.fleet.store import get_fact
 
 MOST_BUNDLES = 50  # of which a label tells; the others together are OTHER
 MOST_PROFILES = 50
+MOST_EXITS = 20
 OTHER = "other"
 KEPT_S = 5.0
 _EDGES = tuple(range(PER_DECADE, BUCKETS - 1, PER_DECADE // 4))  # every fourth of a decade from 0.01 ms on
@@ -60,6 +61,7 @@ class FleetCollector:
             yield from _totals(connection)
             yield from _boards(connection, now)
             yield from _server(connection)
+            yield from server_metrics(connection, self._context.config, now)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering asks no database."""
@@ -120,7 +122,24 @@ def _totals(connection: sa.Connection) -> Iterable[Metric]:
         energy.add_metric(labels, figures.energy_mj / 1000)
         known.add_metric(labels, figures.energy_requests)
         latency.add_metric(labels, _buckets(figures), figures.latency_sum_ms / 1000)
-    yield from (energy, known, latency)
+    yield from (energy, known, latency, _exits(connection, sums))
+
+
+def _exits(connection: sa.Connection, sums: Mapping[tuple[str, str], Sum]) -> Metric:
+    """Where requests left their network, by bundle alone: three labels would be too many series."""
+    family = CounterMetricFamily(
+        "edgekit_exits", "Requests by the exit they left through.", labels=("bundle", "exit")
+    )
+    numbers = {number for figures in sums.values() for number in figures.exits}
+    names = _labels(numbers, texts_of(connection, numbers), MOST_EXITS)
+    found: dict[tuple[str, str], int] = {}
+    for (_, bundle), figures in sums.items():
+        for number, count in figures.exits.items():
+            key = (bundle, names[number])
+            found[key] = found.get(key, 0) + count
+    for labels, count in sorted(found.items()):
+        family.add_metric(labels, count)
+    return family
 
 
 def _labels(numbers: Collection[int], texts: Mapping[int, str], most: int) -> dict[int, str]:
@@ -183,9 +202,6 @@ def _server(connection: sa.Connection) -> Iterable[Metric]:
     ):
         dropped.add_metric((what,), count)
     yield dropped
-    last = connection.scalar(sa.select(sa.func.max(db.records.c.id))) or 0
-    behind = max(0, last - (get_fact(connection, ROLLED) or 0))
-    yield GaugeMetricFamily("edgekit_rollup_backlog_records", "Records in no roll-up yet.", value=behind)
     size = _bytes(connection)
     if size is not None:
         yield GaugeMetricFamily("edgekit_database_bytes", "Size of the database.", value=size)

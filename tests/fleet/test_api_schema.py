@@ -120,6 +120,7 @@ def walk(context: Context, token: str, examples: int, seen: Callable[[Any, Any],
     app = make_app(context)
     schema = loaded(context, app)
     known, count = known_parameters(context), 0
+    wrong: list[str] = []
     quiet = settings(
         max_examples=examples,
         deadline=None,
@@ -147,8 +148,17 @@ def walk(context: Context, token: str, examples: int, seen: Callable[[Any, Any],
                     count += 1
                     seen(case, answer)
 
-                ask()
+                try:
+                    ask()
+                except Exception as err:  # noqa: BLE001  (the other operations are asked all the same)
+                    wrong.append(f"{operation.label}: {_reason(err)}")
+    assert not wrong, "\n\n".join(wrong)
     return count
+
+
+def _reason(err: BaseException) -> str:
+    inner = getattr(err, "exceptions", ())
+    return "\n".join([str(err), *map(_reason, inner), *getattr(err, "__notes__", ())])
 
 
 def _at_something(case: Any, data: Any, known: dict[str, list[Any]]) -> None:
@@ -203,11 +213,12 @@ def test_whatever_an_operator_asks_is_answered_as_described(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 @pytest.mark.both_databases
 def test_much_that_an_operator_asks_is_answered_as_described(
     seeded: Context, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert operators_walk(seeded, 60, caplog) > 4000
+    assert operators_walk(seeded, 25, caplog) > 1500
 
 
 def viewers_walk(context: Context, examples: int) -> None:
@@ -231,9 +242,10 @@ def test_a_viewer_changes_nothing_whatever_it_asks(seeded: Context) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 @pytest.mark.both_databases
 def test_a_viewer_changes_nothing_however_much_it_asks(seeded: Context) -> None:
-    viewers_walk(seeded, 25)
+    viewers_walk(seeded, 15)
 
 
 def test_every_route_has_a_described_answer_and_its_errors(context: Context) -> None:
