@@ -149,10 +149,10 @@ def test_no_board_breaks_a_task_or_an_answer_that_shows_others(context: Context)
     assert (row["name"], row["requests"]) == ("honest", 1)
 
 
-@pytest.mark.parametrize("celsius", [HUGE, -HUGE, 1e308, "hot", None, True, [HUGE], {"a": HUGE}])
-def test_an_event_is_said_in_words_whatever_its_temperature(celsius: object) -> None:
-    for kind in ("throttle", "condition", "rollback", "something-new"):
-        assert len(words(kind, {"on": True, "what": "heat", "temperature_c": celsius})) <= 300
+def test_an_event_is_said_in_words_whatever_its_temperature() -> None:
+    for celsius in (HUGE, -HUGE, 1e308, "hot", None, True, [HUGE], {"a": HUGE}):
+        for kind in ("throttle", "condition", "rollback", "something-new"):
+            assert len(words(kind, {"on": True, "what": "heat", "temperature_c": celsius})) <= 300
 
 
 def test_a_board_that_calls_itself_something_else_each_time_brings_a_bounded_number_of_profiles(
