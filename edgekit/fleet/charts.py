@@ -26,7 +26,7 @@ def latency_chart(series: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lines[0]["markArea"] = {
         "silent": True,
         "itemStyle": {":color": _colour("warn"), "opacity": 0.14},
-        "label": {":color": _colour("dim"), "fontSize": 11},
+        "label": {"show": False},  # the chart's title says what is shaded
         "data": _throttled(series),
     }
     lines[0]["markLine"] = {

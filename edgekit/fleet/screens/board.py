@@ -33,7 +33,7 @@ def add(context: Context, reader: Reader) -> None:
             head = ui.column().classes("w-full gap-3")
             with ui.element("div").classes("ek-two"):
                 drawn = parts.Charts(
-                    ("Latency over time", charts.latency_chart),
+                    ("Latency over time, shaded while throttled", charts.latency_chart),
                     ("Exit mix over time", charts.exit_chart),
                     ("Energy per request over time", charts.energy_chart),
                     ("Temperature over time", charts.temperature_chart),
