@@ -105,10 +105,10 @@ class Teller:
         if room <= 0:
             return False
         rows = self._desired(table.c.pending & (table.c.device > self._desired_after), room)
-        self._publish_desired(rows)
+        sent = self._publish_desired(rows)
         full = len(rows) == room
         self._desired_after = rows[-1].device if full else 0
-        return full
+        return full and sent > 0
 
     def _pending_shots(self) -> bool:
         room, table = self._room(), db.commands
@@ -117,10 +117,10 @@ class Teller:
         device, job = self._shots_after
         after = (table.c.device > device) | ((table.c.device == device) & (table.c.job > job))
         rows = self._shots(table.c.pending & after, room)
-        self._publish_shots(rows)
+        sent = self._publish_shots(rows)
         full = len(rows) == room
         self._shots_after = (rows[-1].device, rows[-1].job) if full else (0, 0)
-        return full
+        return full and sent > 0
 
     def _desired(self, which: sa.ColumnElement[bool], most: int | None = None) -> Sequence[sa.Row[Any]]:
         with self.store.read() as connection:
@@ -132,14 +132,16 @@ class Teller:
                 .limit(most)
             ).all()
 
-    def _publish_desired(self, rows: Iterable[sa.Row[Any]]) -> None:
-        """Sign and publish desired states, except those that are on their way."""
+    def _publish_desired(self, rows: Iterable[sa.Row[Any]]) -> int:
+        """Sign and publish desired states, except those that are on their way; how many went out."""
+        before = len(self.sent)
         under_way = self.refused.union(self.sent.values())
         for row in rows:
             key = ("desired", row.device, row.rev)
             if key not in under_way or not row.pending:
                 payload = seal.desired_of(row, self.fleet).to_json()
                 self._send(key, row.name, payload, retain=True)
+        return len(self.sent) - before
 
     def _shots(self, which: sa.ColumnElement[bool], most: int | None = None) -> Sequence[sa.Row[Any]]:
         """What boards should do once and have not ended; a board's in their order."""
@@ -156,7 +158,8 @@ class Teller:
                 .limit(most)
             ).all()
 
-    def _publish_shots(self, rows: Iterable[sa.Row[Any]]) -> None:
+    def _publish_shots(self, rows: Iterable[sa.Row[Any]]) -> int:
+        before = len(self.sent)
         under_way = self.refused.union(self.sent.values())
         for row in rows:
             key = ("job", row.device, row.n)
@@ -164,6 +167,7 @@ class Teller:
                 to = f"{self.fleet}/{row.name}"
                 shot = OneShot(to, row.n, row.job_id, row.action, row.target, row.expires)
                 self._send(key, row.name, shot.to_json(), retain=False)
+        return len(self.sent) - before
 
     def _send(self, key: tuple[str, int, int], name: str, payload: dict[str, Any], *, retain: bool) -> None:
         number = self.publish(name, key[0], seal.sealed(payload, self.control_key), retain)
