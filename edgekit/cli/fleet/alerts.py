@@ -59,9 +59,9 @@ def list_alerts(
             )
         console.print(table)
     shown = len(found["alerts"])
-    console.print(
-        Text(f"{counted(found['total'], 'alert')}" + (f", {shown} shown" if shown < found["total"] else ""))
-    )
+    total = counted(found["total"], "alert") if found["total"] else "no alert"
+    total += "" if state == "all" else f" {state}"
+    console.print(Text(total + (f", {shown} shown" if shown < found["total"] else "")))
     for row in silences:
         what = row["rule"] or "every rule"
         until = f"until {_when(row['until'])} by {row['by']}"
