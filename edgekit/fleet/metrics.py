@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter
@@ -29,6 +28,7 @@ from edgekit.fleet.figures import Sum
 from edgekit.fleet.metrics_server import server_metrics
 from edgekit.fleet.names import texts_of
 from edgekit.fleet.store import get_fact
+from edgekit.fleet.views import ingesters
 
 MOST_BUNDLES = 50  # of which a label tells; the others together are OTHER
 MOST_PROFILES = 50
@@ -60,6 +60,7 @@ class FleetCollector:
         with self._context.store.read() as connection:
             yield from _totals(connection)
             yield from _boards(connection, now)
+            yield from _ingest(connection, now)
             yield from _server(connection)
             yield from server_metrics(connection, self._context.config, now)
 
@@ -186,15 +187,29 @@ def _boards(connection: sa.Connection, now: float) -> Iterable[Metric]:
     yield from (states, here, jobs)
 
 
-def _server(connection: sa.Connection) -> Iterable[Metric]:
+def _ingest(connection: sa.Connection, now: float) -> Iterable[Metric]:
+    """How ingesters do; their number, of which there are at most 16, is a label."""
     fact = get_fact(connection, "ingest") or {}
     yield GaugeMetricFamily(
         "edgekit_ingest_connected", "Whether the broker is connected.", value=bool(fact.get("connected"))
     )
-    rate = sum((_ingester(connection, key).get("rate") or 0.0) for key in _ingesters(connection))
+    rows = ingesters(connection, now)
+    rate = sum(row["rate"] for row in rows)
     yield GaugeMetricFamily(
         "edgekit_ingest_records_per_second", "Records committed, last minute.", value=rate
     )
+    lag = GaugeMetricFamily(
+        "edgekit_ingest_lag_seconds",
+        "From a message's arrival to its commit, 99th percentile of the last minute.",
+        labels=("ingester",),
+    )
+    for row in rows:
+        if row["lag_p99_ms"] is not None:
+            lag.add_metric((str(row["number"]),), row["lag_p99_ms"] / 1000)
+    yield lag
+
+
+def _server(connection: sa.Connection) -> Iterable[Metric]:
     dropped = CounterMetricFamily("edgekit_dropped", "What was dropped on arrival.", labels=("what",))
     table = db.counters
     for what, count in connection.execute(
@@ -205,16 +220,6 @@ def _server(connection: sa.Connection) -> Iterable[Metric]:
     size = _bytes(connection)
     if size is not None:
         yield GaugeMetricFamily("edgekit_database_bytes", "Size of the database.", value=size)
-
-
-def _ingesters(connection: sa.Connection) -> list[str]:
-    table = db.facts
-    return list(connection.scalars(sa.select(table.c.key).where(table.c.key.startswith("ingest:"))))
-
-
-def _ingester(connection: sa.Connection, key: str) -> Mapping[str, Any]:
-    found = get_fact(connection, key)
-    return found if isinstance(found, dict) else {}
 
 
 def _bytes(connection: sa.Connection) -> int | None:
