@@ -9,7 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from edgekit.fleet import views
 from edgekit.fleet.api_repository import repository_state
+from edgekit.fleet.background import background_problems
 from edgekit.fleet.context import Context, Filter, Limit, Offset, Window
+from edgekit.fleet.retention import disk_problems
 
 Moment = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False, description="Unix seconds")]
 
@@ -22,10 +24,12 @@ def add_fleet_routes(router: APIRouter, context: Context) -> None:
     def status(window_s: Window = views.DEFAULT_WINDOW_S) -> dict[str, Any]:
         """The whole fleet in one object."""
         with store.read() as connection:
-            found = views.fleet_status(connection, context.clock(), window_s)
+            now = context.clock()
+            found = views.fleet_status(connection, now, window_s)
+            problems = [*background_problems(connection, now), *disk_problems(connection)]
         state = repository_state(context)
         repository = {key: state[key] for key in ("roles", "problems")}
-        return {"v": 1, "fleet": config.fleet, **found, "repository": repository}
+        return {"v": 1, "fleet": config.fleet, **found, "repository": repository, "problems": problems}
 
     @router.get("/fleet")
     def fleet() -> dict[str, Any]:

@@ -161,3 +161,31 @@ def test_bundles_are_told_with_their_boards_and_a_change_between_versions(fleet:
     assert "toy/1" in said
     assert re.search(r"toy/1 -> toy/2 on \d+ boards: p99", said)
     assert "nothing" in fleet("bundles", "nothing", code=2)
+
+
+def test_boards_are_filtered_sorted_and_counted(fleet: Command) -> None:
+    found = fleet("devices", "--sort", "temperature_c", "--descending", "--limit", "3", "--json")
+    assert [row["name"] for row in found["devices"]] == ["b00038", "b00037", "b00036"]
+    assert found["total"] == LITTLE.boards
+    assert "3 of 40 boards: --all shows all" in fleet("devices", "--limit", "3")
+    one = fleet("devices", "--search", "0003", "--tag", "site-4")
+    assert "b00003" in one
+    assert one.splitlines()[-1] == "1 board"
+    assert fleet("devices", "--profile", "nothing") == "no such board\n"
+    assert "not both" in fleet("devices", "b00001", "--state", "online", code=2)
+    assert len(fleet("devices", "--all", "--json")["devices"]) == LITTLE.boards
+
+
+def test_status_jobs_and_one_board_are_told(fleet: Command) -> None:
+    said = fleet("status", "--hours", "48")
+    assert re.search(r"pynq-z2 +\d+ +8 ", said)
+    assert re.search(r"toy/1 +\d+ +\d+ ", said)
+    fleet("status", "--json")
+    assert len(fleet("jobs", "--limit", "1", "--json")["jobs"]) == 1
+    job = fleet("jobs", "job-1", "--state", "failed", "--json")["job"]
+    assert {row["state"] for row in job["devices"].values()} <= {"failed"}
+    assert "give the JOB" in fleet("jobs", "--state", "failed", code=2)
+    board = fleet("devices", "b00006")
+    assert "low on memory" in board
+    assert "setting log.verbose = true" in board
+    assert "idle power 1500 mW" in board
