@@ -11,6 +11,7 @@ Moving or changing what is stored (renames, data) is written by hand outside of 
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def main() -> int:
     text = path.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     path.write_text(head + BEGIN + code + END + rest.split(END)[1], encoding="utf-8")
+    for tidy in (["check", "--fix", "--quiet"], ["format", "--quiet"]):
+        subprocess.run([sys.executable, "-m", "ruff", *tidy, str(path)], check=True)
     print(path)
     return 0
 
