@@ -6,7 +6,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -340,3 +340,15 @@ def test_the_list_of_the_revoked_is_written_only_when_it_changes(fleet: Fleet) -
     assert path.read_bytes() == before
     fleet.revoke("a")
     assert len(revoked_in(path.read_bytes())) == len(revoked_in(before)) + 1
+
+
+def test_every_ingester_comes_in_with_the_servers_certificate_and_an_account_of_its_own(fleet: Fleet) -> None:
+    server = fleet.server
+    others = [replace(server, user=f"{SERVER}-{number}") for number in (2, 16)]
+    first, *talkers = [Talker(fleet, member) for member in (server, *others)]
+    assert [talker.let_in for talker in (first, *talkers)] == [True] * 3
+    assert not first.ended
+    beyond = Talker(fleet, replace(server, user=f"{SERVER}-17"))
+    assert not beyond.let_in
+    for talker in (first, *talkers, beyond):
+        talker.close()
