@@ -598,10 +598,17 @@ def _state_of(said: Sequence[Any]) -> Any:
     return next((event for event in own if event.state in job_states.FINAL), (own or said)[-1])
 
 
-def expire_silent_jobs(connection: sa.Connection, now: float, grace_s: float = 60.0) -> int:
-    """End what boards never ended: silence after a job's expiry is a failure. Returns how many."""
+def expire_silent_jobs(
+    connection: sa.Connection, now: float, grace_s: float = 60.0, within_s: float | None = None
+) -> int:
+    """End what boards never ended: silence after a job's expiry is a failure. Returns how many.
+
+    within_s: look only at jobs that expired that lately; None: at every one, which takes long after years of jobs.
+    """
     states, jobs = db.job_devices, db.jobs
     overdue = sa.select(jobs.c.id).where(jobs.c.expires < now - grace_s)
+    if within_s is not None:
+        overdue = overdue.where(jobs.c.expires >= now - grace_s - within_s)
     result = connection.execute(
         sa.update(states)
         .where(states.c.job.in_(overdue), states.c.state.not_in(job_states.FINAL))

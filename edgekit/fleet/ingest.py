@@ -49,6 +49,10 @@ BATCH, BATCH_BYTES = 500, 64 * 1024  # others wait for the lock while a batch is
 GATHER_S = 0.02  # how long the first message of a batch waits for others
 TICK_S = 0.1  # how soon a new desired state is seen
 SWEEP_S = 5.0
+SWEPT_S, FULL_SWEEP_S = (
+    600.0,
+    3600.0,
+)  # which expired jobs a sweep looks at, and how soon at all of them again
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 15.0
 CONNACK_S = 5.0
 KEEPALIVE_S = 30
@@ -107,6 +111,7 @@ class Ingest:
         self.delay_s = FIRST_DELAY_S
         self.next_attempt = 0.0
         self.next_sweep = 0.0
+        self.next_full_sweep = 0.0
         self.told: tuple[bool, str | None] | None = None
 
     def run(self) -> None:
@@ -138,8 +143,12 @@ class Ingest:
             self.more_to_tell = self.teller.step()
         if time.monotonic() >= self.next_sweep:
             self.next_sweep = time.monotonic() + SWEEP_S
+            every_one = time.monotonic() >= self.next_full_sweep
+            if every_one:
+                self.next_full_sweep = time.monotonic() + FULL_SWEEP_S
             with self.store.write() as connection:
-                expire_silent_jobs(connection, self.clock())
+                within_s = None if every_one else SWEPT_S
+                expire_silent_jobs(connection, self.clock(), within_s=within_s)
 
     # --- the connection ---
 
