@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the fleet's server bears: ingest alone, thousands of connected boards, questions to a full store.
 
-    python tools/bench/fleet.py [--quick] [--part ingest|load|queries] [--boards N] [--seconds S]
+    python tools/bench/fleet.py [--quick] [--part ingest|load|queries|rollout] [--boards N] [--seconds S]
 
 - ingest: payload bytes to commit through the functions that the ingester calls, into SQLite and PostgreSQL, with
   messages of 60 Records (a board that was away) and of one, with and without the background process rolling up.
@@ -9,6 +9,8 @@
   the broker is restarted; at the end every Record made must be in the store exactly once, and in the roll-ups.
 - queries: a store with a week of hours for 10,000 boards and a day of minutes for 500, and every GET of the API asked
   again and again while boards send 500 Records a second.
+- rollout: a bundle that doubles p99 on one profile to 2,000 boards, of which 5 % fail and 3 % fall silent: the canary's
+  gate must take it back; then a healthy one, which must reach the others. About four minutes.
 
 Servers, brokers and the big store are the tests' own helpers (tests/). Prints one JSON object; exit code 1 where a
 target is missed. A part that cannot run here (no PostgreSQL) says so.
@@ -26,36 +28,36 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+if TYPE_CHECKING:  # a script finds what lies beside it, mypy what lies below the project
+    from tools.bench.fleet_rollout import measure_rollout, rollout_verdicts
+    from tools.bench.fleet_site import PROFILES, Watch, compare, pid_of, say, served, until
+else:
+    from fleet_site import PROFILES, Watch, compare, pid_of, say, served, until  # isort: skip
+    from fleet_rollout import measure_rollout, rollout_verdicts
 
-from edgekit.core.messages import encode, topic  # noqa: E402
-from edgekit.fleet import schema as db  # noqa: E402
-from edgekit.fleet.commit import commit_batch  # noqa: E402
-from edgekit.fleet.enroll import enroll, prepare  # noqa: E402
-from edgekit.fleet.intake import read_message  # noqa: E402
-from edgekit.fleet.reading import ROLLED  # noqa: E402
-from edgekit.fleet.store import Store, get_fact, open_store  # noqa: E402
+from edgekit.core.messages import encode, topic
+from edgekit.fleet import schema as db
+from edgekit.fleet.commit import commit_batch
+from edgekit.fleet.enroll import enroll, prepare
+from edgekit.fleet.intake import read_message
+from edgekit.fleet.store import Store, open_store
 
 servers = importlib.import_module("servers")
 simulation = importlib.import_module("simulation")
 big_store = importlib.import_module("big_store")
 behaviour = importlib.import_module("simulated_behaviour")
 
-PROFILES = ("raspberrypi5", "raspberrypi4b", "jetson-orin-nano")
 TARGETS = {
     "sqlite_records_per_s": 20_000,
     "postgresql_records_per_s": 10_000,
@@ -64,12 +66,9 @@ TARGETS = {
     "back_s": 120.0,
     "query_p95_ms": 300.0,
 }
+PARTS = ("ingest", "load", "queries", "rollout")
 RATE_IN_QUERIES = 500
 BATCHES = {60: 50, 1: 500}  # Records in a message -> messages in a transaction, the ingester's own most
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # --- ingest alone ------------------------------------------------------------------------------------------------
@@ -175,93 +174,6 @@ def postgres_database() -> str:
 # --- thousands of boards -----------------------------------------------------------------------------------------
 
 
-def memory_mb(pid: int) -> dict[str, float]:
-    """Resident memory, and its own share of what is shared with others."""
-    found = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        key, _, rest = line.partition(":")
-        if key in {"Rss", "Pss"}:
-            found[key.lower()] = int(rest.split()[0]) / 1024
-    return found
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-class Watch:
-    """Memory and processor time of the server's processes and the broker, sampled until it is closed."""
-
-    def __init__(self, pids: dict[str, int]) -> None:
-        self._pids, self._begun = pids, time.monotonic()
-        self._cpu = {name: cpu_s(pid) for name, pid in pids.items()}
-        self.highest: dict[str, dict[str, float]] = {}
-        self.sum_mb = {"rss": 0.0, "pss": 0.0}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(2.0):
-            self._look()
-
-    def _look(self) -> None:
-        now = {name: memory_mb(pid) for name, pid in self._pids.items()}
-        for name, found in now.items():
-            seen = self.highest.setdefault(name, {"rss": 0.0, "pss": 0.0})
-            for key, value in found.items():
-                seen[key] = max(seen[key], round(value, 1))
-        for key, highest in self.sum_mb.items():
-            own = sum(found[key] for name, found in now.items() if name != "mosquitto")
-            self.sum_mb[key] = max(highest, round(own, 1))
-
-    def close(self) -> dict[str, Any]:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-        spent = time.monotonic() - self._begun
-        shares = {name: round((cpu_s(pid) - self._cpu[name]) / spent, 3) for name, pid in self._pids.items()}
-        return {"server_mb": self.sum_mb, "by_process_mb": self.highest, "cpu_share": shares}
-
-
-def pid_of(folder: Path) -> int:
-    """Mosquitto's process."""
-    return int((folder / "broker" / "pid").read_text())
-
-
-@contextmanager
-def served(folder: Path, boards: int, *arguments: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Broker, server, simulated boards; all ended by their process ids."""
-    with ExitStack() as stack:
-        broker = servers.Broker(folder / "broker")
-        stack.callback(broker.stop)
-        config = servers.write_config(folder, broker.port)
-        prepare(config)
-        credentials = folder / "boards.jsonl"
-        simulation.enroll_many(config, boards, credentials, PROFILES)
-        server = servers.FleetServer(config)
-        stack.callback(server.end)
-        options = ("--control-key", str(config.control_public_file), *arguments)
-        fleet = simulation.Simulation(credentials, broker.port, *options)
-        stack.callback(fleet.stop)
-        yield broker, server, fleet
-
-
-def until(ready: Callable[[], bool], timeout_s: float, what: str, fleet: Any = None) -> float:
-    """Wait; how long it took in seconds. fleet: say every 5 s how it is."""
-    begun = said = time.monotonic()
-    while not ready():
-        if time.monotonic() - begun > timeout_s:
-            raise SystemExit(f"{what} did not happen within {timeout_s:g} s")
-        if fleet is not None and time.monotonic() - said > 5:
-            said = time.monotonic()
-            shown = ("connected", "made", "held", "sent", "sent_again", "lost")
-            say(f"{what}: { {key: fleet.progress[key] for key in shown} }")
-        time.sleep(0.1)
-    return round(time.monotonic() - begun, 1)
-
-
 def measure_load(boards: int, seconds: float, interval_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -322,57 +234,6 @@ def broker_restart(broker: Any, fleet: Any, boards: int) -> dict[str, Any]:
         "back_s": back_s,
         "backlog_gone_after_s": round(back_s + waited_s, 1),
     }
-
-
-def compare(config: Any, fleet: Any, folder: Path) -> dict[str, Any]:
-    """Each (board, boot) that made something against the store; then the roll-ups against the records."""
-    made = fleet.made(folder)
-    store = open_store(config.database_url)
-    wrong = 0
-    try:
-        stored = {what: counted(store, getattr(db, what)) for what in ("records", "events", "job_events")}
-        for name, boots in made.items():
-            for boot, last, *kinds in boots:
-                there = [stored[what][name, boot] for what in ("records", "events", "job_events")]
-                wrong += there != kinds or sum(there) != last
-        strangers = sum(map(len, stored.values())) - sum(
-            (name, boot[0]) in stored[what]
-            for what in stored
-            for name, boots in made.items()
-            for boot in boots
-        )
-        rolled_s = until(lambda: all_rolled(store), 300, "the roll-ups")
-        with store.read() as connection:
-            totals = {
-                table.name: connection.scalar(sa.select(sa.func.sum(table.c.records)))
-                for table in (db.minutes, db.hours, db.fleet_minutes, db.fleet_hours, db.fleet_totals)
-            }
-    finally:
-        store.close()
-    records = sum(stored["records"].values())
-    return {
-        "records": records,
-        "boots": sum(map(len, made.values())),
-        "boots_that_differ": wrong + strangers,
-        "rolled_up_after_s": rolled_s,
-        "roll_ups_agree": set(totals.values()) == {records},
-    }
-
-
-def counted(store: Store, table: Any) -> Counter[tuple[str, str]]:
-    """(board, boot) -> how many rows. That none is there twice is the table's own key."""
-    joined = table.join(db.boots, db.boots.c.id == table.c.boot)
-    joined = joined.join(db.devices, db.devices.c.id == db.boots.c.device)
-    key = (db.devices.c.name, db.boots.c.boot_id)
-    query = sa.select(*key, sa.func.count()).select_from(joined).group_by(*key)
-    with store.read() as connection:
-        return Counter({(name, boot): count for name, boot, count in connection.execute(query)})
-
-
-def all_rolled(store: Store) -> bool:
-    with store.read() as connection:
-        last = connection.scalar(sa.select(sa.func.max(db.records.c.id)))
-        return bool((get_fact(connection, ROLLED) or 0) >= (last or 0))
 
 
 # --- questions ---------------------------------------------------------------------------------------------------
@@ -498,6 +359,8 @@ def verdicts(result: dict[str, Any]) -> dict[str, bool]:
         found["server memory"] = load["steady"]["server_mb"]["rss"] <= TARGETS["rss_mb"]
         found["back after a broker restart"] = load["broker_restart"]["back_s"] <= TARGETS["back_s"]
         found["exactly once"] = exact["boots_that_differ"] == 0 and exact["roll_ups_agree"]
+    if "rollout" in result:
+        found |= rollout_verdicts(result["rollout"])
     for path, row in result.get("queries", {}).get("routes", {}).items():
         found[f"GET {path}"] = row["p95_ms"] <= TARGETS["query_p95_ms"] and row["status"] < 500
     return found
@@ -516,13 +379,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few boards, a few seconds of each part")
-    parser.add_argument(
-        "--part", action="append", choices=("ingest", "load", "queries"), help="only this one"
-    )
-    parser.add_argument("--boards", type=int, help="of the part `load`; 10000")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one")
+    parser.add_argument("--boards", type=int, help="of the parts `load` (10000) and `rollout` (2000)")
     parser.add_argument("--seconds", type=float, help="of the part `load`; 300")
     wanted = parser.parse_args()
-    parts = wanted.part or ["ingest", "load", "queries"]
+    parts = wanted.part or PARTS
     result: dict[str, Any] = {
         "machine": machine(),
         "versions": {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
@@ -537,6 +398,8 @@ def main() -> int:
         result["load"] = measure_load(boards, seconds, 2.0 if wanted.quick else 10.0)
     if "queries" in parts:
         result["queries"] = measure_queries(wanted.quick)
+    if "rollout" in parts:
+        result["rollout"] = measure_rollout(wanted.boards or (60 if wanted.quick else 2_000), wanted.quick)
     result["met"] = verdicts(result)
     print(json.dumps(result))
     return int(not all(result["met"].values()))
