@@ -118,6 +118,7 @@ def test_ingesters_share_what_boards_send_and_each_acknowledges_what_it_stored(s
     assert site.seqs() == [(name, seq) for name in ("a", "b", "c") for seq in range(1, 21)]
     assert all(ingest.pace.records > 0 for ingest in both)
     assert sum(ingest.pace.records for ingest in both) == 60
+    assert both[1].pace.messages < 60  # it was not sent all of them
 
 
 def test_only_the_leader_hears_births_and_tells_boards_what_to_do(site: Site) -> None:
