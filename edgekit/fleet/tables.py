@@ -246,6 +246,18 @@ BOARD_JOB_COLUMNS = _columns(
 JOB_DEVICE_COLUMNS = _columns(
     ("name", "Board", "l"), ("state", "State", "l"), ("why", "Why", "l"), ("updated", "Changed", "r")
 )
+ROLLOUT_BOARD_COLUMNS = _columns(
+    ("name", "Board", "l"),
+    ("profile", "Profile", "l"),
+    ("wave", "Wave", "l"),
+    ("state", "State", "l"),
+    ("why", "Why", "l"),
+    ("before", "Ran before", "l"),
+    ("back", "Going back", "l"),
+    ("updated", "Changed", "r"),
+)
+for _column in ROLLOUT_BOARD_COLUMNS:  # by name, as the server gives them
+    _column["sortable"] = False
 EVENT_COLUMNS = _columns(("at", "When", "l"), ("kind", "What", "l"), ("detail", "Detail", "l"))
 VERSION_COLUMNS = _columns(
     ("bundle", "Version", "l"),

@@ -25,12 +25,43 @@ _AUDIT = 200
 _ACTIONS = {"pause": "pause", "resume": "resume", "abort": "abort", "rollback": "back"}
 
 
-def rollout_rows(connection: sa.Connection, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
-    """The newest rollouts first."""
-    table = db.rollouts
-    rows = connection.execute(sa.select(table).order_by(table.c.id.desc()).limit(limit).offset(offset)).all()
+def rollout_rows(
+    connection: sa.Connection,
+    limit: int = 100,
+    offset: int = 0,
+    *,
+    under_way: bool = False,
+    bundle: str | None = None,
+) -> list[dict[str, Any]]:
+    """The newest rollouts first. under_way: only those that are not over. bundle: only this one's, of any version."""
+    query = _which(sa.select(db.rollouts), under_way, bundle).order_by(db.rollouts.c.id.desc())
+    rows = connection.execute(query.limit(limit).offset(offset)).all()
     sizes = _sizes(connection, [row.id for row in rows])
     return [_row(row, sizes.get(row.id, {}), counts_by_wave(connection, row.id)) for row in rows]
+
+
+def rollout_count(connection: sa.Connection, *, under_way: bool = False, bundle: str | None = None) -> int:
+    """How many `rollout_rows` has without a limit."""
+    query = _which(sa.select(sa.func.count()).select_from(db.rollouts), under_way, bundle)
+    return connection.scalar(query) or 0
+
+
+def _which(query: sa.Select[Any], under_way: bool, bundle: str | None) -> sa.Select[Any]:
+    table = db.rollouts
+    if under_way:
+        query = query.where(table.c.state.not_in(OVER))
+    if bundle is not None:
+        query = query.where(table.c.target.startswith(f"{bundle}/", autoescape=True))
+    return query
+
+
+def rollout_of_job(connection: sa.Connection, job_id: str) -> str | None:
+    """The rollout whose wave, or whose way back, the job is; None for a job of its own."""
+    table, waves, boards = db.rollouts, db.rollout_waves, db.rollout_boards
+    wave = sa.select(waves.c.rollout).where(waves.c.job_id == job_id)
+    back = sa.select(boards.c.rollout).where(boards.c.back_job == job_id)
+    query = sa.select(table.c.rollout_id).where(table.c.id.in_(wave) | table.c.id.in_(back)).limit(1)
+    return connection.scalar(query)
 
 
 def rollout_detail(connection: sa.Connection, rollout_id: str, now: float) -> dict[str, Any]:

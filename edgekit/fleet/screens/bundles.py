@@ -12,7 +12,8 @@ from edgekit.fleet.context import Context
 from edgekit.fleet.screens import parts, reads
 from edgekit.fleet.screens.frame import BUILD_S, frame
 from edgekit.fleet.screens.fresh import Fresh, Reader
-from edgekit.fleet.screens.rollouts import rollout_list
+from edgekit.fleet.screens.rollouts import NEW, rollout_list
+from edgekit.fleet.visitor import visitor
 
 _FIGURES = ("boards", "requests", "p50", "p95", "p99", "accuracy", "energy")
 _CHARTED = 2  # versions with charts: the newest, and the one before
@@ -86,6 +87,8 @@ def add(context: Context, reader: Reader) -> None:
                         )
             with parts.section("Rollouts"):
                 rollouts = ui.column().classes("w-full")
+                if visitor().role == "operator":
+                    ui.link("New rollout", NEW).classes("ek-link")
 
         def read() -> dict[str, Any]:
             with context.store.read() as connection:

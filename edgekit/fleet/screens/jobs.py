@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from nicegui import ui
+from starlette.concurrency import run_in_threadpool
 
 from edgekit.core import jobs as job_states
 from edgekit.fleet import tables, views
 from edgekit.fleet.context import Context
 from edgekit.fleet.jobs import PENDING
+from edgekit.fleet.rollouts.views import rollout_of_job
 from edgekit.fleet.screens import parts
 from edgekit.fleet.screens.frame import BUILD_S, frame
 from edgekit.fleet.screens.fresh import Fresh, Reader
+from edgekit.fleet.screens.rollouts import rollout_url
 
 _NO_JOB = "No job yet: edgekit push BUNDLE --server URL --key FILE --to all"
 
@@ -55,10 +58,17 @@ def add(context: Context, reader: Reader) -> None:
         async def another_page() -> None:
             await ask(page=table.page)
 
+        def of_rollout() -> str | None:
+            with context.store.read() as connection:
+                return rollout_of_job(connection, job_id)
+
         with frame(context, "Jobs", f"Job {job_id}") as place:
             with ui.element("h1").classes("ek-title"):
                 title = ui.label()
             about = ui.label().classes("ek-dim")
+            rollout_id = await run_in_threadpool(of_rollout)
+            if rollout_id is not None:
+                ui.link("The rollout it belongs to", rollout_url(rollout_id)).classes("ek-link")
             with ui.row().classes("w-full items-center gap-2"):
                 search_in = ui.input("Search boards", value=str(asked["search"]))
                 search_in.props("outlined dense clearable debounce=300 maxlength=200")

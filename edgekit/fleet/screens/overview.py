@@ -12,6 +12,7 @@ from edgekit.fleet.context import Context
 from edgekit.fleet.screens import parts, reads
 from edgekit.fleet.screens.frame import BUILD_S, frame
 from edgekit.fleet.screens.fresh import Fresh, Reader
+from edgekit.fleet.screens.rollouts import rollout_list
 
 
 def add(context: Context, reader: Reader) -> None:
@@ -32,6 +33,8 @@ def add(context: Context, reader: Reader) -> None:
                 parts.windows(chosen["window"], change)
             problems = ui.column().classes("w-full gap-2")
             cards = ui.element("div").classes("ek-cards")
+            with parts.section("Rollouts under way") as running:
+                rollouts = ui.column().classes("w-full")
             with ui.element("div").classes("ek-two"):
                 drawn = parts.Charts(
                     ("Latency over time", charts.latency_chart),
@@ -51,6 +54,10 @@ def add(context: Context, reader: Reader) -> None:
             cards.clear()
             with cards:
                 _cards(found, chosen["window"])
+            running.set_visibility(bool(found["rollouts"]))
+            rollouts.clear()
+            with rollouts:
+                rollout_list(found["rollouts"], context.clock(), "")
             drawn.show(found["points"])
             for key, table in tables_.items():
                 table.update_rows([_row(row, key) for row in found[f"by_{key}"]])
@@ -75,9 +82,6 @@ def _problems(found: dict[str, Any]) -> None:
         ui.link(f"{firing} alerts are firing", "/alerts").classes("ek-link")
     for text in found["problems"]:
         parts.problem(text)
-    for row in found["rollouts"]:
-        line = f"Rollout of {row['target']} to {row['selector']}: {row['state']}"
-        parts.problem(f"{line}{': ' + row['why'] if row['why'] else ''}", mild=True)
     for what, number in found["dropped"].items():
         ui.label(f"Dropped {shown.count(number)} {what}.").classes("ek-note ek-warn")
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from edgekit.fleet import schema as db
 from edgekit.fleet import views
 from edgekit.fleet.alerts.reading import alert_page
 from edgekit.fleet.board_views import SORTS
 from edgekit.fleet.keeper import all_problems
+from edgekit.fleet.rollouts.views import rollout_rows
 
 STATES = ("online", "offline", "problem", "throttled", "differs", "revoked")
 _SHOWN = 20
+_ROLLOUTS = 10  # counting the boards of one is a question of its own
 _SORTED_BY = {"seen": "last_seen", "energy": "energy_mj"}  # columns of the table that views call otherwise
-_ENDED = ("completed", "aborted", "failed", "rolled_back")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def overview(connection: sa.Connection, now: float, window_s: float) -> dict[str
     return found | {
         "points": views.fleet_points(connection, now, window_s),
         "problems": all_problems(connection),
-        "rollouts": rollouts(connection, running=True),
+        "rollouts": rollout_rows(connection, _ROLLOUTS, under_way=True),
         "alerts": alert_page(connection, now, state="firing", limit=_SHOWN),
     }
 
@@ -76,18 +76,5 @@ def overview(connection: sa.Connection, now: float, window_s: float) -> dict[str
 def bundle_detail(connection: sa.Connection, name: str, now: float, window_s: float) -> dict[str, Any]:
     """A bundle's versions beside each other, and its rollouts. Raises Unknown."""
     return views.bundle_detail(connection, name, now, window_s) | {
-        "rollouts": rollouts(connection, bundle=name)
+        "rollouts": rollout_rows(connection, _ROLLOUTS, bundle=name)
     }
-
-
-def rollouts(
-    connection: sa.Connection, *, running: bool = False, bundle: str | None = None
-) -> list[dict[str, Any]]:
-    """The newest rollouts first; running: those that have not ended."""
-    table = db.rollouts
-    query = sa.select(table).order_by(table.c.id.desc()).limit(100)
-    if running:
-        query = query.where(table.c.state.not_in(_ENDED))
-    if bundle is not None:
-        query = query.where(table.c.target.startswith(f"{bundle}/", autoescape=True))
-    return [dict(row) for row in connection.execute(query).mappings()]

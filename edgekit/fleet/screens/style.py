@@ -66,6 +66,14 @@ a.ek-nav.here { color: var(--ink); background: var(--page); font-weight: 600 }
 .ek-note { font-size: .8rem; color: var(--dim) }
 .ek-dim { color: var(--dim) } .ek-good { color: var(--good) }
 .ek-bad { color: var(--bad) } .ek-warn { color: var(--warn) }
+.ek-here { color: var(--link) }
+.ek-clip { display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden }
+.ek-wave { border-top: 1px solid var(--line); padding-top: .6rem; width: 100%; display: grid; gap: .35rem; min-width: 0 }
+.ek-wave:first-child { border-top: 0; padding-top: 0 }
+.ek-wave-head { display: flex; flex-wrap: wrap; gap: .1rem .75rem; align-items: baseline }
+.ek-form { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .9rem .6rem; width: 100% }
+.ek-form .q-field__bottom { padding: 3px 12px 0 }
+details.ek-more > summary { cursor: pointer; color: var(--link); font-weight: 600; font-size: .88rem }
 .ek-note.ek-warn { color: var(--warn) } .ek-note.ek-bad { color: var(--bad) }
 .ek-problem { background: color-mix(in srgb, var(--bad) 10%, var(--card)); border: 1px solid var(--bad);
   color: var(--ink); border-radius: 8px; padding: .5rem .8rem; width: 100%; overflow-wrap: anywhere }
