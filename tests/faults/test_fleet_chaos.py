@@ -57,6 +57,16 @@ class Site:
         self.server.process.wait()
         self.server.start()
 
+    def keep_up(self) -> None:
+        """Start the server again where it ended by itself, as systemd does: it met a database that was not up yet."""
+        if self.server.process.poll() is not None:
+            log.info("the server ended with %d; again", self.server.process.returncode)
+            self.server.start()
+
+    def has_acks_above(self, before: int) -> bool:
+        self.keep_up()
+        return bool(self.boards.progress["acked"] > before)
+
     def kill_child(self, kind: str) -> None:
         found = self.server.children().get(kind)
         if found is not None:
@@ -83,6 +93,8 @@ class Site:
 
     def check(self, timeout_s: float) -> int:
         """Wait until nothing is on its way, and compare; how many records there are."""
+        acked = self.boards.progress["acked"]
+        until(lambda: self.has_acks_above(acked), "an ack", timeout_s)  # boards still make Records
         self.boards.settle(timeout_s)
         records = check_all_stored_once(self.config, self.boards.made(self.folder))
         assert records == self.boards.progress["records"]
@@ -103,7 +115,7 @@ def wreak(site: Site, draw: random.Random, seconds: float, pause_s: float) -> Co
         done[victim] += 1
         if draw.random() < 0.5:  # let it come to itself, or strike while it does
             acked = site.boards.progress["acked"]
-            until(lambda: site.boards.progress["acked"] > acked, "an ack", 60)  # noqa: B023
+            until(lambda: site.has_acks_above(acked), "an ack", 60)  # noqa: B023
         time.sleep(draw.random() * 2 * pause_s)
     return done
 
