@@ -282,5 +282,7 @@ def give_back(store: Store) -> None:
     """Give pages of SQLite's that are free back to the disk, some at a time."""
     if store.engine.dialect.name == "sqlite":
         with store.write() as connection:
-            for _ in range(_VACUUM_PAGES):  # Python's driver steps such a statement once, which frees one page
+            for _ in range(
+                _VACUUM_PAGES
+            ):  # Python's driver steps such a statement once, which frees one page
                 connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")

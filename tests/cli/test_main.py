@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_every_command_has_json_and_help_with_an_example(verb: str) -> None:
     command = importlib.import_module(f"edgekit.cli.{verb}").command
     for name, leaf in _commands(command, verb):
         assert leaf.help, name
-        assert (leaf.epilog or command.epilog or "").startswith("Example:  edgekit "), name
+        epilog = (leaf.epilog or command.epilog or "").replace("\b", "")
+        assert re.match(r"Examples?:\s+edgekit ", epilog), name
         assert any("--json" in option.opts for option in leaf.params), name
 
 

@@ -25,9 +25,6 @@ with warnings.catch_warnings():
 LOOPBACK = "http://127.0.0.1"  # what a server that listens on loopback is called
 
 
-LOOPBACK = "http://127.0.0.1"  # what a server that listens on loopback is called
-
-
 class Clock:
     """A clock that stands until a test moves it."""
 
