@@ -118,7 +118,9 @@ def test_an_operator_previews_starts_pauses_resumes_aborts_and_rolls_back(site: 
     log_in(site, page, "anna")
     page.get_by_role("link", name="Rollouts", exact=True).click()
     page.get_by_role("button", name="New rollout").click()
-    page.get_by_text("boards in 3 waves").wait_for()  # what is typed before the page's socket is open is overwritten
+    page.get_by_text(
+        "boards in 3 waves"
+    ).wait_for()  # what is typed before the page's socket is open is overwritten
     page.get_by_label("Boards", exact=True).fill("name=b0001?")
     page.get_by_label("Canary", exact=True).fill("0%")
     page.get_by_text("a share such as").wait_for()
