@@ -31,7 +31,8 @@ from edgekit.core.messages import decode
 from edgekit.core.schemas import OUTPUTS
 from edgekit.fleet.certificates import issue
 from edgekit.fleet.config import read_config
-from edgekit.fleet.store import certificates, devices, open_store
+from edgekit.fleet.schema import certificates, devices
+from edgekit.fleet.store import open_store
 from edgekit.fleet.tls import authorities_of, broker_context
 
 jsonschema = pytest.importorskip("jsonschema")

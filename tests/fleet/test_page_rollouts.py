@@ -118,9 +118,7 @@ def test_an_operator_previews_starts_pauses_resumes_aborts_and_rolls_back(site: 
     log_in(site, page, "anna")
     page.get_by_role("link", name="Rollouts", exact=True).click()
     page.get_by_role("button", name="New rollout").click()
-    page.get_by_text(
-        "boards in 3 waves"
-    ).wait_for()  # what is typed before the page's socket is open is overwritten
+    page.get_by_text("boards in 3 waves").wait_for()
     page.get_by_label("Boards", exact=True).fill("name=b0001?")
     page.get_by_label("Canary", exact=True).fill("0%")
     page.get_by_text("a share such as").wait_for()
@@ -227,7 +225,7 @@ def test_no_screen_of_rollouts_is_wider_than_a_phone(site: Site, page: Any, sche
     grounds = set()
     for path in ("/rollouts", f"/rollout/{site.stopped}", "/rollouts/new"):
         page.goto(site.server.login_link(path))
-        page.get_by_role("heading", level=1).wait_for()
+        page.locator(".ek-card").first.wait_for()
         content = (
             "[...document.querySelectorAll('[role=main] *')].filter(e => !e.closest('.ek-scroll, .q-table__container'))"
             ".every(e => e.getBoundingClientRect().right <= 401)"

@@ -48,6 +48,7 @@ def add(context: Context, _reader: Reader) -> None:
             if not labels:
                 parts.problem("No bundle is published yet: edgekit push BUNDLE --server URL --key FILE")
                 return
+            await ui.context.client.connected()  # what is typed into a field before would be overwritten
             with ui.element("div").classes("ek-two items-start"):
                 with ui.column().classes("w-full gap-3"):
                     _fields(form, labels)
