@@ -103,6 +103,24 @@ def figures(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def change_rows(change: dict[str, Any]) -> list[dict[str, Any]]:
+    """Boards that went from one version to another: a row before, and a row after with how many times it was."""
+    number = shown.count(change["boards"])
+    if change["looked_at"] < change["of"]:
+        number += f", among {change['looked_at']} looked at of {shown.count(change['of'])}"
+    old, new = figures(change["before"]), figures(change["after"])
+    for key in ("p50", "p95", "p99", "energy"):
+        if old[key] and new[key] is not None:
+            new[f"{key}_note"] = f"{new[key] / old[key]:.2f} times" + (
+                f", {new['energy_note']}" if key == "energy" else ""
+            )
+    key = f"{change['from']} {change['to']}"
+    return [
+        {"key": f"{key} before", "when": f"{number}: before", "bundle": change["from"], **old},
+        {"key": f"{key} after", "when": f"{number}: after", "bundle": change["to"], **new},
+    ]
+
+
 def job_row(job: dict[str, Any], now: float) -> dict[str, Any]:
     """A job in a table."""
     return {
@@ -266,6 +284,13 @@ VERSION_COLUMNS = _columns(
     *_FIGURES,
     ("mix", "Exit mix", "l"),
     ("accuracy", "Accuracy", "r"),
+    ("energy", "Energy / request", "r"),
+)
+CHANGE_COLUMNS = _columns(
+    ("when", "Boards", "l"),
+    ("bundle", "Version", "l"),
+    *_FIGURES,
+    ("mix", "Exit mix", "l"),
     ("energy", "Energy / request", "r"),
 )
 VERSION_PROFILE_COLUMNS = _columns(

@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from edgekit.fleet import tables
+from edgekit.fleet import shown, tables
 from edgekit.fleet.alerts.reading import alert_page
 from edgekit.fleet.alerts.silences import silence, silence_rows, unsilence
 from edgekit.fleet.context import Context
@@ -59,6 +59,7 @@ def add(context: Context, reader: Reader) -> None:
 
 
 def _alerts(rows: list[dict[str, Any]], context: Context, may_silence: bool) -> None:
+    now = context.clock()
     if not rows:
         ui.label("None").classes("ek-dim")
         return
@@ -67,13 +68,17 @@ def _alerts(rows: list[dict[str, Any]], context: Context, may_silence: bool) -> 
             with ui.element("li"):
                 with ui.element("div"):
                     ui.label(row["state"]).classes("ek-bad" if row["state"] == "firing" else "ek-dim")
-                    ui.label(f"since {tables.clock(row['since'])}").classes("ek-note")
+                    ui.label(f"began {shown.ago(row['since'], now)}").classes("ek-note")
                 with ui.element("div"):
-                    ui.label(row["text"])
+                    with ui.row().classes("gap-x-3 gap-y-0 items-baseline"):
+                        if row["board"]:
+                            ui.link(row["board"], parts.board_url(row["board"])).classes("ek-link")
+                        ui.label(row["text"])
                     silenced = ", silenced" if row["silenced"] else ""
-                    ui.label(f"rule {row['rule']}, {row['severity']}{silenced}").classes("ek-note")
-                    if row["board"]:
-                        ui.link(row["board"], parts.board_url(row["board"])).classes("ek-link mr-3")
+                    since = tables.clock(row["since"])
+                    ui.label(f"rule {row['rule']}, {row['severity']}{silenced}, since {since}").classes(
+                        "ek-note"
+                    )
                     if may_silence and not row["silenced"]:
                         button = ui.button(
                             "Silence", color=None, on_click=lambda row=row: _silence(context, row)

@@ -16,6 +16,7 @@ from edgekit.fleet.screens.rollouts import NEW, rollout_list
 from edgekit.fleet.visitor import visitor
 
 _FIGURES = ("boards", "requests", "p50", "p95", "p99", "accuracy", "energy")
+_CHANGED = ("p50", "p95", "p99", "energy")
 _CHARTED = 2  # versions with charts: the newest, and the one before
 
 
@@ -71,6 +72,11 @@ def add(context: Context, reader: Reader) -> None:
             with parts.section("Versions by profile"):
                 profiles = parts.plain_table(tables.VERSION_PROFILE_COLUMNS, "key", "No version", 25)
                 parts.add_cells(profiles, {"mix": tables.MIX_CELL}, *_FIGURES[1:])
+            with parts.section("The same boards, before and after"):
+                changes = parts.plain_table(
+                    tables.CHANGE_COLUMNS, "key", "No job brought boards another version in this time", 25
+                )
+                parts.add_cells(changes, {"mix": tables.MIX_CELL}, *_CHANGED)
             titles = []
             with ui.element("div").classes("ek-two"):
                 for _ in range(_CHARTED):
@@ -112,6 +118,7 @@ def add(context: Context, reader: Reader) -> None:
                     for part in row["profiles"]
                 ]
             )
+            changes.update_rows([row for change in found["changes"] for row in tables.change_rows(change)])
             served = [row for row in rows if row["series"]][:_CHARTED]
             for index, (title, drawn) in enumerate(titles):
                 title.set_text(served[index]["bundle"] if index < len(served) else "No earlier version")

@@ -50,7 +50,7 @@ def add(context: Context, reader: Reader) -> None:
         def show(found: dict[str, Any]) -> None:
             problems.clear()
             with problems:
-                _problems(found)
+                _problems(found, context.clock())
             cards.clear()
             with cards:
                 _cards(found, chosen["window"])
@@ -70,14 +70,18 @@ def add(context: Context, reader: Reader) -> None:
         await fresh.start()
 
 
-def _problems(found: dict[str, Any]) -> None:
+def _problems(found: dict[str, Any], now: float) -> None:
     ingest = found["ingest"]
     if ingest is None or not ingest["connected"]:
         why = (ingest or {}).get("why") or "starting"
         parts.problem(f"Not connected to the broker ({why}): what you see may be old.")
     firing = found["alerts"]["total"]
     for alert in found["alerts"]["alerts"][:5]:
-        parts.problem(f"Alert {alert['rule']}: {alert['text']}")
+        with ui.row().classes("ek-problem gap-x-2 gap-y-0"):
+            if alert["board"]:
+                ui.link(alert["board"], parts.board_url(alert["board"])).classes("ek-link")
+            ui.label(alert["text"])
+            ui.label(f"(rule {alert['rule']}, began {shown.ago(alert['since'], now)})").classes("ek-note")
     if firing > 5:
         ui.link(f"{firing} alerts are firing", "/alerts").classes("ek-link")
     for text in found["problems"]:
