@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from agents import until
 from big_store import Size, fill, in_force, name_of, profile_of
 from servers import Broker, FleetServer, write_config
 
@@ -109,10 +110,6 @@ def choose(page: Any, label: str, option: str) -> None:
     page.get_by_role("option").filter(has_text=re.compile(rf"^{re.escape(option)}( \(|$)")).click()
 
 
-def p99_of(text: str) -> float:
-    return float(text.removesuffix(" ms"))
-
-
 CHARTS = """() => [...document.querySelectorAll('.nicegui-echart')].map(e => {
   const chart = getElement(Number(e.id.slice(1))).chart;
   return chart ? chart.getOption().series.map(s => [s.name, s.data.filter(d => d[1] !== null).length]) : [];
@@ -165,19 +162,21 @@ def test_a_board_is_found_among_ten_thousand_and_its_charts_are_drawn(site: Site
     page.wait_for_url("**sort=p99&descending=True**")
     with site.store.read() as connection:
         table = db.standings
-        slowest = connection.scalars(
-            sa.select(table.c.device).where(table.c.device.in_(meant)).order_by(table.c.p99.desc()).limit(1)
-        ).one()
+        query = sa.select(table.c.device, table.c.p99).where(table.c.device.in_(meant))
+        p99 = {name_of(device): value for device, value in connection.execute(query)}
+    slowest = sorted(p99.values(), reverse=True)[:50]
     rows = page.locator("tbody tr")
-    rows.first.get_by_role("link", name=name_of(slowest)).wait_for()
-    assert rows.count() == 50
-    figures = [p99_of(row.locator("td").nth(5).inner_text().strip()) for row in rows.all()]
-    assert figures == sorted(figures, reverse=True)
+
+    def shown() -> list[str]:
+        return [re.findall(r"\bb[0-9]{5}\b", text)[0] for text in rows.all_inner_texts()]
+
+    until(lambda: [p99[name] for name in shown()] == slowest, "the slowest fifty, slowest first")
     assert max(len(set(re.findall(r"\bb[0-9]{5}\b", frame))) for frame in page.heard) == 50
 
-    page.get_by_label("Search").fill(name_of(slowest)[1:])
+    wanted = shown()[7]
+    page.get_by_label("Search").fill(wanted[1:])
     page.get_by_text("1-1 of 1", exact=True).wait_for()
-    page.get_by_role("link", name=name_of(slowest)).click()
+    page.get_by_role("link", name=wanted).click()
     check_charts(page, "light")
 
 
