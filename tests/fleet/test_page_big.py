@@ -157,6 +157,7 @@ def test_a_board_is_found_among_ten_thousand_and_its_charts_are_drawn(site: Site
     column = page.get_by_role("columnheader", name="p99")
     column.click()
     page.wait_for_url("**sort=p99**")
+    page.locator("th.sorted").filter(has_text="p99").wait_for()
     column.click()
     page.wait_for_url("**sort=p99&descending=True**")
     with site.store.read() as connection:
