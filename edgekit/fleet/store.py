@@ -198,13 +198,14 @@ def count(connection: sa.Connection, key: str, by: int = 1) -> None:
 def _on_connect(connection: Any, _record: object) -> None:
     # The driver's own transaction handling is off: _on_begin says when one starts, and of which kind.
     connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    if not connection.execute("PRAGMA page_count").fetchone()[0]:  # it waits for the writer, even as a no-op
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     for pragma in (
-        "auto_vacuum=INCREMENTAL",  # counts where there is no table yet
         "journal_mode=WAL",
         f"journal_size_limit={WAL_BYTES}",
         "synchronous=FULL",
         "foreign_keys=ON",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
     ):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -168,9 +168,9 @@ def test_a_board_is_found_among_ten_thousand_and_its_charts_are_drawn(site: Site
     rows = page.locator("tbody tr")
 
     def shown() -> list[str]:
-        return [re.findall(r"\bb[0-9]{5}\b", text)[0] for text in rows.all_inner_texts()]
+        return re.findall(r"\bb[0-9]{5}\b", " ".join(rows.all_inner_texts()))
 
-    until(lambda: [p99[name] for name in shown()] == slowest, "the slowest fifty, slowest first")
+    until(lambda: [p99.get(name) for name in shown()] == slowest, "the slowest fifty, slowest first")
     assert max(len(set(re.findall(r"\bb[0-9]{5}\b", frame))) for frame in page.heard) == 50
 
     page.goto(f"{site.server.url}/boards")

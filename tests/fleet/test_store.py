@@ -62,6 +62,23 @@ def test_a_database_that_was_killed_is_a_failure_of_the_world_and_is_met_again_w
         server.stop()
 
 
+def test_a_new_connection_does_not_wait_for_who_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    first, second = open_store(url), open_store(url)
+    second.engine.dispose()
+    monkeypatch.setattr(module, "BUSY_TIMEOUT_MS", 0)
+    try:
+        with first.write() as writing:
+            put_fact(writing, "a", 1)
+            with second.read() as reading:
+                assert get_fact(reading, "a") is None
+    finally:
+        first.close()
+        second.close()
+
+
 @pytest.mark.both_databases
 def test_what_is_read_together_is_of_one_moment(store: Store) -> None:
     with store.write() as connection:
