@@ -31,7 +31,19 @@ REPOSITORY, CERTIFICATE = "/repo/", "/certificate"
 FAVICON = "/favicon.ico"  # browsers ask for it before anybody logged in
 MAX_BODY_BYTES = 6_000_000  # targets metadata is at most 5 MB; bundles are streamed
 LOOK_AGAIN_S = 5.0  # a page that is open notices within this that its session has ended
+_SOURCES = {  # what a page of ours may load, and whom it may speak to
+    "default-src": "'self'",
+    "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",  # Vue compiles the page's templates in the browser
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data:",
+    "font-src": "'self' data:",
+    "object-src": "'none'",
+    "base-uri": "'self'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+}
 _HEADERS = {
+    "content-security-policy": "; ".join(f"{what} {where}" for what, where in _SOURCES.items()),
     "referrer-policy": "same-origin",  # with no-referrer, forms of our own pages would say `Origin: null`
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",

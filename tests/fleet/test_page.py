@@ -61,6 +61,7 @@ def page(site: Site) -> Iterator[playwright.Page]:
         page.set_default_timeout(20_000)
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda said: page.problems.append(said.text) if "Security" in said.text else None)
         page.on("requestfailed", lambda request: page.problems.append(request.url))
         page.on(
             "request",
@@ -104,6 +105,17 @@ def test_a_visitor_logs_in_and_sees_the_fleet_a_board_and_its_charts(
     )
     assert all(drawn)
     assert page.problems == []
+
+
+def test_a_page_speaks_to_its_server_alone(site: Site, page: playwright.Page) -> None:
+    page.goto(site.server.login_link("/boards"))
+    page.get_by_role("row").filter(has_text="pi5-a").wait_for()
+    assert page.problems == []
+    tried = """url => new Promise(done => {
+        addEventListener('securitypolicyviolation', event => done(event.violatedDirective), {once: true});
+        fetch(url).catch(() => 0);
+    })"""
+    assert page.evaluate(tried, "http://elsewhere.example/") == "connect-src"
 
 
 def test_figures_arrive_without_reloading(site: Site, page: playwright.Page) -> None:
