@@ -240,7 +240,9 @@ def _misdirected(host: str | None) -> Response:
 def _too_large(request: Request) -> Response | None:
     if request.method == "PUT" or request.method in {"GET", "HEAD"}:
         return None
-    length = request.headers.get("content-length", "")
+    length = request.headers.get(
+        "content-length", "0"
+    )  # without either header there is no body (RFC 9112, 6.3)
     if (
         not length.isdecimal() or "transfer-encoding" in request.headers
     ):  # with both, some servers heed the other
