@@ -428,9 +428,7 @@ def test_slow_clients_are_given_up(tmp_path: Path) -> None:
 
 def test_a_client_that_never_reads_its_answers_is_given_up(tmp_path: Path) -> None:
     with running(tmp_path, timeout_s=0.2) as board:
-        with socket.create_connection(
-            ("127.0.0.1", board.api.port), 60
-        ) as client:  # sendall's timeout is of all of it
+        with socket.create_connection(("127.0.0.1", board.api.port), 60) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             many = b"GET /v2/models/toy/config HTTP/1.1\r\nHost: a\r\n\r\n" * 500_000
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
