@@ -50,6 +50,23 @@ def fans(weight: Tensor) -> tuple[int, int]:
     return weight.shape[1] * window, weight.shape[0] * window
 
 
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: Tensor, made: Tensor) -> Tensor:
+        del context, value
+        return made
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        del context
+        return gradient, None
+
+
+def straight(value: Tensor, made: Tensor) -> Tensor:
+    """`made` of the value, without gradient of its own; what comes back is passed to the value unchanged."""
+    return _Straight.apply(value, made)
+
+
 class _Bipolar(torch.autograd.Function):
     """BipolarQuant as PyTorch's exporter writes it; in a pass without gradients the same numbers."""
 

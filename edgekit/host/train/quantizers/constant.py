@@ -8,25 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgekit.core.errors import BadInput
-from edgekit.host.train.quantizers.base import fans, plus_minus
-
-
-class _Constant(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, weight: Tensor, scale: float) -> Tensor:
-        del context
-        return plus_minus(weight) * scale
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        del context
-        return gradient, None
+from edgekit.host.train.quantizers.base import fans, plus_minus, straight
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Constant:
             weight.normal_(0, self._spread(weight))
 
     def __call__(self, weight: Tensor) -> Tensor:
-        return _Constant.apply(weight, self._spread(weight))
+        return straight(weight, plus_minus(weight.detach()) * self._spread(weight))
 
     def scale(self, weight: Tensor) -> Tensor:
         return torch.tensor(self._spread(weight))

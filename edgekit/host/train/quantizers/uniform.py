@@ -1,0 +1,175 @@
+"""Equal steps between 0 and 1 or -1 and 1: DoReFa's weights, activations and gradients, and WRPN's weights.
+
+DoReFa-Net: Zhou et al. 2016, arXiv 1606.06160. WRPN: Mishra et al. 2017, arXiv 1709.01134. q_k(r) rounds r in [0, 1]
+to the nearest of 2^k levels, a half to the even one; its gradient is passed unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.core.errors import BadInput
+from edgekit.host.train.quantizers.base import fans, plus_minus, straight
+
+_MOST_BITS = 8
+
+
+def _rounded(value: Tensor, steps: int) -> Tensor:
+    """The nearest multiple of 1 / steps, and the gradient as it comes."""
+    return straight(value, torch.round(value.detach() * steps) / steps)
+
+
+def _checked(bits: int, fewest: int, what: str) -> int:
+    if not fewest <= bits <= _MOST_BITS:
+        raise BadInput(f"{what}: bits must be {fewest} to {_MOST_BITS}, got {bits}")
+    return bits
+
+
+class ClippedActivation(nn.Module):
+    """Activations in [0, 1] with 2^bits levels, in the place of a ReLU: no gradient where the input is outside."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.steps = 2 ** _checked(bits, 1, "activations") - 1
+
+    def forward(self, value: Tensor) -> Tensor:
+        return _rounded(value.clamp(0, 1), self.steps)
+
+
+@dataclass(frozen=True)
+class TanhWeights:
+    """DoReFa's weights: 2 q_k(tanh W / (2 max |tanh W|) + 1/2) - 1; the largest |tanh W| has a gradient as well.
+
+    bits: 2 to 8; the levels are the odd multiples of 1 / (2^bits - 1), so there is no zero. With one bit DoReFa takes
+    the sign times mean |W| of the layer: SignTimesMean.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        _checked(self.bits, 2, "weights of DoReFa")
+
+    def start(self, weight: Tensor) -> None:
+        with torch.no_grad():
+            weight.normal_(0, math.sqrt(2 / fans(weight)[0]))
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        bounded = torch.tanh(weight)
+        largest = bounded.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
+        return 2 * _rounded(bounded / (2 * largest) + 0.5, 2**self.bits - 1) - 1
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Odd numbers from -(2^bits - 1) to 2^bits - 1. Without gradient."""
+        return torch.round(self(weight.detach()) * (2**self.bits - 1))
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """What a code of 1 stands for: known from the bits."""
+        return weight.detach().new_tensor(1 / (2**self.bits - 1))
+
+    def settle(self, weight: Tensor) -> None:
+        """Nothing: tanh bounds the weights."""
+
+    def rate(self, weight: Tensor) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class SignTimesMean:
+    """DoReFa's weights of one bit: sign W times one mean |W| for the layer, the gradient passed unchanged."""
+
+    grid: str = "binary"
+
+    def start(self, weight: Tensor) -> None:
+        with torch.no_grad():
+            weight.normal_(0, math.sqrt(2 / fans(weight)[0]))
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return straight(weight, plus_minus(weight.detach()) * self.scale(weight))
+
+    def scale(self, weight: Tensor) -> Tensor:
+        return weight.detach().abs().mean()
+
+    def settle(self, weight: Tensor) -> None:
+        """Nothing: the real weights go where they like."""
+
+    def rate(self, weight: Tensor) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ClippedWeights:
+    """WRPN's weights: W clipped to [-1, 1], then the nearest multiple of 1 / (2^(bits-1) - 1); no gradient outside.
+
+    bits: 2 to 8. Two bits are -1, 0, +1 with a threshold of 1/2: a network that starts with small weights is all zero
+    there and stays so. Start from a trained one, or take more bits.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        _checked(self.bits, 2, "weights of WRPN")
+
+    @property
+    def steps(self) -> int:
+        """How many levels are above 0: 2^(bits-1) - 1, as the paper has it."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    def start(self, weight: Tensor) -> None:
+        with torch.no_grad():
+            weight.normal_(0, math.sqrt(2 / fans(weight)[0]))
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return _rounded(weight.clamp(-1, 1), self.steps)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Whole numbers from -(2^(bits-1) - 1) to 2^(bits-1) - 1. Without gradient."""
+        return torch.round(weight.detach().clamp(-1, 1) * self.steps)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """What a code of 1 stands for: known from the bits."""
+        return weight.detach().new_tensor(1 / self.steps)
+
+    def settle(self, weight: Tensor) -> None:
+        """Nothing: the clip is part of going forward."""
+
+    def rate(self, weight: Tensor) -> float:
+        return 1.0
+
+
+class _Coarse(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: Tensor, bits: int, random: torch.Generator | None) -> Tensor:
+        context.bits, context.random = bits, random
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return rounded_gradient(gradient, context.bits, context.random), None, None
+
+
+class CoarseGradients(nn.Module):
+    """The identity going forward; going back DoReFa's gradients of 2^bits levels. random: of the noise."""
+
+    def __init__(self, bits: int, random: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.bits, self.random = _checked(bits, 1, "gradients"), random
+
+    def forward(self, value: Tensor) -> Tensor:
+        return _Coarse.apply(value, self.bits, self.random)
+
+
+def rounded_gradient(gradient: Tensor, bits: int, random: torch.Generator | None = None) -> Tensor:
+    """A gradient [N, ...] with 2^bits levels for each sample: 2 m (q_k(g / 2m + 1/2 + noise) - 1/2), m its largest |g|.
+
+    The noise is uniform over one step, so that a value between two levels comes out right on average.
+    """
+    steps = 2**bits - 1
+    largest = gradient.abs().flatten(1).amax(1).reshape(-1, *[1] * (gradient.ndim - 1))
+    noise = (torch.rand(gradient.shape, generator=random, dtype=gradient.dtype) - 0.5) / steps
+    unit = (gradient / torch.where(largest > 0, 2 * largest, 1) + 0.5 + noise).clamp(0, 1)
+    return 2 * largest * (torch.round(unit * steps) / steps - 0.5)
