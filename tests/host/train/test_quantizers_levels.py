@@ -12,17 +12,17 @@ from edgekit.core.errors import BadInput
 
 torch = pytest.importorskip("torch", reason="the extra train (PyTorch) is not installed")
 
-from edgekit.host.train.quantizers.points import Points  # noqa: E402
-from edgekit.host.train.quantizers.ttq import Ttq  # noqa: E402
-from edgekit.host.train.quantizers.twn import Twn  # noqa: E402
-from edgekit.host.train.quantizers.uniform import (  # noqa: E402
+from edgekit.host.train.quantizers.dorefa import (  # noqa: E402
     ClippedActivation,
-    ClippedWeights,
     CoarseGradients,
     SignTimesMean,
     TanhWeights,
     rounded_gradient,
 )
+from edgekit.host.train.quantizers.points import Points  # noqa: E402
+from edgekit.host.train.quantizers.ttq import Ttq  # noqa: E402
+from edgekit.host.train.quantizers.twn import Twn  # noqa: E402
+from edgekit.host.train.quantizers.wrpn import ClippedWeights  # noqa: E402
 
 
 def drawn(*shape: int, seed: int = 0) -> Any:

@@ -1,8 +1,8 @@
 """Quantizers for training: how values become few levels going forward, and what gradient comes back. One a file.
 
 sign, ternary: activations. deterministic, per_filter, constant: binary weights, with what becomes of the real-valued
-ones after each update and how they are stored. twn, ttq, points, uniform: two to eight bits; layers do not take them
-yet, nor does a file. sign(0) is +1 everywhere.
+ones after each update and how they are stored. dorefa, wrpn, twn, ttq, points: two to eight bits; no layer and no file
+takes them yet. sign(0) is +1 everywhere.
 """
 
 from __future__ import annotations

@@ -8,10 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from edgekit.core.errors import BadInput
+
 DOMAIN = (
     "qonnx.custom_op.general"  # of the operators that QONNX adds (Pappalardo et al. 2022, arXiv 2206.07527)
 )
 OPERATOR = "BipolarQuant"
+MOST_BITS = 8
 
 
 @runtime_checkable
@@ -65,6 +68,18 @@ class _Straight(torch.autograd.Function):
 def straight(value: Tensor, made: Tensor) -> Tensor:
     """`made` of the value, without gradient of its own; what comes back is passed to the value unchanged."""
     return _Straight.apply(value, made)
+
+
+def rounded(value: Tensor, steps: int) -> Tensor:
+    """The nearest multiple of 1 / steps, a half to the even one, and the gradient as it comes."""
+    return straight(value, torch.round(value.detach() * steps) / steps)
+
+
+def checked_bits(bits: int, fewest: int, what: str) -> int:
+    """The number, if there are so few and so many. Raises BadInput."""
+    if not fewest <= bits <= MOST_BITS:
+        raise BadInput(f"{what}: bits must be {fewest} to {MOST_BITS}, got {bits}")
+    return bits
 
 
 class _Bipolar(torch.autograd.Function):

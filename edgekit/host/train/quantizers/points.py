@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.core.errors import BadInput
-
-_MOST_BITS = 8
+from edgekit.host.train.quantizers.base import checked_bits
 
 
 class _Nearest(torch.autograd.Function):
@@ -39,8 +38,7 @@ class Points(nn.Module):
 
     def __init__(self, weight: Tensor, bits: int, passed: bool = False) -> None:
         super().__init__()
-        if not 1 <= bits <= _MOST_BITS:
-            raise BadInput(f"points: bits must be 1 to {_MOST_BITS}, got {bits}")
+        checked_bits(bits, 1, "points")
         self.passed = passed
         ordered = weight.detach().flatten().sort()[0]
         count = 2**bits

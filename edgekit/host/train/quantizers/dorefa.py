@@ -1,7 +1,6 @@
-"""Equal steps between 0 and 1 or -1 and 1: DoReFa's weights, activations and gradients, and WRPN's weights.
+"""DoReFa-Net's weights, activations and gradients of few bits (Zhou et al. 2016, arXiv 1606.06160).
 
-DoReFa-Net: Zhou et al. 2016, arXiv 1606.06160. WRPN: Mishra et al. 2017, arXiv 1709.01134. q_k(r) rounds r in [0, 1]
-to the nearest of 2^k levels, a half to the even one; its gradient is passed unchanged.
+q_k(r) rounds r in [0, 1] to the nearest of 2^k levels, a half to the even one; its gradient is passed unchanged.
 """
 
 from __future__ import annotations
@@ -13,21 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.core.errors import BadInput
-from edgekit.host.train.quantizers.base import fans, plus_minus, straight
-
-_MOST_BITS = 8
-
-
-def _rounded(value: Tensor, steps: int) -> Tensor:
-    """The nearest multiple of 1 / steps, and the gradient as it comes."""
-    return straight(value, torch.round(value.detach() * steps) / steps)
-
-
-def _checked(bits: int, fewest: int, what: str) -> int:
-    if not fewest <= bits <= _MOST_BITS:
-        raise BadInput(f"{what}: bits must be {fewest} to {_MOST_BITS}, got {bits}")
-    return bits
+from edgekit.host.train.quantizers.base import checked_bits, fans, plus_minus, rounded, straight
 
 
 class ClippedActivation(nn.Module):
@@ -35,10 +20,10 @@ class ClippedActivation(nn.Module):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        self.steps = 2 ** _checked(bits, 1, "activations") - 1
+        self.steps = 2 ** checked_bits(bits, 1, "activations") - 1
 
     def forward(self, value: Tensor) -> Tensor:
-        return _rounded(value.clamp(0, 1), self.steps)
+        return rounded(value.clamp(0, 1), self.steps)
 
 
 @dataclass(frozen=True)
@@ -52,7 +37,7 @@ class TanhWeights:
     bits: int
 
     def __post_init__(self) -> None:
-        _checked(self.bits, 2, "weights of DoReFa")
+        checked_bits(self.bits, 2, "weights of DoReFa")
 
     def start(self, weight: Tensor) -> None:
         with torch.no_grad():
@@ -61,7 +46,7 @@ class TanhWeights:
     def __call__(self, weight: Tensor) -> Tensor:
         bounded = torch.tanh(weight)
         largest = bounded.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
-        return 2 * _rounded(bounded / (2 * largest) + 0.5, 2**self.bits - 1) - 1
+        return 2 * rounded(bounded / (2 * largest) + 0.5, 2**self.bits - 1) - 1
 
     def codes(self, weight: Tensor) -> Tensor:
         """Odd numbers from -(2^bits - 1) to 2^bits - 1. Without gradient."""
@@ -101,46 +86,6 @@ class SignTimesMean:
         return 1.0
 
 
-@dataclass(frozen=True)
-class ClippedWeights:
-    """WRPN's weights: W clipped to [-1, 1], then the nearest multiple of 1 / (2^(bits-1) - 1); no gradient outside.
-
-    bits: 2 to 8. Two bits are -1, 0, +1 with a threshold of 1/2: a network that starts with small weights is all zero
-    there and stays so. Start from a trained one, or take more bits.
-    """
-
-    bits: int
-
-    def __post_init__(self) -> None:
-        _checked(self.bits, 2, "weights of WRPN")
-
-    @property
-    def steps(self) -> int:
-        """How many levels are above 0: 2^(bits-1) - 1, as the paper has it."""
-        return int(2 ** (self.bits - 1) - 1)
-
-    def start(self, weight: Tensor) -> None:
-        with torch.no_grad():
-            weight.normal_(0, math.sqrt(2 / fans(weight)[0]))
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        return _rounded(weight.clamp(-1, 1), self.steps)
-
-    def codes(self, weight: Tensor) -> Tensor:
-        """Whole numbers from -(2^(bits-1) - 1) to 2^(bits-1) - 1. Without gradient."""
-        return torch.round(weight.detach().clamp(-1, 1) * self.steps)
-
-    def scale(self, weight: Tensor) -> Tensor:
-        """What a code of 1 stands for: known from the bits."""
-        return weight.detach().new_tensor(1 / self.steps)
-
-    def settle(self, weight: Tensor) -> None:
-        """Nothing: the clip is part of going forward."""
-
-    def rate(self, weight: Tensor) -> float:
-        return 1.0
-
-
 class _Coarse(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, value: Tensor, bits: int, random: torch.Generator | None) -> Tensor:
@@ -157,7 +102,7 @@ class CoarseGradients(nn.Module):
 
     def __init__(self, bits: int, random: torch.Generator | None = None) -> None:
         super().__init__()
-        self.bits, self.random = _checked(bits, 1, "gradients"), random
+        self.bits, self.random = checked_bits(bits, 1, "gradients"), random
 
     def forward(self, value: Tensor) -> Tensor:
         return _Coarse.apply(value, self.bits, self.random)
