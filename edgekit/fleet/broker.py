@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.core.files import write_atomic
@@ -19,6 +19,7 @@ _MAX_INFLIGHT = 1000  # what ingest takes at once; Mosquitto's default of 20 slo
 # it drops what is beyond, and boards send that again much later. The bytes are what bounds it.
 _MAX_QUEUED, _MAX_QUEUED_BYTES = 100_000, 64 * 2**20
 CA, SERVER, REVOKED = "ca.pem", "server.pem", "revoked.pem"  # what TLS needs, beside `passwd` and `acl`
+_AGAIN_AFTER_S = 1.0  # reading 10,000 boards' passwords takes hundredths of a second
 _BOARD_WRITES = (*FROM_BOARD, ANSWER)
 _BOARD_READS = (*TO_BOARD, INPUT)
 
@@ -103,3 +104,31 @@ def reload_broker(pid_file: Path | None) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+class Reminder:
+    """Tells Mosquitto once more, a little after `passwd` was last written.
+
+    It forgets a SIGHUP that comes while it still reads its files for the one before: without this the second of two
+    quick changes would hold only from the next one on, and a board that was revoked be let in until then.
+    """
+
+    def __init__(self, passwd: Path, tell: Callable[[], object]) -> None:
+        self._passwd, self._tell = passwd, tell
+        self._seen = self._told = self._changed()
+        self._since = 0.0
+
+    def look(self, now: float) -> None:
+        """Call again and again. now: seconds on a clock that only rises."""
+        found = self._changed()
+        if found != self._seen:
+            self._seen, self._since = found, now
+        elif found != self._told and now - self._since >= _AGAIN_AFTER_S:
+            self._told = found
+            self._tell()
+
+    def _changed(self) -> int | None:
+        try:
+            return self._passwd.stat().st_mtime_ns
+        except OSError:
+            return None

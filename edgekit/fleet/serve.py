@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgekit.core.errors import BadInput, WorldFailed, one_line
-from edgekit.fleet.broker import reload_broker
+from edgekit.fleet.broker import Reminder, reload_broker
 from edgekit.fleet.config import FleetConfig, on_this_machine
 from edgekit.fleet.enroll import prepare
 from edgekit.fleet.keeper import Keeper
@@ -98,6 +98,8 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
             Child("background", (str(config.path), str(lifeline)), (lifeline,)),
         ]
         keeper, next_look, next_renewal, said = Keeper(config), 0.0, 0.0, False
+        passwd = config.broker.files_dir / "passwd"
+        reminder = Reminder(passwd, lambda: reload_broker(config.broker.pid_file))
         try:
             while not stop.is_set():
                 for child in children:
@@ -111,6 +113,7 @@ def serve(config: FleetConfig, stop: threading.Event, say: Callable[[str], None]
                 if not said and config.address_file.exists():
                     said = True
                     say(url)
+                reminder.look(time.monotonic())
                 stop.wait(_POLL_S)
         finally:
             keeper.close()

@@ -14,7 +14,7 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from servers import Broker, write_config
 
-from edgekit.fleet.broker import password_hash, reload_broker, write_acl, write_conf, write_passwd
+from edgekit.fleet.broker import Reminder, password_hash, reload_broker, write_acl, write_conf, write_passwd
 from edgekit.fleet.config import FleetConfig
 from edgekit.fleet.enroll import prepare
 
@@ -195,3 +195,32 @@ def test_the_files_are_not_for_everybody(tmp_path: Path) -> None:
     write_acl(tmp_path, "demo", [SERVER])
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("passwd", "acl")} == {0o640}
     assert "$7$101$" in (tmp_path / "passwd").read_text()
+
+
+def test_mosquitto_is_told_again_after_a_change_since_it_forgets_a_signal_during_a_reload(
+    tmp_path: Path,
+) -> None:
+    told: list[float] = []
+    now = 0.0
+    passwd = tmp_path / "passwd"
+    write_passwd(tmp_path, {"demo/a": "1"})
+    reminder = Reminder(passwd, lambda: told.append(now))
+
+    def look(*times: float) -> None:
+        nonlocal now
+        for now in times:
+            reminder.look(now)
+
+    look(0.0, 5.0)
+    assert told == []  # what was there at the start was told then
+    write_passwd(tmp_path, {"demo/a": "2"})
+    look(6.0, 6.5)
+    write_passwd(tmp_path, {"demo/a": "3"})  # another change: the time runs anew
+    look(6.6, 7.2)
+    assert told == []
+    look(7.7, 8.0, 20.0)
+    assert told == [7.7]
+    passwd.unlink()
+    write_passwd(tmp_path, {"demo/a": "4"})
+    look(21.0, 22.5)
+    assert told == [7.7, 22.5]
