@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -67,9 +68,13 @@ def until(ready: Callable[[], Any], what: str = "the condition", timeout_s: floa
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that outgoing connections get: one of them may be another test's before the server has it."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Mosquitto:

@@ -164,9 +164,9 @@ def fails(bench: Bench, code: int, step: int, how: str) -> None:
     heal = bench.site.folder / f"heal-{bench.count}"
     process = bench.start(fail=f"{code}:{step}:{how}", heal=heal)
     bench.arm.touch()
+    told = len(bench.site.server.heard)  # before it is asked: it may have failed before desire() is back
     bench.want()
-    states = bench.site.server.states
-    job, told = f"job-{bench.rev}", len(bench.site.server.heard)
+    states, job = bench.site.server.states, f"job-{bench.rev}"
 
     def hit() -> bool:
         return any(op.flags & FAILED for op in read_log(bench.log))
