@@ -34,10 +34,10 @@ from edgekit.host.train import require_torch
 
 require_torch("tools/train_bnn.py")
 
-from edgekit.host.train.binary import binary_layers  # noqa: E402
 from edgekit.host.train.bnn import BinaryTraining, train_bnn  # noqa: E402
 from edgekit.host.train.fit import reproducible  # noqa: E402
 from edgekit.host.train.networks import BINARY_NETWORKS, build, cnv, lfc  # noqa: E402
+from edgekit.host.train.quantized import quantized_layers  # noqa: E402
 from edgekit.host.train.samples import Augment  # noqa: E402
 from edgekit.host.train.supervised import Labelled  # noqa: E402
 from edgekit.host.train.to_qonnx import to_qonnx  # noqa: E402
@@ -128,7 +128,7 @@ def run(wanted: argparse.Namespace) -> None:
         "training": asdict(options),
         "exits": fashion_mnist.exit_figures(graph, judged),
         "images": {"train": len(images.x), "held_out": len(held_out.x), "test": len(test.x)},
-        "binary_weights": sum(layer.weight.numel() for layer in binary_layers(module)),
+        "binary_weights": sum(layer.weight.numel() for layer in quantized_layers(module)),
         "parameters": sum(math.prod(each.shape) for each in module.parameters()),
         "size_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),

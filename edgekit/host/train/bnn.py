@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.core.errors import BadInput
-from edgekit.host.train.binary import Settle, parameter_groups
 from edgekit.host.train.fit import Fitted, Gradient, Hook
+from edgekit.host.train.quantized import Settle, parameter_groups
 from edgekit.host.train.schedules import exponential
 from edgekit.host.train.supervised import Labelled, Method, train_by
 from edgekit.host.watch import Watch, unwatched

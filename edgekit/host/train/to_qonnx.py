@@ -23,6 +23,7 @@ from edgekit.core.manifest import Input
 from edgekit.host.graph import model_bytes
 from edgekit.host.load import load
 from edgekit.host.stored import GRIDS, pack
+from edgekit.host.train.quantized import exported_as_bipolar, quantized_layers
 from edgekit.host.train.quantizers.base import OPERATOR
 from edgekit.host.train.to_onnx import export
 
@@ -52,7 +53,13 @@ def to_qonnx(
     compared = list(random.integers(0, 256, (_COMPARED, *shape)).astype(np.uint8))
     if samples is not None:
         compared += list(np.array(samples, np.uint8).reshape(-1, *shape))
-    return export(module, image, labels, names, compared, _pack_weights, _as_loaded, fused=False)
+    for layer in quantized_layers(module):
+        if float(layer.quantizer.codes(layer.weight).abs().min()) != 1:
+            raise BadInput(
+                f"to_qonnx: wants weights of two levels, got those of {type(layer.quantizer).__name__}: use to_onnx"
+            )
+    with exported_as_bipolar():
+        return export(module, image, labels, names, compared, _pack_weights, _as_loaded, fused=False)
 
 
 def _as_loaded(content: bytes) -> bytes:

@@ -14,9 +14,10 @@ from edgekit.core.manifest import Tensor as Described
 
 torch = pytest.importorskip("torch", reason="the extra train (PyTorch) is not installed")
 
-from edgekit.host.train.binary import BinaryLinear, binary_layers, bnn_conv, bnn_dense, xnor_conv  # noqa: E402
+from edgekit.host.train.binary import bnn_conv, bnn_dense, xnor_conv  # noqa: E402
 from edgekit.host.train.bnn import BinaryTraining, squared_hinge, train_bnn  # noqa: E402
 from edgekit.host.train.fit import Hook, Moment, reproducible  # noqa: E402
+from edgekit.host.train.quantized import QuantizedLinear, quantized_layers  # noqa: E402
 from edgekit.host.train.quantizers import Constant, PerFilter  # noqa: E402
 from edgekit.host.train.schedules import exponential  # noqa: E402
 from edgekit.host.train.supervised import Labelled, evaluate  # noqa: E402
@@ -110,7 +111,7 @@ def test_a_binary_network_learns_at_both_exits() -> None:
     assert accuracy[0] > 0.6
     assert accuracy[1] > 0.75
     assert not module.training
-    assert all(float(layer.weight.detach().abs().max()) <= 1 for layer in binary_layers(module))
+    assert all(float(layer.weight.detach().abs().max()) <= 1 for layer in quantized_layers(module))
 
 
 @pytest.mark.parametrize("quantizer", [PerFilter(), Constant(4.0)])
@@ -123,7 +124,7 @@ def test_networks_in_xnors_order_learn(quantizer: Any) -> None:
 def flipped(scaled: bool) -> int:
     """Signs that one epoch changes, with the rates of the quantizers or without."""
     module = made(
-        torch.nn.Sequential, torch.nn.Flatten(), BinaryLinear(SIDE * SIDE, 3), torch.nn.BatchNorm1d(3)
+        torch.nn.Sequential, torch.nn.Flatten(), QuantizedLinear(SIDE * SIDE, 3), torch.nn.BatchNorm1d(3)
     )
     before = module[1].weight.detach() >= 0
     if not scaled:

@@ -22,10 +22,10 @@ from edgekit.host.work import layers
 
 torch = pytest.importorskip("torch", reason="the extra train (PyTorch) is not installed")
 
-from edgekit.host.train.binary import binary_layers  # noqa: E402
 from edgekit.host.train.fit import reproducible  # noqa: E402
 from edgekit.host.train.networks import BINARY_NETWORKS, build, cnv, lfc  # noqa: E402
 from edgekit.host.train.outputs import outputs_of  # noqa: E402
+from edgekit.host.train.quantized import quantized_layers  # noqa: E402
 from edgekit.host.train.to_qonnx import to_qonnx  # noqa: E402
 
 PUBLISHED = cnv.Config(side=32, channels=3)
@@ -37,7 +37,7 @@ def pixels(config: Any, count: int = 2) -> Any:
 
 
 def weights(module: Any) -> list[int]:
-    return [layer.weight.numel() for layer in binary_layers(module)]
+    return [layer.weight.numel() for layer in quantized_layers(module)]
 
 
 def written(module: Any, config: cnv.Config, folder: Path) -> Path:

@@ -21,14 +21,8 @@ from edgekit.runtime.preprocess import preprocess
 
 torch = pytest.importorskip("torch", reason="the extra train (PyTorch) is not installed")
 
-from edgekit.host.train.binary import (  # noqa: E402
-    BinaryConv2d,
-    BinaryLinear,
-    binary_layers,
-    bnn_conv,
-    bnn_dense,
-    xnor_conv,
-)
+from edgekit.host.train.binary import bnn_conv, bnn_dense, xnor_conv  # noqa: E402
+from edgekit.host.train.quantized import QuantizedConv2d, QuantizedLinear, quantized_layers  # noqa: E402
 from edgekit.host.train.quantizers import Constant, Deterministic, PerFilter  # noqa: E402
 from edgekit.host.train.quantizers.base import DOMAIN, OPERATOR  # noqa: E402
 from edgekit.host.train.to_qonnx import to_qonnx  # noqa: E402
@@ -131,7 +125,7 @@ def test_a_file_holds_each_binary_weights_sign_in_one_bit(tmp_path: Path) -> Non
         for entry in onnx.load(written(module, tmp_path)).graph.initializer
     }
     packed = {name: array for name, array in held.items() if name.endswith("/packed")}
-    layers = list(binary_layers(module))
+    layers = list(quantized_layers(module))
     assert len(packed) == len(layers)
     for layer, array in zip(
         layers, sorted(packed.values(), key=lambda each: _place(each, layers)), strict=True
@@ -150,7 +144,7 @@ def _place(packed: Any, layers: list[Any]) -> int:
 def test_a_loaded_weight_is_what_the_quantizer_multiplies_by(quantizer: Any, tmp_path: Path) -> None:
     module = lived(
         torch.nn.Sequential(
-            BinaryConv2d(1, 9, 3, quantizer=quantizer), torch.nn.Flatten(), BinaryLinear(324, 3)
+            QuantizedConv2d(1, 9, 3, quantizer=quantizer), torch.nn.Flatten(), QuantizedLinear(324, 3)
         )
     )
     graph = load(written(module, tmp_path)).graph
@@ -163,7 +157,7 @@ def test_a_loaded_weight_is_what_the_quantizer_multiplies_by(quantizer: Any, tmp
 
 
 def test_a_weight_of_zero_is_a_one_in_the_file_too(tmp_path: Path) -> None:
-    module = torch.nn.Sequential(torch.nn.Flatten(), BinaryLinear(64, 3))
+    module = torch.nn.Sequential(torch.nn.Flatten(), QuantizedLinear(64, 3))
     with torch.no_grad():
         module[1].weight.zero_()
     held = {

@@ -15,24 +15,24 @@ DOMAIN = (
 )
 OPERATOR = "BipolarQuant"
 MOST_BITS = 8
+_LARGEST_CODE = 127  # of int8, the same on both sides
 
 
 @runtime_checkable
 class WeightQuantizer(Protocol):
-    """Two levels for each weight of a layer. The weight itself stays real: what an update changes (the "shadow")."""
-
-    @property
-    def grid(self) -> str:
-        """The number format of host/stored.py that holds the codes in a file."""
+    """A few levels, whole multiples of a scale, for a layer's weights. The weight itself stays real (the "shadow")."""
 
     def start(self, weight: Tensor) -> None:
         """Fill a new layer's weight [out, in, ...] from PyTorch's generator."""
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """scale * sign(weight), with the gradient of the method."""
+        """scale * codes, with the gradient of the method."""
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Whole numbers, one for each weight. Without gradient."""
 
     def scale(self, weight: Tensor) -> Tensor:
-        """What a weight of +1 stands for: one number, or one per filter [out, 1, ...]. Without gradient."""
+        """What a code of 1 stands for: one number, or one per filter [out, 1, ...]. Without gradient."""
 
     def settle(self, weight: Tensor) -> None:
         """What the method does to the weight after each update, in place."""
@@ -63,6 +63,11 @@ class _Straight(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         del context
         return gradient, None
+
+    @staticmethod
+    def symbolic(graph: Any, value: Any, made: Any) -> Any:
+        del graph, value
+        return made
 
 
 def straight(value: Tensor, made: Tensor) -> Tensor:
@@ -97,5 +102,31 @@ class _Bipolar(torch.autograd.Function):
 
 def bipolar(value: Tensor, scale: Tensor) -> Tensor:
     """scale * (+1 where value >= 0, else -1): for export alone, without gradient. The scale becomes a constant."""
-    fixed = torch.from_numpy(scale.detach().numpy().copy())  # what a trace cannot see it keeps as it is
-    return _Bipolar.apply(value, fixed)
+    return _Bipolar.apply(value, _constant(scale))
+
+
+class _Decoded(torch.autograd.Function):
+    """DequantizeLinear as PyTorch's exporter writes it. codes: int8; scale: float32 [] or [out]."""
+
+    @staticmethod
+    def forward(context: Any, codes: Tensor, scale: Tensor) -> Tensor:
+        del context
+        return codes.float() * scale.reshape(-1, *[1] * (codes.ndim - 1))
+
+    @staticmethod
+    def symbolic(graph: Any, codes: Any, scale: Any) -> Any:
+        return graph.op("DequantizeLinear", codes, scale, axis_i=0)
+
+
+def decoded(codes: Tensor, scale: Tensor) -> Tensor:
+    """scale * codes, for export alone: both become constants, the codes int8. Raises BadInput where they do not fit."""
+    top = float(codes.abs().max())
+    if top > _LARGEST_CODE:
+        raise BadInput(f"export: codes of weights must be within -127 to 127, got {top:g}: take fewer bits")
+    scales = scale.reshape(()) if scale.numel() == 1 else scale.flatten()
+    return _Decoded.apply(_constant(codes).to(torch.int8), _constant(scales))
+
+
+def _constant(value: Tensor) -> Tensor:
+    """The same numbers where a trace cannot see where they come from: it keeps them as they are."""
+    return torch.from_numpy(value.detach().numpy().copy())

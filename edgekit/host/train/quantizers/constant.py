@@ -21,7 +21,6 @@ class Constant:
     """gain: 2 in residual networks, 4 in plain ones. In a file: one bit each; the scale is one number."""
 
     gain: float = 2.0
-    grid: str = "binary"
 
     def __post_init__(self) -> None:
         if not 0 < self.gain < math.inf:
@@ -33,6 +32,10 @@ class Constant:
 
     def __call__(self, weight: Tensor) -> Tensor:
         return straight(weight, plus_minus(weight.detach()) * self._spread(weight))
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """-1 or +1 for each weight. Without gradient."""
+        return plus_minus(weight.detach())
 
     def scale(self, weight: Tensor) -> Tensor:
         return torch.tensor(self._spread(weight))

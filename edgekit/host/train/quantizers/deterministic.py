@@ -33,14 +33,16 @@ class _StraightThrough(torch.autograd.Function):
 class Deterministic:
     """Weights of BinaryConnect and of binarized networks. In a file: one bit each, no scale."""
 
-    grid: str = "binary"
-
     def start(self, weight: Tensor) -> None:
         with torch.no_grad():
             weight.uniform_(-1, 1)
 
     def __call__(self, weight: Tensor) -> Tensor:
         return _StraightThrough.apply(weight)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """-1 or +1 for each weight. Without gradient."""
+        return plus_minus(weight.detach())
 
     def scale(self, weight: Tensor) -> Tensor:
         return torch.ones(())

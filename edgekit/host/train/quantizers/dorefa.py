@@ -67,14 +67,16 @@ class TanhWeights:
 class SignTimesMean:
     """DoReFa's weights of one bit: sign W times one mean |W| for the layer, the gradient passed unchanged."""
 
-    grid: str = "binary"
-
     def start(self, weight: Tensor) -> None:
         with torch.no_grad():
             weight.normal_(0, math.sqrt(2 / fans(weight)[0]))
 
     def __call__(self, weight: Tensor) -> Tensor:
         return straight(weight, plus_minus(weight.detach()) * self.scale(weight))
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """-1 or +1 for each weight. Without gradient."""
+        return plus_minus(weight.detach())
 
     def scale(self, weight: Tensor) -> Tensor:
         return weight.detach().abs().mean()

@@ -33,8 +33,6 @@ class _Scaled(torch.autograd.Function):
 class PerFilter:
     """Weights of XNOR-Net. In a file: one bit each, and one float32 per filter."""
 
-    grid: str = "binary"
-
     def start(self, weight: Tensor) -> None:
         with torch.no_grad():
             weight.normal_(0, math.sqrt(2 / fans(weight)[0]))
@@ -42,6 +40,10 @@ class PerFilter:
 
     def __call__(self, weight: Tensor) -> Tensor:
         return _Scaled.apply(weight, self.scale(weight))
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """-1 or +1 for each weight. Without gradient."""
+        return plus_minus(weight.detach())
 
     def scale(self, weight: Tensor) -> Tensor:
         return weight.detach().abs().mean(tuple(range(1, weight.ndim)), keepdim=True)

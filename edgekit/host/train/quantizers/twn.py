@@ -23,7 +23,6 @@ class Twn:
     """threshold: of the mean magnitude. In a file: two bits each, and one float32 a layer."""
 
     threshold: float = THRESHOLD
-    grid: str = "ternary"
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < math.inf:
