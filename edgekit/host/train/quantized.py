@@ -19,7 +19,7 @@ _BIPOLAR: ContextVar[bool] = ContextVar("weights are exported as BipolarQuant", 
 
 
 class QuantizedConv2d(nn.Conv2d):
-    """A convolution with quantized weights, binary where nothing else is said, and no bias. Padding is by true zeros."""
+    """A convolution with quantized weights, binary where none are named, and no bias. Padding is by true zeros."""
 
     def __init__(
         self,
