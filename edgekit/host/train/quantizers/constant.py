@@ -48,3 +48,6 @@ class Constant:
 
     def _spread(self, weight: Tensor) -> float:
         return math.sqrt(self.gain / fans(weight)[0])
+
+
+WEIGHTS = Constant

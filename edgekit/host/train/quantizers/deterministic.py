@@ -53,3 +53,6 @@ class Deterministic:
 
     def rate(self, weight: Tensor) -> float:
         return math.sqrt(sum(fans(weight)) / 1.5)
+
+
+WEIGHTS = Deterministic

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.host.train.quantizers.base import checked_bits, fans, plus_minus, rounded, straight
+from edgekit.host.train.quantizers.base import (
+    WeightQuantizer,
+    checked_bits,
+    fans,
+    plus_minus,
+    rounded,
+    straight,
+)
 
 
 class ClippedActivation(nn.Module):
@@ -120,3 +127,13 @@ def rounded_gradient(gradient: Tensor, bits: int, random: torch.Generator | None
     noise = (torch.rand(gradient.shape, generator=random, dtype=gradient.dtype) - 0.5) / steps
     unit = (gradient / torch.where(largest > 0, 2 * largest, 1) + 0.5 + noise).clamp(0, 1)
     return 2 * largest * (torch.round(unit * steps) / steps - 0.5)
+
+
+def dorefa_weights(bits: int) -> WeightQuantizer:
+    """The method's quantizer for so many bits, 1 to 8."""
+    return SignTimesMean() if bits == 1 else TanhWeights(bits)
+
+
+WEIGHTS = dorefa_weights
+ACTIVATIONS = ClippedActivation
+ERRORS = CoarseGradients

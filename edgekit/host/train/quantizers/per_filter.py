@@ -54,3 +54,6 @@ class PerFilter:
 
     def rate(self, weight: Tensor) -> float:
         return 1.0
+
+
+WEIGHTS = PerFilter

@@ -39,3 +39,6 @@ class Sign(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         return sign(value)
+
+
+ACTIVATIONS = Sign

@@ -46,3 +46,6 @@ class Ternary(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         return _Ternary.apply(value)
+
+
+ACTIVATIONS = Ternary

@@ -60,3 +60,6 @@ class Ttq(nn.Module):
         """-1, 0 or +1 for each weight. Without gradient."""
         real = weight.detach()
         return torch.sign(real) * (real.abs() > self.threshold * real.abs().max())
+
+
+WEIGHTS = Ttq

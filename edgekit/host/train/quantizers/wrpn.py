@@ -52,3 +52,6 @@ class ClippedWeights:
 
     def rate(self, weight: Tensor) -> float:
         return 1.0
+
+
+WEIGHTS = ClippedWeights
