@@ -15,6 +15,7 @@ from edgekit.core.errors import BadInput, EdgekitError, WorldFailed, one_line
 VERBS = {
     "profile": "List, show, check and measure device profiles.",
     "inspect": "Show a model's layers, cost, and what a profile can run.",
+    "train": "Train a network in few bits or with few weights, by a recipe.",
     "convert": "Fit a model to a board and pack it as a bundle.",
     "run": "Run a bundle on inputs and print the answers.",
     "bench": "Measure a bundle on this machine.",

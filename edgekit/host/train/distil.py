@@ -39,8 +39,8 @@ def lessons(teacher: Graph, student: Graph, features: float = 0.0) -> tuple[Less
     found = []
     names = [name for entry in teacher.exits for name in entry.outputs if name in ours]
     for name in names:
-        wanted, kind, axes = _before_activation(theirs[name], teacher.opset)
-        made, same, _ = _before_activation(ours[name], student.opset)
+        wanted, kind, axes = before_activation(theirs[name], teacher.opset)
+        made, same, _ = before_activation(ours[name], student.opset)
         if kind != same or static_shape(wanted) != static_shape(made):
             wanted, made, kind, axes = theirs[name], ours[name], "numbers", ()
         found.append(Lesson(wanted.name or name, made.name or name, kind, axes, 1.0 / len(names)))
@@ -53,7 +53,7 @@ def _products(graph: Graph) -> list[str]:
     return [node.outputs[0].name or "" for node in graph.model.graph if node.op_type in PRODUCTS]
 
 
-def _before_activation(output: ir.Value, opset: int) -> tuple[ir.Value, str, tuple[int, ...]]:
+def before_activation(output: ir.Value, opset: int) -> tuple[ir.Value, str, tuple[int, ...]]:
     """The tensor before the activation an output ends in, what kind it is, and the axes that share a softmax."""
     node = made_by(output)
     before = node.inputs[0] if node is not None and node.inputs else None

@@ -19,7 +19,7 @@ _BIPOLAR: ContextVar[bool] = ContextVar("weights are exported as BipolarQuant", 
 
 
 class QuantizedConv2d(nn.Conv2d):
-    """A convolution with quantized weights, binary where none are named, and no bias. Padding is by true zeros."""
+    """A convolution with quantized weights, binary where none are named. Padding is by true zeros; a bias is float."""
 
     def __init__(
         self,
@@ -30,25 +30,29 @@ class QuantizedConv2d(nn.Conv2d):
         padding: int = 0,
         quantizer: WeightQuantizer | None = None,
         groups: int = 1,
+        *,
+        bias: bool = False,
     ) -> None:
-        super().__init__(channels, width, kernel, stride, padding, groups=groups, bias=False)
+        super().__init__(channels, width, kernel, stride, padding, groups=groups, bias=bias)
         self.quantizer: WeightQuantizer = quantizer or Deterministic()
         self.quantizer.start(self.weight)
 
     def forward(self, value: Tensor) -> Tensor:
-        return functional.conv2d(value, quantized(self), None, self.stride, self.padding, 1, self.groups)
+        return functional.conv2d(value, quantized(self), self.bias, self.stride, self.padding, 1, self.groups)
 
 
 class QuantizedLinear(nn.Linear):
-    """A dense layer with quantized weights, binary where nothing else is said, and no bias."""
+    """A dense layer with quantized weights, binary where nothing else is said. A bias is float."""
 
-    def __init__(self, channels: int, width: int, quantizer: WeightQuantizer | None = None) -> None:
-        super().__init__(channels, width, bias=False)
+    def __init__(
+        self, channels: int, width: int, quantizer: WeightQuantizer | None = None, *, bias: bool = False
+    ) -> None:
+        super().__init__(channels, width, bias=bias)
         self.quantizer: WeightQuantizer = quantizer or Deterministic()
         self.quantizer.start(self.weight)
 
     def forward(self, value: Tensor) -> Tensor:
-        return functional.linear(value, quantized(self))
+        return functional.linear(value, quantized(self), self.bias)
 
 
 QuantizedLayer: TypeAlias = "QuantizedConv2d | QuantizedLinear"
@@ -95,12 +99,24 @@ class Settle(Hook):
             layer.quantizer.settle(layer.weight)
 
 
-def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, object]]:
-    """An optimizer's groups: each quantized weight at `lr` times its quantizer's rate, all others at `lr`."""
+def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, object]]:
+    """An optimizer's groups: each quantized weight at `lr` times its quantizer's rate, all others at `lr`.
+
+    Weight decay is for weights of two dimensions or more: not for biases, batch norms, and what quantizers learn.
+    """
     layers = list(quantized_layers(module))
-    taken = {id(layer.weight) for layer in layers}
-    groups: list[dict[str, object]] = [
-        {"params": [layer.weight], "lr": lr * layer.quantizer.rate(layer.weight)} for layer in layers
+    rates = {id(layer.weight): layer.quantizer.rate(layer.weight) for layer in layers}
+    learned = {
+        id(each)
+        for layer in layers
+        if isinstance(layer.quantizer, nn.Module)
+        for each in layer.quantizer.parameters()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for each in module.parameters():
+        if each.requires_grad:
+            decay = weight_decay if each.ndim > 1 and id(each) not in learned else 0.0
+            groups.setdefault((lr * rates.get(id(each), 1.0), decay), []).append(each)
+    return [
+        {"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()
     ]
-    others = [each for each in module.parameters() if each.requires_grad and id(each) not in taken]
-    return [*groups, {"params": others, "lr": lr}] if others else groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -43,6 +43,9 @@ _STEPS_KEPT = 200  # between two checkpoints
 _IMAGE_RANK = 4
 
 Criterion: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"  # logits [N, classes], classes [N] -> a scalar
+OwnLoss: TypeAlias = "Callable[[Outputs, Batch], Tensor]"  # what the pass gave, the batch -> a scalar
+Teach: TypeAlias = "Callable[[Tensor], Tensor]"  # x of a batch -> a teacher's logits [N, classes]
+TEACHER = "teacher"  # its answers in a batch
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,18 @@ class Labelled:
                 f"supervised: the input wants samples of shape {list(image.tensor.shape[1:])}, got {list(x.shape[1:])}"
             )
         self._x = torch.from_numpy(np.array(held, order="C"))
+        self.teach: Teach | None = None
+        self.answers: Tensor | None = None
+
+    def taught(self, teach: Teach) -> Labelled:
+        """The same with a teacher's logits in each batch; asked once for samples that are not augmented."""
+        made = copy.copy(self)
+        made.teach, made.answers = teach, None
+        if not self._augment.any:
+            starts = range(0, self.count, _EVALUATED_AT_ONCE)
+            parts = (self.plain(at, at + _EVALUATED_AT_ONCE)["x"] for at in starts)
+            made.answers = torch.cat([teach(part) for part in parts])
+        return made
 
     @property
     def count(self) -> int:
@@ -109,7 +124,12 @@ class Labelled:
         if self._augment.any:
             name = self._input.tensor.name
             x = augmented({name: x[:, None]}, [self._input], self._augment, random)[name][:, 0]
-        return {"x": self._prepared(x), "y": self.y[indices]}
+        batch = {"x": self._prepared(x), "y": self.y[indices]}
+        if self.answers is not None:
+            batch[TEACHER] = self.answers[indices]
+        elif self.teach is not None:
+            batch[TEACHER] = self.teach(batch["x"])
+        return batch
 
     def plain(self, start: int, end: int) -> Batch:
         """A stretch of the samples as they are."""
@@ -121,6 +141,7 @@ class Labelled:
             self._x.numpy().tobytes(),
             self.y.numpy().tobytes(),
             repr((self._input, self._augment)).encode(),
+            b"" if self.answers is None else self.answers.contiguous().numpy().tobytes(),
         )
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
@@ -167,12 +188,13 @@ class _Pass:
     def __init__(self, criterion: Criterion, options: Joint) -> None:
         self._criterion, self._options = criterion, options
         self._own: Mapping[str, Tensor] = {}
+        self._outputs: Outputs | None = None
 
     def of_exits(self, models: Models, batch: Batch) -> Tensor:
         """The weighted sum of the criterion over exits. The first loss of a step: it does the pass."""
         module = models[_STUDENT]
         with torch.autocast("cpu", torch.bfloat16, enabled=self._options.bfloat16):
-            outputs = outputs_of(module(batch["x"]))
+            outputs = self._outputs = outputs_of(module(batch["x"]))
         self._own = module.losses(outputs) if isinstance(module, HasLosses) else {}
         weights = self._options.exit_weights or (1.0,) * len(outputs.logits)
         parts = [
@@ -184,6 +206,15 @@ class _Pass:
     def own(self, name: str) -> Loss:
         """One of the module's own losses."""
         return lambda models, batch: self._own[name].float()
+
+    def more(self, loss: OwnLoss) -> Loss:
+        """One of the method's other losses."""
+
+        def of_pass(models: Models, batch: Batch) -> Tensor:
+            assert self._outputs is not None  # noqa: S101  (the criterion is the first loss)
+            return loss(self._outputs, batch)
+
+        return of_pass
 
 
 def train_classifier(
@@ -243,12 +274,17 @@ class Joint(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """How scores become a loss, and a loss new weights. loss: the criterion's name; rate: the schedule "lr"."""
+    """How scores become a loss, and a loss new weights. loss: the criterion's name; rate: the schedule "lr".
+
+    more: further losses by name, from what the pass gave; schedules: further ones, that hooks read.
+    """
 
     loss: str
     criterion: Criterion
     update: Update
     rate: Schedule
+    more: Mapping[str, OwnLoss] = field(default_factory=dict)
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
 
 
 def train_by(
@@ -270,6 +306,7 @@ def train_by(
     module.to(memory_format=torch.channels_last)
     one = _Pass(method.criterion, options)
     losses = {method.loss: one.of_exits, **{name: one.own(name) for name in names}}
+    losses.update((name, one.more(loss)) for name, loss in method.more.items())
     kept = None
     if checkpoint is not None:
         kept = Checkpoint(checkpoint, _key(module, samples, options, seed, threads), _STEPS_KEPT)
@@ -280,7 +317,7 @@ def train_by(
             {_STUDENT: module},
             losses,
             method.update,
-            {"lr": method.rate},
+            {"lr": method.rate, **method.schedules},
             hooks,
             epochs=options.epochs,
             batch=options.batch,

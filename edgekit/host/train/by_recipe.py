@@ -1,0 +1,231 @@
+"""Train a network as a recipe says: fresh, or compressed from trained weights. Over the one loop, with checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgekit.core.errors import BadInput
+from edgekit.core.files import write_atomic
+from edgekit.host.train.bnn import squared_hinge
+from edgekit.host.train.compress import compress
+from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, reproducible
+from edgekit.host.train.hooks import Masks
+from edgekit.host.train.quantized import Settle, parameter_groups
+from edgekit.host.train.recipe import Schooling, TrainRecipe, find_recipe
+from edgekit.host.train.schedules import exponential, gradual_sparsity, warm_cosine
+from edgekit.host.train.supervised import Criterion, Judged, Labelled, Method, Teach, evaluate, train_by
+from edgekit.host.train.teaching import Pair, teaching_losses
+from edgekit.host.watch import Watch, unwatched
+
+BASELINE = "float32"  # the recipe that trained weights come from where none are given
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What train_by reads of a recipe: how long, how many at once."""
+
+    epochs: int
+    batch: int
+    exit_weights: tuple[float, ...] = ()
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One point of the learning curve: the mean of each loss, and the accuracy per exit on held-out samples."""
+
+    epoch: int
+    losses: dict[str, float]
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """module: in evaluation mode. curve: per epoch. before: held-out accuracy of the weights it started from, or None.
+
+    seconds: of training; None: resumed, nobody knows all of it.
+    """
+
+    module: nn.Module
+    curve: tuple[Epoch, ...]
+    before: tuple[float, ...] | None
+    judged: Judged
+    seconds: float | None
+
+
+class _Curve(Hook):
+    """Held-out accuracy after each epoch. It is looked at, and decides nothing."""
+
+    def __init__(self, module: nn.Module, held_out: Labelled) -> None:
+        self._module, self._held_out = module, held_out
+        self.points: list[Epoch] = []
+
+    def after_epoch(self, moment: Moment) -> bool:
+        judged = evaluate(self._module, self._held_out)
+        self.points.append(Epoch(moment.epoch + 1, dict(moment.losses), judged.accuracy))
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": [[each.epoch, each.losses, list(each.accuracy)] for each in self.points]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.points = [Epoch(epoch, dict(losses), tuple(right)) for epoch, losses, right in state["points"]]
+
+
+def train_by_recipe(
+    recipe: TrainRecipe,
+    make: Callable[[], nn.Module],
+    samples: Labelled,
+    held_out: Labelled,
+    *,
+    seed: int,
+    trained: bool = False,
+    teacher: Teach | None = None,
+    make_teacher: Callable[[], nn.Module] | None = None,
+    threads: int = 1,
+    checkpoint: Path | None = None,
+    watch: Watch = unwatched,
+) -> Trained:
+    """A network of `make`, compressed and trained as the recipe says.
+
+    trained: whether `make` gives trained weights; a recipe that starts from trained ones trains them first, by the
+    recipe float32 with as many epochs, where it does not. teacher: answers with logits, for distillation in the schemes
+    B and C; make_teacher: a fresh one, for scheme A. checkpoint: a file to resume from; more are put beside it, and all
+    are removed at the end. The same arguments give the same weights to the bit. Raises BadInput, WorldFailed.
+    """
+    if recipe.wants_teacher and teacher is None:
+        raise BadInput(f"recipe {recipe.name}: distillation wants a trained teacher: give one")
+    if recipe.teaching.scheme == "A" and make_teacher is None:
+        raise BadInput(f"recipe {recipe.name}: scheme A trains a teacher as well: name its network")
+    with reproducible(seed, threads):
+        module = make()
+    from_trained, resumed = recipe.start == "trained", checkpoint is not None and checkpoint.exists()
+    run = _Run(samples, held_out, seed, threads, watch)
+    kept = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.start")
+    before: tuple[float, ...] | None = None
+    if from_trained and not trained:
+        resumed = resumed or (kept is not None and kept.exists())
+        first = find_recipe(BASELINE)
+        schooling = replace(recipe.training, loss=first.training.loss)
+        _finished(kept, module, lambda: run.train(replace(first, training=schooling), module, checkpoint))
+    if from_trained or trained:
+        before = evaluate(module, held_out).accuracy
+    with reproducible(seed, threads):
+        student = compress(module, recipe, fresh=not (from_trained or trained))
+        whole = Pair(student, make_teacher()) if recipe.teaching.scheme == "A" and make_teacher else student
+    run = replace(run, samples=samples.taught(teacher)) if recipe.wants_teacher and teacher else run
+    started = time.monotonic()
+    curve = run.train(recipe, whole, checkpoint)
+    seconds = None if resumed else time.monotonic() - started
+    if kept is not None:
+        kept.unlink(missing_ok=True)
+    student.eval()
+    return Trained(student, tuple(curve), before, evaluate(student, held_out), seconds)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every stage of one training shares."""
+
+    samples: Labelled
+    held_out: Labelled
+    seed: int
+    threads: int
+    watch: Watch
+
+    def train(self, recipe: TrainRecipe, module: nn.Module, checkpoint: Path | None) -> list[Epoch]:
+        """One fit, in place; the learning curve."""
+        hooks, schedules = _pruning(recipe, module)
+        curve = _Curve(module, self.held_out)
+        training = recipe.training
+        criterion = _criterion(training)
+        scheme = bool(recipe.teaching.scheme)
+        share = recipe.teaching.hard
+        method = Method(
+            training.loss,
+            (lambda logits, classes: share * criterion(logits, classes)) if scheme else criterion,
+            Gradient(_optimizer(module, training)),
+            _rate(training),
+            teaching_losses(recipe.teaching, criterion),
+            schedules,
+        )
+        train_by(
+            method,
+            module,
+            self.samples,
+            Plan(training.epochs, training.batch),
+            seed=self.seed,
+            threads=self.threads,
+            hooks=(Settle(module), *hooks, curve),
+            checkpoint=checkpoint,
+            watch=self.watch,
+            what=recipe.name,
+        )
+        return curve.points
+
+
+def _criterion(training: Schooling) -> Criterion:
+    return squared_hinge if training.loss == "squared hinge" else functional.cross_entropy
+
+
+def _rate(training: Schooling) -> Schedule:
+    return warm_cosine(training.warm_up) if training.schedule == "cosine" else exponential(training.last)
+
+
+def _optimizer(module: nn.Module, training: Schooling) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, training.lr, training.weight_decay)
+    if training.optimizer == "adam":
+        return torch.optim.Adam(groups, training.lr)
+    nesterov = training.momentum > 0
+    return torch.optim.SGD(groups, training.lr, momentum=training.momentum, nesterov=nesterov)
+
+
+def _pruning(recipe: TrainRecipe, module: nn.Module) -> tuple[Sequence[Hook], dict[str, Schedule]]:
+    """Zhu and Gupta's masks on the weights of layers, where the recipe prunes."""
+    pruning = recipe.pruning
+    if not pruning.sparsity:
+        return (), {}
+    found = {
+        f"{name}.weight": layer.weight
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not _depthwise(layer)
+    }
+    names = list(found) if pruning.edges == "quantized" else list(found)[1:-1]
+    if not names:
+        raise BadInput(
+            f"recipe {recipe.name}: the network has no weight to prune beside the first and the last"
+        )
+    masks = Masks({name: found[name] for name in names}, pruning.sparsity, pruning.every)
+    return (masks,), {"sparsity": gradual_sparsity(pruning.sparsity, end=pruning.end)}
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
+
+
+def _finished(path: Path | None, module: nn.Module, train: Callable[[], object]) -> None:
+    """Train, or load what the same training left in the file."""
+    start = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        start.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    key = start.hexdigest()
+    if path is not None and path.exists():
+        held = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)  # data only: it runs no code
+        if held["key"] == key:
+            module.load_state_dict(held["weights"])
+            return
+    train()
+    if path is not None:
+        content = io.BytesIO()
+        torch.save({"key": key, "weights": module.state_dict()}, content)
+        write_atomic(path, content.getvalue())

@@ -1,0 +1,186 @@
+"""A training recipe: one method as a TOML file, every figure with its reason. Reads files; trains nothing, no torch.
+
+The files in recipes/ are the documentation of the methods as well: title, source and `about` say what a method is, its
+tables name parts of edgekit (a quantizer is a file in quantizers/) and their options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.core import checks
+from edgekit.core.errors import BadInput
+from edgekit.core.toml import read_toml
+from edgekit.host.options import option, read_options
+
+FOLDER = Path(__file__).with_name("recipes")
+FLOAT_BITS = 32
+EDGES = ("float", "quantized")
+ARITHMETICS = ("float32", "dfp16", "fp16", "bf16")
+SCHEMES = ("", "A", "B", "C")
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Of a weight, an activation, a weight's gradient and an error (an activation's gradient) while it is trained."""
+
+    weights: int = option(FLOAT_BITS, min=1, max=FLOAT_BITS)
+    activations: int = option(FLOAT_BITS, min=1, max=FLOAT_BITS)
+    gradients: int = option(FLOAT_BITS, min=1, max=FLOAT_BITS)
+    errors: int = option(FLOAT_BITS, min=1, max=FLOAT_BITS)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something of edgekit by its name, with options. kind "": none."""
+
+    kind: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """first, last: whether the first and the last layer with weights are quantized as well, or stay float.
+
+    last_activation: whether the activation before a float last layer is quantized. output_norm: the scores go through a
+    batch norm, as those of networks do whose last layer is binary; "plain": one without factors of its own.
+    """
+
+    first: str = option("float", choices=EDGES)
+    last: str = option("float", choices=EDGES)
+    last_activation: str = option("quantized", choices=EDGES)
+    output_norm: str = option("", choices=("", "learned", "plain"))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Distillation. scheme: Apprentice's A (both learn), B (a trained teacher), C (B from trained weights); "": none.
+
+    hard, soft: shares of the labels and of the teacher's answers in the student's loss. joint: of the teacher's own
+    loss in scheme A. temperature: of both softmaxes.
+    """
+
+    scheme: str = option("", choices=SCHEMES)
+    hard: float = option(0.5, min=0.0)
+    soft: float = option(0.5, min=0.0)
+    joint: float = option(1.0, min=0.0)
+    temperature: float = option(1.0, min=0.01)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """sparsity: the share of each weight that is zero in the end, by Zhu and Gupta's schedule. 0: none.
+
+    end: the share of all steps after which it is reached; every: steps between two rankings. edges: whether the first
+    and the last layer are pruned as well ("quantized": yes, "float": no).
+    """
+
+    sparsity: float = option(0.0, min=0.0, max=0.99)
+    end: float = option(0.7, min=0.0, max=1.0)
+    every: int = option(20, min=1)
+    edges: str = option("float", choices=EDGES)
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How weights are updated. schedule: "cosine" to 0, or "exponential" to lr * last; warm_up: share of all steps."""
+
+    loss: str = option("cross entropy", choices=("cross entropy", "squared hinge"))
+    optimizer: str = option("adam", choices=("adam", "sgd"))
+    lr: float = option(2e-3, min=0.0)
+    momentum: float = option(0.9, min=0.0, max=1.0)
+    weight_decay: float = option(0.0, min=0.0)
+    schedule: str = option("cosine", choices=("cosine", "exponential"))
+    warm_up: float = option(0.0, min=0.0, max=1.0)
+    last: float = option(1e-3, min=0.0, max=1.0)
+    epochs: int = option(6, min=1)
+    batch: int = option(100, min=1)
+    shift: int = option(0, min=0)
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """One method. start: "fresh" weights, or "trained" ones that are compressed. network: where none is named.
+
+    pixels: the network reads pixels 0-255 as they are, as binary networks do. text: of the file.
+    """
+
+    name: str
+    title: str
+    source: str
+    about: str
+    start: str = "fresh"
+    network: str = "small"
+    batch_norm: bool = True
+    pixels: bool = False
+    bits: Bits = field(default_factory=Bits)
+    weights: Part = field(default_factory=Part)
+    activations: Part = field(default_factory=Part)
+    errors: Part = field(default_factory=Part)
+    layers: Layers = field(default_factory=Layers)
+    teaching: Teaching = field(default_factory=Teaching)
+    pruning: Pruning = field(default_factory=Pruning)
+    training: Schooling = field(default_factory=Schooling)
+    text: str = ""
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether it cannot do without a trained teacher."""
+        return self.teaching.scheme in ("B", "C")
+
+
+_TEXTS = ("title", "source", "about")
+_PARTS = {"weights": "quantizer", "activations": "quantizer", "errors": "quantizer"}
+_TABLES: Mapping[str, type[Any]] = {
+    "bits": Bits,
+    "layers": Layers,
+    "teaching": Teaching,
+    "pruning": Pruning,
+    "training": Schooling,
+}
+_OTHERS = ("start", "network", "batch_norm", "pixels")
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Every recipe that comes with edgekit, in alphabetical order."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def find_recipe(name: str) -> TrainRecipe:
+    """The recipe of this name, or in this TOML file. Raises BadInput, WorldFailed."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        if name not in recipe_names():
+            raise BadInput(f"recipe must be one of {', '.join(recipe_names())}, or a TOML file, got {name!r}")
+        path = FOLDER / f"{name}.toml"
+    found = parse(read_toml(path), path.stem, name)
+    return replace(found, text=path.read_text(encoding="utf-8"))
+
+
+def parse(data: Mapping[str, Any], name: str, where: str) -> TrainRecipe:
+    """Read the tables of a TOML file. Raises BadInput for what is unknown, missing or of the wrong type."""
+    known = (*_TEXTS, *_OTHERS, *_PARTS, *_TABLES)
+    for key in data:
+        if key not in known:
+            raise BadInput(f"{where}: has no entry {key!r}; it has {', '.join(known)}")
+    found: dict[str, Any] = {key: checks.text(data.get(key), f"{where}: {key}") for key in _TEXTS}
+    if "start" in data:
+        found["start"] = checks.choice(data["start"], f"{where}: start", ("fresh", "trained"))
+    if "network" in data:
+        found["network"] = checks.text(data["network"], f"{where}: network")
+    for key in ("batch_norm", "pixels"):
+        if key in data:
+            found[key] = checks.flag(data[key], f"{where}: {key}")
+    for key, kind in _PARTS.items():
+        if key in data:
+            table = dict(checks.table(data[key], f"{where}: {key}"))
+            part = checks.text(table.pop(kind, None), f"{where}: {key}.{kind}")
+            found[key] = Part(part, table)
+    for key, cls in _TABLES.items():
+        if key in data:
+            found[key] = read_options(cls, checks.table(data[key], f"{where}: {key}"), f"{where}: {key}")
+    return TrainRecipe(name=name, **found)

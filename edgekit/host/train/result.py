@@ -1,0 +1,167 @@
+"""`edgekit train` from its arguments to a file and its figures."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from edgekit.core.errors import BadInput
+from edgekit.core.files import write_atomic
+from edgekit.host.graph import Graph
+from edgekit.host.load import load
+from edgekit.host.passes.base import Context, NoOptions
+from edgekit.host.passes.fold import apply as fold
+from edgekit.host.stored import stored_weights, weight_bytes
+from edgekit.host.train.by_recipe import Trained, train_by_recipe
+from edgekit.host.train.from_onnx import PRODUCTS
+from edgekit.host.train.imported import Imported
+from edgekit.host.train.quantizers import Sign, Ternary
+from edgekit.host.train.recipe import TrainRecipe
+from edgekit.host.train.samples import Augment
+from edgekit.host.train.supervised import Teach
+from edgekit.host.train.task import Task, read_task
+from edgekit.host.train.teaching import teacher_of
+from edgekit.host.train.to_onnx import to_onnx
+from edgekit.host.train.to_qonnx import to_qonnx
+from edgekit.host.watch import Watch, unwatched
+from edgekit.host.work import layers
+
+_COMPARED = 20  # held-out samples on which the file must give the network's answers
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The command's arguments. model, epochs, limit: None: the recipe's, all."""
+
+    recipe: TrainRecipe
+    data: Path
+    evaluation: Path | None = None
+    model: str | None = None
+    teacher: Path | None = None
+    epochs: int | None = None
+    limit: int | None = None
+    seed: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was trained, and the file. bytes: of its products' weights, packed, with scales and tables."""
+
+    wanted: Wanted
+    model: str
+    trained: Trained
+    samples: int
+    held_out: int
+    output: Path
+    size_bytes: int
+    sha256: str
+    parameters: int
+    macs: int
+    weight_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        recipe, trained = self.wanted.recipe, self.trained
+        return {
+            "recipe": recipe.name,
+            "title": recipe.title,
+            "source": recipe.source,
+            "model": self.model,
+            "output": str(self.output),
+            "sha256": self.sha256,
+            "seed": self.wanted.seed,
+            "epochs": recipe.training.epochs,
+            "samples": {"train": self.samples, "held_out": self.held_out},
+            "accuracy": list(trained.judged.accuracy),
+            "accuracy_before": None if trained.before is None else list(trained.before),
+            "loss": list(trained.judged.loss),
+            "curve": [
+                {"epoch": each.epoch, "losses": dict(each.losses), "accuracy": list(each.accuracy)}
+                for each in trained.curve
+            ],
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "weight_bytes": self.weight_bytes,
+            "size_bytes": self.size_bytes,
+            "seconds": trained.seconds,
+        }
+
+
+def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = unwatched) -> Result:
+    """Train as wanted and write the ONNX model. A killed run goes on from OUTPUT.checkpoint. Raises BadInput."""
+    recipe = _with_epochs(wanted.recipe, wanted.epochs)
+    wanted = replace(wanted, recipe=recipe)
+    model = wanted.model or recipe.network
+    teacher = None if wanted.teacher is None else load(wanted.teacher).graph
+    if teacher is not None and not recipe.wants_teacher:
+        raise BadInput(f"--teacher: recipe {recipe.name} has no teacher that is trained already")
+    task = read_task(
+        model,
+        wanted.data,
+        wanted.evaluation,
+        Augment(recipe.training.shift, recipe.training.flip),
+        like=teacher,
+        limit=wanted.limit,
+        seed=wanted.seed,
+        pixels=recipe.pixels,
+    )
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if not resume:
+        for each in (checkpoint, checkpoint.with_name(f"{checkpoint.name}.start")):
+            each.unlink(missing_ok=True)
+    trained = train_by_recipe(
+        recipe,
+        task.make,
+        task.samples,
+        task.held_out,
+        seed=wanted.seed,
+        trained=task.graph is not None,
+        teacher=None if teacher is None else _teach(teacher),
+        make_teacher=task.make,
+        threads=wanted.threads,
+        checkpoint=checkpoint,
+        watch=watch,
+    )
+    content = export(trained.module, task)
+    write_atomic(output, content)
+    graph = load(output).graph
+    folded = fold(graph, NoOptions(), Context()).model
+    return Result(
+        wanted,
+        model,
+        trained,
+        task.samples.count,
+        task.held_out.count,
+        output,
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+        sum(math.prod(each.shape) for each in trained.module.parameters()),
+        sum(each.macs for each in layers(folded)),
+        sum(weight_bytes(node) for node in folded.graph if stored_weights(node) or node.op_type in PRODUCTS),
+    )
+
+
+def export(module: nn.Module, task: Task) -> bytes:
+    """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
+    if isinstance(module, Imported):
+        return module.content()
+    binary = any(isinstance(each, (Sign, Ternary)) for each in module.modules())
+    compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
+    if binary:
+        return to_qonnx(module, task.image, task.labels, samples=compared.astype(np.uint8))
+    return to_onnx(module, task.image, task.labels, samples=compared)
+
+
+def _teach(graph: Graph) -> Teach:
+    return teacher_of(Imported(graph))
+
+
+def _with_epochs(recipe: TrainRecipe, epochs: int | None) -> TrainRecipe:
+    return recipe if epochs is None else replace(recipe, training=replace(recipe.training, epochs=epochs))
