@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph
 from edgekit.host.options import option
 from edgekit.host.passes._grid import CLIPS, GRIDS, Product, products, quantize, rows
+from edgekit.host.passes._writer import Writer
 from edgekit.host.passes.base import Context, Pass
 from edgekit.host.passes.opset import OPSET
 from edgekit.host.stored import INTEGER
@@ -108,7 +107,7 @@ def _store(model: ir.Model, weight: Product, options: QuantizeWeights) -> None:
         codes, scale = quantize(layout.take(weight.array), grid, options.clip, layout.used)
     except BadInput as err:
         raise BadInput(f"weight {name!r} of {weight.name!r}: {err}") from err
-    made = _Writer(model, name)
+    made = Writer(model, name)
     zero = np.zeros(scale.shape, np.int8)
     current = made.node(
         "DequantizeLinear",
@@ -137,40 +136,6 @@ def _store(model: ir.Model, weight: Product, options: QuantizeWeights) -> None:
     del model.graph.initializers[name]
     current.name = name
     current.dtype, current.shape = ir.DataType.FLOAT, ir.Shape(layout.shape)
-
-
-class _Writer:
-    """Makes constants and nodes under a weight's name."""
-
-    def __init__(self, model: ir.Model, stem: str) -> None:
-        self._graph = model.graph
-        self._stem = stem
-        self._taken = {value.name for value in model.graph.initializers.values()}
-        self._taken |= {value.name for node in model.graph for value in node.outputs}
-        self._taken |= {value.name for value in model.graph.inputs}
-
-    def _fresh(self, key: str) -> str:
-        name = f"{self._stem}/{key}"
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
-    def constant(self, key: str, array: NDArray[Any]) -> ir.Value:
-        """A new initializer."""
-        name = self._fresh(key)
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        self._graph.register_initializer(value)
-        return value
-
-    def node(self, op: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
-        """The output of a new node."""
-        name = self._fresh(op)
-        node = ir.node(op, inputs, attributes, name=name)
-        node.outputs[0].name = name
-        self._graph.append(node)
-        return node.outputs[0]
 
 
 PASS = Pass("quantize_weights", apply, min_sqnr_db=20.0, options=QuantizeWeights, rounds=True)

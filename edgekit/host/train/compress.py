@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.core.errors import BadInput
+from edgekit.host.train.imported import Imported
 from edgekit.host.train.parts import activations_of, errors_of, weights_of
 from edgekit.host.train.quantized import QuantizedConv2d, QuantizedLinear
 from edgekit.host.train.quantizers.base import WeightQuantizer
@@ -37,6 +38,8 @@ def compress(module: nn.Module, recipe: TrainRecipe, *, fresh: bool) -> nn.Modul
     BadInput where the network has no layers to quantize, or a part of the recipe is not known.
     """
     make_weights, make_activation, make_errors = weights_of(recipe), activations_of(recipe), errors_of(recipe)
+    if isinstance(module, Imported):
+        return _imported(module, recipe)
     layers = list(_places(module, (nn.Conv2d, nn.Linear)))
     if make_weights is not None:
         chosen = _without_edges(layers, first=recipe.layers.first, last=recipe.layers.last)
@@ -57,6 +60,21 @@ def compress(module: nn.Module, recipe: TrainRecipe, *, fresh: bool) -> nn.Modul
             place.put(make_activation())
     if recipe.layers.output_norm:
         return _Normed(module, affine=recipe.layers.output_norm == "learned")
+    return module
+
+
+def _imported(module: Imported, recipe: TrainRecipe) -> Imported:
+    """The same for an imported model, whose graph stays as it is."""
+    make_weights, make_activation = weights_of(recipe), activations_of(recipe)
+    layers = recipe.layers
+    if recipe.errors.kind:
+        raise BadInput(
+            f"recipe {recipe.name}: errors are quantized in networks of ours only, not in an ONNX model"
+        )
+    if make_weights is not None:
+        module.quantize(make_weights, first=layers.first == "quantized", last=layers.last == "quantized")
+    if make_activation is not None:
+        module.quantize_activations(make_activation, last=layers.last_activation == "quantized")
     return module
 
 

@@ -56,6 +56,7 @@ class Network(nn.Module):
     """The graph, computed by PyTorch. weights: what is trained, by the names of the initializers.
 
     seen_as: how a weight is read in every pass, for quantizers: (name, weight) -> what the products use in its place.
+    value_as: the same for what nodes make, by the value's name: what is read in its place, for one sample under vmap.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Network(nn.Module):
         self._constants = dict(constants)
         self._names = tuple(weights)
         self.seen_as: Callable[[str, Tensor], Tensor] = lambda name, weight: weight
+        self.value_as: Mapping[str, Callable[[Tensor], Tensor]] = {}
 
     @property
     def weights(self) -> Mapping[str, nn.Parameter]:
@@ -89,6 +91,9 @@ class Network(nn.Module):
             values = {**known, **sample}
             for step in steps:
                 _run(step, values)
+                for name in step.outputs:
+                    if name in self.value_as:
+                        values[name] = self.value_as[name](values[name])
             return tuple(values[name] for name in wanted)
 
         return torch.func.vmap(one)(dict(inputs))

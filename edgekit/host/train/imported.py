@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from edgekit.core.errors import BadInput
-from edgekit.host.graph import Graph, values
+from edgekit.host.graph import Graph, model_bytes, values
+from edgekit.host.load import EXITS, INPUT, LABELS
 from edgekit.host.passes._grid import Product, products
+from edgekit.host.passes._writer import Writer
 from edgekit.host.passes.base import Context, NoOptions
 from edgekit.host.passes.fold import apply as fold
 from edgekit.host.train.distil import before_activation
 from edgekit.host.train.from_onnx import from_onnx, write_back
 from edgekit.host.train.outputs import Outputs
-from edgekit.host.train.quantizers.base import WeightQuantizer
+from edgekit.host.train.quantizers.base import WeightQuantizer, coded
+from edgekit.host.train.quantizers.dorefa import ClippedActivation
+
+_ACTIVATIONS = ("Relu", "Clip")
 
 
 class Seen(nn.Module):
@@ -26,17 +36,17 @@ class Seen(nn.Module):
 
     def __init__(self, name: str, weight: nn.Parameter, axis: int, quantizer: WeightQuantizer) -> None:
         super().__init__()
-        self.name, self._axis, self.quantizer = name, axis, quantizer
+        self.name, self.axis, self.quantizer = name, axis, quantizer
         self.weight = weight
 
     @property
     def moved(self) -> Tensor:
         """[out, in, ...]."""
-        return self.weight.movedim(self._axis, 0)
+        return self.weight.movedim(self.axis, 0)
 
     def back(self, moved: Tensor) -> Tensor:
         """What was moved, as the graph has it."""
-        return moved.movedim(0, self._axis)
+        return moved.movedim(0, self.axis)
 
     def forward(self) -> Tensor:
         """The weight as it is multiplied."""
@@ -53,7 +63,7 @@ class Imported(nn.Module):
         super().__init__()
         self.graph = fold(graph, NoOptions(), Context())
         self.network = from_onnx(self.graph)
-        self.seen = nn.ModuleList()
+        self.seen, self.activations = nn.ModuleList(), nn.ModuleList()
         outputs = values(self.graph.model)
         self._input = self.graph.inputs[0].tensor.name
         self._logits = tuple(
@@ -83,9 +93,34 @@ class Imported(nn.Module):
             with torch.no_grad():
                 made.quantizer.settle(made.moved)
 
-    def trained_graph(self) -> Graph:
-        """The graph with the weights as they are now, all of them floats."""
-        return write_back(self.graph, self.network)
+    def quantize_activations(self, make: Callable[[], nn.Module], *, last: bool) -> None:
+        """What ReLU (and Clip from 0) makes goes through modules from now on. Raises BadInput where there is none."""
+        nodes = [node for node in self.graph.model.graph if node.op_type in _ACTIVATIONS]
+        chosen = [node.outputs[0].name or "" for node in (nodes if last else nodes[:-1])]
+        if not chosen:
+            raise BadInput("the model has no ReLU in whose place quantized activations go")
+        modules = [make() for _ in chosen]
+        self.activations.extend(modules)
+        self.network.value_as = dict(zip(chosen, modules, strict=True))
+
+    def quantized_weights(self) -> Iterator[tuple[nn.Parameter, Tensor, WeightQuantizer]]:
+        """As quantized.HasQuantizedWeights wants them."""
+        for each in self.seen:
+            assert isinstance(each, Seen)  # noqa: S101
+            yield each.weight, each.moved, each.quantizer
+
+    def content(self, labels: Sequence[str] | None = None) -> bytes:
+        """The file: what load() read, with the trained weights, as codes where they are quantized."""
+        graph = write_back(self.graph, self.network)
+        model = graph.copy()
+        by_name = values(model)
+        for each in self.seen:
+            assert isinstance(each, Seen)  # noqa: S101
+            _put_codes(model, by_name[each.name], each)
+        for name, module in self.network.value_as.items():
+            _put_levels(model, by_name[name], module)
+        model.graph.sort()
+        return _told(graph.with_model(model), labels or graph.labels)
 
 
 def _each_weight_once(found: Sequence[Product], weights: Mapping[str, nn.Parameter]) -> list[Product]:
@@ -95,3 +130,56 @@ def _each_weight_once(found: Sequence[Product], weights: Mapping[str, nn.Paramet
         if name in weights and product.axis is not None:
             seen.setdefault(name, product)
     return list(seen.values())
+
+
+def _put_codes(model: ir.Model, value: ir.Value, seen: Seen) -> None:
+    """DequantizeLinear on int8 codes in the place of a weight. Raises BadInput where the codes are too large."""
+    codes, scale = coded(seen.quantizer, seen.moved)
+    made = Writer(model, seen.name)
+    current = made.node(
+        "DequantizeLinear",
+        made.constant("codes", seen.back(codes).contiguous().numpy()),
+        made.constant("scale", scale.numpy()),
+        axis=seen.axis,
+    )
+    value.replace_all_uses_with(current)
+    del model.graph.initializers[seen.name]
+    current.dtype, current.shape = ir.DataType.FLOAT, value.shape
+
+
+def _put_levels(model: ir.Model, value: ir.Value, module: nn.Module) -> None:
+    """What the module makes of activations, between a node and all that read it."""
+    if not isinstance(module, ClippedActivation):
+        raise BadInput(
+            f"activations of an imported model cannot be {type(module).__name__}: take dorefa's or uniform"
+        )
+    scale, low, high = module.scale, 0.0, module.scale * module.steps
+    made = Writer(model, value.name or "")
+    numbers = {"low": low, "high": high, "step": scale}
+    known = {key: made.constant(key, np.array(number, np.float32)) for key, number in numbers.items()}
+    zero = made.constant("zero", np.array(0, np.uint8))
+    readers = list(value.uses())
+    current = made.node("Clip", value, known["low"], known["high"])
+    current = made.node("QuantizeLinear", current, known["step"], zero)
+    current = made.node("DequantizeLinear", current, known["step"], zero)
+    current.dtype, current.shape = ir.DataType.FLOAT, value.shape
+    for node, place in readers:
+        node.replace_input_with(place, current)
+
+
+def _told(graph: Graph, labels: Sequence[str] | None) -> bytes:
+    """The model's bytes with what edgekit knows of it in its metadata."""
+    exits = [
+        {"name": entry.name, "output": entry.output}
+        | ({} if entry.confidence is None else {"confidence": entry.confidence})
+        for entry in graph.exits
+    ]
+    told: dict[str, Any] = {EXITS: exits, INPUT: [entry.to_json() for entry in graph.inputs]}
+    for entry, held in zip(graph.inputs, told[INPUT], strict=True):
+        if entry.preprocess is None:
+            held.pop("preprocess", None)
+    if labels:
+        told[LABELS] = list(labels)
+    proto = onnx.ModelProto.FromString(model_bytes(graph.model))
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in told.items()})
+    return bytes(proto.SerializeToString(deterministic=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,23 @@ class QuantizedLinear(nn.Linear):
 QuantizedLayer: TypeAlias = "QuantizedConv2d | QuantizedLinear"
 
 
+@runtime_checkable
+class HasQuantizedWeights(Protocol):
+    """A module of an imported model's: its weights are read through quantizers, [out, in, ...] each."""
+
+    def quantized_weights(self) -> Iterator[tuple[nn.Parameter, Tensor, WeightQuantizer]]:
+        """(what is trained, a view of it with the output channels first, the quantizer)."""
+
+
+def quantized_weights(module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor, WeightQuantizer]]:
+    """Every quantized weight of the module, in order: (what is trained, [out, in, ...], its quantizer)."""
+    for each in module.modules():
+        if isinstance(each, HasQuantizedWeights):
+            yield from each.quantized_weights()
+    for layer in quantized_layers(module):
+        yield layer.weight, layer.weight, layer.quantizer
+
+
 def quantized(layer: QuantizedLayer) -> Tensor:
     """The layer's weight as it is multiplied; in an export codes and what makes numbers of them.
 
@@ -92,11 +109,11 @@ class Settle(Hook):
     """After each update, what each quantizer does to its real weights: clips them, takes means out."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._layers = tuple(quantized_layers(module))
+        self._weights = tuple(quantized_weights(module))
 
     def after_step(self, moment: Moment) -> None:
-        for layer in self._layers:
-            layer.quantizer.settle(layer.weight)
+        for _, weight, quantizer in self._weights:
+            quantizer.settle(weight)
 
 
 def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, object]]:
@@ -104,14 +121,10 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) ->
 
     Weight decay is for weights of two dimensions or more: not for biases, batch norms, and what quantizers learn.
     """
-    layers = list(quantized_layers(module))
-    rates = {id(layer.weight): layer.quantizer.rate(layer.weight) for layer in layers}
-    learned = {
-        id(each)
-        for layer in layers
-        if isinstance(layer.quantizer, nn.Module)
-        for each in layer.quantizer.parameters()
-    }
+    found = list(quantized_weights(module))
+    rates = {id(held): quantizer.rate(weight) for held, weight, quantizer in found}
+    quantizers = [quantizer for _, _, quantizer in found if isinstance(quantizer, nn.Module)]
+    learned = {id(each) for quantizer in quantizers for each in quantizer.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for each in module.parameters():
         if each.requires_grad:

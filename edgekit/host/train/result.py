@@ -22,16 +22,18 @@ from edgekit.host.train.by_recipe import Trained, train_by_recipe
 from edgekit.host.train.from_onnx import PRODUCTS
 from edgekit.host.train.imported import Imported
 from edgekit.host.train.quantizers import Sign, Ternary
+from edgekit.host.train.quantizers.dorefa import ClippedActivation
 from edgekit.host.train.recipe import TrainRecipe
 from edgekit.host.train.samples import Augment
 from edgekit.host.train.supervised import Teach
 from edgekit.host.train.task import Task, read_task
 from edgekit.host.train.teaching import teacher_of
-from edgekit.host.train.to_onnx import to_onnx
+from edgekit.host.train.to_onnx import TOLERANCE, to_onnx
 from edgekit.host.train.to_qonnx import to_qonnx
 from edgekit.host.watch import Watch, unwatched
 from edgekit.host.work import layers
 
+ROUNDED_TOLERANCE = 0.05  # of the largest score: a last bit may decide about a step of an activation
 _COMPARED = 20  # held-out samples on which the file must give the network's answers
 
 
@@ -151,12 +153,14 @@ def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = u
 def export(module: nn.Module, task: Task) -> bytes:
     """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
     if isinstance(module, Imported):
-        return module.content()
+        return module.content(task.labels)
     binary = any(isinstance(each, (Sign, Ternary)) for each in module.modules())
     compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
     if binary:
         return to_qonnx(module, task.image, task.labels, samples=compared.astype(np.uint8))
-    return to_onnx(module, task.image, task.labels, samples=compared)
+    rounding = any(isinstance(each, ClippedActivation) for each in module.modules())
+    tolerance = ROUNDED_TOLERANCE if rounding else TOLERANCE
+    return to_onnx(module, task.image, task.labels, samples=compared, tolerance=tolerance)
 
 
 def _teach(graph: Graph) -> Teach:

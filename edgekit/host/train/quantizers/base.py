@@ -54,10 +54,16 @@ def fans(weight: Tensor) -> tuple[int, int]:
 
 
 class _Straight(torch.autograd.Function):
+    generate_vmap_rule = True  # an imported model's samples lie side by side by torch.vmap
+
     @staticmethod
-    def forward(context: Any, value: Tensor, made: Tensor) -> Tensor:
-        del context, value
-        return made
+    def forward(value: Tensor, made: Tensor) -> Tensor:
+        del value
+        return made.view_as(made)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        del context, inputs, output
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -78,6 +84,29 @@ def straight(value: Tensor, made: Tensor) -> Tensor:
 def rounded(value: Tensor, steps: int) -> Tensor:
     """The nearest multiple of 1 / steps, a half to the even one, and the gradient as it comes."""
     return straight(value, torch.round(value.detach() * steps) / steps)
+
+
+class _Levels(torch.autograd.Function):
+    """What activations in equal steps from 0 are in a file: QuantizeLinear and DequantizeLinear, clipped before."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, scale: float, steps: int) -> Tensor:
+        del context
+        return torch.round(value / scale).clamp(0, steps) * scale
+
+    @staticmethod
+    def symbolic(graph: Any, value: Any, scale: float, steps: int) -> Any:
+        low, high, step = (
+            graph.op("Constant", value_t=torch.tensor(each)) for each in (0.0, scale * steps, scale)
+        )
+        zero = graph.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8))
+        codes = graph.op("QuantizeLinear", graph.op("Clip", value, low, high), step, zero)
+        return graph.op("DequantizeLinear", codes, step, zero).setType(value.type())
+
+
+def levels(value: Tensor, scale: float, steps: int) -> Tensor:
+    """The nearest of 0, scale, ..., steps * scale, for export alone: a pair that integer kernels are made of."""
+    return _Levels.apply(value, scale, steps)
 
 
 def checked_bits(bits: int, fewest: int, what: str) -> int:
@@ -120,11 +149,20 @@ class _Decoded(torch.autograd.Function):
 
 def decoded(codes: Tensor, scale: Tensor) -> Tensor:
     """scale * codes, for export alone: both become constants, the codes int8. Raises BadInput where they do not fit."""
+    codes, scale = _checked(codes, scale)
+    return _Decoded.apply(_constant(codes), _constant(scale))
+
+
+def coded(quantizer: WeightQuantizer, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes, int8; scale, one number or one per filter) of a weight, as files hold them. Raises BadInput."""
+    return _checked(quantizer.codes(weight.detach()), quantizer.scale(weight.detach()))
+
+
+def _checked(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     top = float(codes.abs().max())
     if top > _LARGEST_CODE:
         raise BadInput(f"export: codes of weights must be within -127 to 127, got {top:g}: take fewer bits")
-    scales = scale.reshape(()) if scale.numel() == 1 else scale.flatten()
-    return _Decoded.apply(_constant(codes).to(torch.int8), _constant(scales))
+    return codes.to(torch.int8), scale.reshape(()) if scale.numel() == 1 else scale.flatten()
 
 
 def _constant(value: Tensor) -> Tensor:

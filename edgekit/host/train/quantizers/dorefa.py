@@ -16,6 +16,7 @@ from edgekit.host.train.quantizers.base import (
     WeightQuantizer,
     checked_bits,
     fans,
+    levels,
     plus_minus,
     rounded,
     straight,
@@ -28,8 +29,11 @@ class ClippedActivation(nn.Module):
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.steps = 2 ** checked_bits(bits, 1, "activations") - 1
+        self.scale = 1 / self.steps
 
     def forward(self, value: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return levels(value, self.scale, self.steps)
         return rounded(value.clamp(0, 1), self.steps)
 
 
