@@ -48,6 +48,7 @@ _path = click.Path(path_type=Path)
     "--teacher", type=_path, help="A trained ONNX model that the network learns from (Apprentice's schemes)."
 )
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's learning rate.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Train on the first N samples only.")
 @click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed gives the same file."
@@ -73,6 +74,7 @@ def command(
     model: str | None,
     teacher: Path | None,
     epochs: int | None,
+    lr: float | None,
     limit: int | None,
     seed: int,
     threads: int,
@@ -102,7 +104,7 @@ def command(
     from edgekit.host.train.result import Wanted, train
 
     made = train(
-        Wanted(found, data, evaluation, model, teacher, epochs, limit, seed, threads),
+        Wanted(found, data, evaluation, model, teacher, epochs, lr, limit, seed, threads),
         output,
         resume=resume,
         watch=_watch,

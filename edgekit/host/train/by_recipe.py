@@ -20,6 +20,7 @@ from edgekit.host.train.bnn import squared_hinge
 from edgekit.host.train.compress import compress
 from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, reproducible
 from edgekit.host.train.hooks import Masks
+from edgekit.host.train.imported import Imported
 from edgekit.host.train.quantized import Settle, parameter_groups
 from edgekit.host.train.recipe import Schooling, TrainRecipe, find_recipe
 from edgekit.host.train.schedules import exponential, gradual_sparsity, warm_cosine
@@ -195,11 +196,7 @@ def _pruning(recipe: TrainRecipe, module: nn.Module) -> tuple[Sequence[Hook], di
     pruning = recipe.pruning
     if not pruning.sparsity:
         return (), {}
-    found = {
-        f"{name}.weight": layer.weight
-        for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not _depthwise(layer)
-    }
+    found = module.prunable() if isinstance(module, Imported) else _layer_weights(module)
     names = list(found) if pruning.edges == "quantized" else list(found)[1:-1]
     if not names:
         raise BadInput(
@@ -207,6 +204,14 @@ def _pruning(recipe: TrainRecipe, module: nn.Module) -> tuple[Sequence[Hook], di
         )
     masks = Masks({name: found[name] for name in names}, pruning.sparsity, pruning.every)
     return (masks,), {"sparsity": gradual_sparsity(pruning.sparsity, end=pruning.end)}
+
+
+def _layer_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        f"{name}.weight": layer.weight
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not _depthwise(layer)
+    }
 
 
 def _depthwise(layer: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from edgekit.host.train.quantizers.base import WeightQuantizer
 from edgekit.host.train.recipe import TrainRecipe
 
 _EPSILON = 1e-4  # of a batch norm behind the last layer: BinaryNet's
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Normed(nn.Module):
     def __init__(self, module: nn.Module, *, affine: bool) -> None:
         super().__init__()
         self.module = module
-        last = [place.module for place in _places(module, (nn.Conv2d, nn.Linear))][-1]
+        last = [each for each in module.modules() if isinstance(each, (nn.Conv2d, nn.Linear))][-1]
         classes = last.out_features if isinstance(last, nn.Linear) else last.out_channels
         self.norm = nn.BatchNorm1d(int(classes), _EPSILON, affine=affine)
 

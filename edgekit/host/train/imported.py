@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.core.errors import BadInput
 from edgekit.host.graph import Graph, model_bytes, values
 from edgekit.host.load import EXITS, INPUT, LABELS
+from edgekit.host.ort import open_model
 from edgekit.host.passes._grid import Product, products
 from edgekit.host.passes._writer import Writer
 from edgekit.host.passes.base import Context, NoOptions
@@ -24,6 +26,7 @@ from edgekit.host.train.from_onnx import from_onnx, write_back
 from edgekit.host.train.outputs import Outputs
 from edgekit.host.train.quantizers.base import WeightQuantizer, coded
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
+from edgekit.host.train.to_onnx import compare
 
 _ACTIVATIONS = ("Relu", "Clip")
 
@@ -72,10 +75,19 @@ class Imported(nn.Module):
         )
 
     def forward(self, value: Tensor) -> Outputs:
-        found = {each.name: each() for each in self.seen}
-        self.network.seen_as = found.get
+        self._see()
         made = self.network({self._input: value.contiguous()[:, None]}, self._logits)
         return Outputs(tuple(each.flatten(1) for each in made))
+
+    def _see(self) -> None:
+        """Compute the quantized weights once for a pass."""
+        found = {each.name: each() for each in self.seen}
+        self.network.seen_as = found.get
+
+    def prunable(self) -> dict[str, nn.Parameter]:
+        """The products' weights by name, in the graph's order."""
+        found = _each_weight_once(products(self.graph), self.network.weights)
+        return {each.value.name or "": self.network.weights[each.value.name or ""] for each in found}
 
     def quantize(self, make: Callable[[], WeightQuantizer], *, first: bool, last: bool) -> None:
         """Weights of products are seen through quantizers from now on. Raises BadInput where none is left."""
@@ -109,8 +121,11 @@ class Imported(nn.Module):
             assert isinstance(each, Seen)  # noqa: S101
             yield each.weight, each.moved, each.quantizer
 
-    def content(self, labels: Sequence[str] | None = None) -> bytes:
-        """The file: what load() read, with the trained weights, as codes where they are quantized."""
+    def content(self, samples: NDArray[Any], tolerance: float, labels: Sequence[str] | None = None) -> bytes:
+        """The file: what load() read, with the trained weights, as codes where they are quantized.
+
+        Raises BadInput where it gives other answers to samples [N, *shape] than the module, as to_onnx does.
+        """
         graph = write_back(self.graph, self.network)
         model = graph.copy()
         by_name = values(model)
@@ -120,7 +135,18 @@ class Imported(nn.Module):
         for name, module in self.network.value_as.items():
             _put_levels(model, by_name[name], module)
         model.graph.sort()
-        return _told(graph.with_model(model), labels or graph.labels)
+        content = _told(graph.with_model(model), labels or graph.labels)
+        self._check(content, samples, tolerance)
+        return content
+
+    def _check(self, content: bytes, samples: NDArray[Any], tolerance: float) -> None:
+        names = [entry.output for entry in self.graph.exits]
+        inputs = [one[None] for one in samples]
+        with torch.no_grad():
+            self._see()
+            made = [self.network({self._input: torch.from_numpy(one)[None]}, names) for one in inputs]
+        wanted = [dict(zip(names, (each[0] for each in one), strict=True)) for one in made]
+        compare(open_model(content), self._input, inputs, wanted, tolerance)
 
 
 def _each_weight_once(found: Sequence[Product], weights: Mapping[str, nn.Parameter]) -> list[Product]:

@@ -39,7 +39,7 @@ _COMPARED = 20  # held-out samples on which the file must give the network's ans
 
 @dataclass(frozen=True)
 class Wanted:
-    """The command's arguments. model, epochs, limit: None: the recipe's, all."""
+    """The command's arguments. model, epochs, lr, limit: None: the recipe's, all."""
 
     recipe: TrainRecipe
     data: Path
@@ -47,6 +47,7 @@ class Wanted:
     model: str | None = None
     teacher: Path | None = None
     epochs: int | None = None
+    lr: float | None = None
     limit: int | None = None
     seed: int = 1
     threads: int = 1
@@ -98,7 +99,7 @@ class Result:
 
 def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = unwatched) -> Result:
     """Train as wanted and write the ONNX model. A killed run goes on from OUTPUT.checkpoint. Raises BadInput."""
-    recipe = _with_epochs(wanted.recipe, wanted.epochs)
+    recipe = _adjusted(wanted.recipe, wanted.epochs, wanted.lr)
     wanted = replace(wanted, recipe=recipe)
     model = wanted.model or recipe.network
     teacher = None if wanted.teacher is None else load(wanted.teacher).graph
@@ -152,14 +153,13 @@ def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = u
 
 def export(module: nn.Module, task: Task) -> bytes:
     """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
-    if isinstance(module, Imported):
-        return module.content(task.labels)
-    binary = any(isinstance(each, (Sign, Ternary)) for each in module.modules())
-    compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
-    if binary:
-        return to_qonnx(module, task.image, task.labels, samples=compared.astype(np.uint8))
     rounding = any(isinstance(each, ClippedActivation) for each in module.modules())
     tolerance = ROUNDED_TOLERANCE if rounding else TOLERANCE
+    compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
+    if isinstance(module, Imported):
+        return module.content(compared, tolerance, task.labels)
+    if any(isinstance(each, (Sign, Ternary)) for each in module.modules()):
+        return to_qonnx(module, task.image, task.labels, samples=compared.astype(np.uint8))
     return to_onnx(module, task.image, task.labels, samples=compared, tolerance=tolerance)
 
 
@@ -167,5 +167,7 @@ def _teach(graph: Graph) -> Teach:
     return teacher_of(Imported(graph))
 
 
-def _with_epochs(recipe: TrainRecipe, epochs: int | None) -> TrainRecipe:
-    return recipe if epochs is None else replace(recipe, training=replace(recipe.training, epochs=epochs))
+def _adjusted(recipe: TrainRecipe, epochs: int | None, lr: float | None) -> TrainRecipe:
+    training = recipe.training
+    training = training if epochs is None else replace(training, epochs=epochs)
+    return replace(recipe, training=training if lr is None else replace(training, lr=lr))

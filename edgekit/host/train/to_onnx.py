@@ -87,9 +87,7 @@ def export(
         rewrite(proto)
         _describe(proto, image, labels, called, wanted[0])
         content: bytes = proto.SerializeToString(deterministic=True)
-        _compare(
-            open_model(runnable(content), optimize=fused), image.tensor.name, compared, wanted, tolerance
-        )
+        compare(open_model(runnable(content), optimize=fused), image.tensor.name, compared, wanted, tolerance)
     finally:
         module.train(training)
     return content
@@ -187,13 +185,14 @@ def _bare(name: str) -> str:
     return "/" + name.removeprefix(_WRAPPER) if name.startswith(_WRAPPER) else name
 
 
-def _compare(
+def compare(
     session: OpenModel,
     name: str,
     inputs: Sequence[NDArray[Any]],
     wanted: Sequence[Mapping[str, Tensor]],
     tolerance: float,
 ) -> None:
+    """Raises BadInput where the file's answers to any input are further off than `tolerance` of the largest."""
     for one, answers in zip(inputs, wanted, strict=True):
         made = session.run(list(answers), {name: one})
         for (output, answer), got in zip(answers.items(), made, strict=True):

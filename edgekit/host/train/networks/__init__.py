@@ -13,7 +13,17 @@ from typing import Any
 from torch import nn
 
 from edgekit.core.errors import BadInput
-from edgekit.host.train.networks import cnv, iamnn, iamnn_plan, lfc, mobilenet, msdnet, msdnet_plan, resnet
+from edgekit.host.train.networks import (
+    cnv,
+    iamnn,
+    iamnn_plan,
+    lfc,
+    mobilenet,
+    msdnet,
+    msdnet_plan,
+    resnet,
+    small,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Kind:
 
 
 NETWORKS: Mapping[str, Kind] = {
+    "small": Kind(small.Config, small.Small),
     "resnet20": Kind(resnet.Config, resnet.ResNet),
     "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
     "msdnet": Kind(msdnet_plan.Config, msdnet.MSDNet),
@@ -33,6 +44,7 @@ NETWORKS: Mapping[str, Kind] = {
 
 # With binary weights and activations: they take pixels 0-255 and are exported by host/train/to_qonnx.py.
 BINARY_NETWORKS: Mapping[str, Kind] = {
+    "small": Kind(small.Config, small.Small),
     "lfc": Kind(lfc.Config, lfc.LFC),
     "cnv": Kind(cnv.Config, cnv.CNV),
 }
