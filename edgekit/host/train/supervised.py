@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -151,6 +151,7 @@ class Labelled:
             shape = (-1, 1, 1) if self._input.layout == "NCHW" else (-1,)
             mean, std = (torch.tensor(each).reshape(shape) for each in (how.mean, how.std))
             x = (x.float() * how.scale - mean) / std
+        x = x.float() if x.dtype == torch.uint8 else x  # networks take pixels as floats
         images = x.ndim == _IMAGE_RANK and self._input.layout == "NCHW"
         return x.contiguous(memory_format=torch.channels_last) if images else x
 
@@ -171,7 +172,7 @@ def labelled(data: Data, image: Input, augment: Augment | None = None) -> Labell
     x = np.empty((data.count, *first.shape[1:]), first.dtype)
     for index in range(data.count):
         x[index] = data.inputs(index)[image.tensor.name][0]
-    return Labelled(x, data.labels, image, augment)
+    return Labelled(x, data.labels, replace(image, preprocess=None), augment)
 
 
 @runtime_checkable

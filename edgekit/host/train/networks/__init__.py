@@ -36,6 +36,7 @@ class Kind:
 
 NETWORKS: Mapping[str, Kind] = {
     "small": Kind(small.Config, small.Small),
+    "small-wide": Kind(small.Wide, small.Small),
     "resnet20": Kind(resnet.Config, resnet.ResNet),
     "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
     "msdnet": Kind(msdnet_plan.Config, msdnet.MSDNet),
@@ -45,6 +46,7 @@ NETWORKS: Mapping[str, Kind] = {
 # With binary weights and activations: they take pixels 0-255 and are exported by host/train/to_qonnx.py.
 BINARY_NETWORKS: Mapping[str, Kind] = {
     "small": Kind(small.Config, small.Small),
+    "small-wide": Kind(small.Wide, small.Small),
     "lfc": Kind(lfc.Config, lfc.LFC),
     "cnv": Kind(cnv.Config, cnv.CNV),
 }

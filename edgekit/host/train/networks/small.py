@@ -39,6 +39,13 @@ class Config:
         return side
 
 
+@dataclass(frozen=True)
+class Wide(Config):
+    """Twice as many channels: a teacher, and what few bits need to make up for it (WRPN)."""
+
+    widths: tuple[int, ...] = (64, 128, 128, 256)
+
+
 class Small(nn.Module):
     """[N, channels, side, side] -> logits [N, classes]."""
 
