@@ -22,6 +22,7 @@ from edgekit.host.train.quantizers.base import WeightQuantizer
 from edgekit.host.train.recipe import Part, TrainRecipe
 
 _ROLES = {"weights": "WEIGHTS", "activations": "ACTIVATIONS", "errors": "ERRORS"}
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN = "relu"  # activations that stay as they are
 
 
@@ -65,7 +66,9 @@ def _maker(recipe: TrainRecipe, role: str, part: Part) -> Callable[[], Any] | No
 
 def _checked(made: Callable[..., Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The options as the signature wants them."""
-    parameters = inspect.signature(made).parameters
+    parameters = {
+        key: each for key, each in inspect.signature(made).parameters.items() if each.kind not in _ANY
+    }
     hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
     for key in given:
         if key not in parameters:

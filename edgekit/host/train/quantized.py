@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -13,9 +12,7 @@ from torch.nn import functional
 
 from edgekit.host.train.fit import Hook, Moment
 from edgekit.host.train.quantizers import Deterministic, WeightQuantizer
-from edgekit.host.train.quantizers.base import bipolar, decoded
-
-_BIPOLAR: ContextVar[bool] = ContextVar("weights are exported as BipolarQuant", default=False)
+from edgekit.host.train.quantizers.base import BIPOLAR, bipolar, decoded
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -83,19 +80,19 @@ def quantized(layer: QuantizedLayer) -> Tensor:
     quantizer, weight = layer.quantizer, layer.weight
     if not torch.onnx.is_in_onnx_export():
         return quantizer(weight)
-    if _BIPOLAR.get():
+    if BIPOLAR.get():
         return bipolar(weight, quantizer.scale(weight))
     return decoded(quantizer.codes(weight), quantizer.scale(weight))
 
 
 @contextlib.contextmanager
 def exported_as_bipolar() -> Iterator[None]:
-    """Within, exports write BipolarQuant for the weights, as QONNX has it: for weights of two levels alone."""
-    token = _BIPOLAR.set(True)
+    """Within, exports write BipolarQuant, as QONNX has it: for weights of two levels and signs alone."""
+    token = BIPOLAR.set(True)
     try:
         yield
     finally:
-        _BIPOLAR.reset(token)
+        BIPOLAR.reset(token)
 
 
 def quantized_layers(module: nn.Module) -> Iterator[QuantizedLayer]:

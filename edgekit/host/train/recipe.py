@@ -103,6 +103,18 @@ class Schooling:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What faithful means: on Fashion-MNIST at most `points` below another recipe's mean accuracy over three seeds.
+
+    at_most: for a method that is known to fail there: no better than this accuracy.
+    """
+
+    against: str = "float32"
+    points: float = option(0.0, min=-100.0, max=100.0)
+    at_most: float = option(1.0, min=0.0, max=1.0)
+
+
+@dataclass(frozen=True)
 class TrainRecipe:
     """One method. start: "fresh" weights, or "trained" ones that are compressed. network: where none is named.
 
@@ -125,6 +137,7 @@ class TrainRecipe:
     teaching: Teaching = field(default_factory=Teaching)
     pruning: Pruning = field(default_factory=Pruning)
     training: Schooling = field(default_factory=Schooling)
+    expected: Expected | None = None
     text: str = ""
 
     @property
@@ -141,6 +154,7 @@ _TABLES: Mapping[str, type[Any]] = {
     "teaching": Teaching,
     "pruning": Pruning,
     "training": Schooling,
+    "expected": Expected,
 }
 _OTHERS = ("start", "network", "batch_norm", "pixels")
 

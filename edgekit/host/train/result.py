@@ -21,7 +21,7 @@ from edgekit.host.stored import stored_weights, weight_bytes
 from edgekit.host.train.by_recipe import Trained, train_by_recipe
 from edgekit.host.train.from_onnx import PRODUCTS
 from edgekit.host.train.imported import Imported
-from edgekit.host.train.quantizers import Sign, Ternary
+from edgekit.host.train.quantizers import Sign
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
 from edgekit.host.train.recipe import TrainRecipe
 from edgekit.host.train.samples import Augment
@@ -153,12 +153,12 @@ def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = u
 
 def export(module: nn.Module, task: Task) -> bytes:
     """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
-    rounding = any(isinstance(each, ClippedActivation) for each in module.modules())
+    rounding = any(isinstance(each, (ClippedActivation, Sign)) for each in module.modules())
     tolerance = ROUNDED_TOLERANCE if rounding else TOLERANCE
     compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
     if isinstance(module, Imported):
         return module.content(compared, tolerance, task.labels)
-    if any(isinstance(each, (Sign, Ternary)) for each in module.modules()):
+    if task.image.tensor.dtype == "uint8":  # as binary networks read pixels
         return to_qonnx(module, task.image, task.labels, samples=compared.astype(np.uint8))
     return to_onnx(module, task.image, task.labels, samples=compared, tolerance=tolerance)
 

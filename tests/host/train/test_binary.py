@@ -70,11 +70,7 @@ def test_after_an_update_every_layer_is_settled_as_its_quantizer_wants() -> None
 def test_each_binary_weight_has_a_rate_of_its_own_and_every_parameter_is_in_one_group() -> None:
     module = torch.nn.Sequential(bnn_dense(784, 1024), QuantizedLinear(1024, 10, Constant()))
     groups = parameter_groups(module, 0.01)
-    assert [group["lr"] for group in groups] == [
-        pytest.approx(0.01 * ((784 + 1024) / 1.5) ** 0.5),
-        0.01,
-        0.01,
-    ]
+    assert [group["lr"] for group in groups] == [pytest.approx(0.01 * ((784 + 1024) / 1.5) ** 0.5), 0.01]
     grouped = [id(value) for group in groups for value in group["params"]]
     assert sorted(grouped) == sorted(map(id, module.parameters()))
 

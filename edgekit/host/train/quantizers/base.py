@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ DOMAIN = (
     "qonnx.custom_op.general"  # of the operators that QONNX adds (Pappalardo et al. 2022, arXiv 2206.07527)
 )
 OPERATOR = "BipolarQuant"
+BIPOLAR: ContextVar[bool] = ContextVar("two levels are exported as BipolarQuant", default=False)
 MOST_BITS = 8
 _LARGEST_CODE = 127  # of int8, the same on both sides
 

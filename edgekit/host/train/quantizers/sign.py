@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.host.train.quantizers.base import bipolar, plus_minus
+from edgekit.host.train.quantizers.base import BIPOLAR, bipolar, plus_minus
 
 
 class _Sign(torch.autograd.Function):
@@ -30,7 +30,8 @@ class _Sign(torch.autograd.Function):
 def sign(value: Tensor) -> Tensor:
     """+1 where value >= 0, else -1; backward the gradient of clip(value, -1, 1), both ends included."""
     if torch.onnx.is_in_onnx_export():
-        return bipolar(value, torch.ones(()))
+        one = torch.ones(())
+        return bipolar(value, one) if BIPOLAR.get() else torch.where(value >= 0, one, -one)
     return _Sign.apply(value)
 
 
