@@ -99,6 +99,7 @@ def run_job(job: Job, amount: Amount, data: Path, kept: Path) -> dict[str, Any]:
             seed=job.seed,
         ),
         model,
+        start=kept / f"start-{job.seed}-{amount.epochs}-{amount.samples}",
     )
     figures = {**made.to_json(), **_on_board(model, judged)}
     write_atomic(found, (json.dumps(figures, indent=1) + "\n").encode())
@@ -113,7 +114,7 @@ def _on_board(model: Path, data: Path) -> dict[str, Any]:
         told = _edgekit("convert", str(model), *options, "-o", str(bundle))
         timed = _edgekit("bench", str(bundle), "--json")
     return {
-        "bundle_bytes": told["size_bytes"]["after"],
+        "bundle_bytes": int(told["size_bytes"]["after"]),
         "latency_ms": timed["latency_ms"]["p50"],
         "on": timed["on"],
     }
@@ -221,10 +222,12 @@ def run(wanted: argparse.Namespace) -> None:
     names = wanted.only.split(",") if wanted.only else list(recipe_names())
     jobs = [Job(name, seed) for name in names for seed in amount.seeds]
     teachers = list(dict.fromkeys(teacher_of(job) for job in jobs if find_recipe(job.recipe).wants_teacher))
+    fresh = [job for job in jobs if find_recipe(job.recipe).start == "fresh"]
+    others = [job for job in jobs if job not in fresh]
     found: dict[Job, Mapping[str, Any]] = {}
     one = partial(run_job, amount=amount, data=data, kept=kept)
     with ProcessPoolExecutor(wanted.jobs, multiprocessing.get_context("spawn")) as pool:
-        for stage in (teachers, jobs):  # a student waits for its teacher
+        for stage in (teachers, fresh, others):  # who learns from another's weights or answers waits for them
             for job, figures in zip(stage, pool.map(one, stage), strict=True):
                 found[job] = figures
                 fashion_mnist.say(

@@ -70,6 +70,11 @@ GRIDS: Mapping[str, Grid] = {
 }
 
 
+def grid_of(codes: Codes) -> Grid:
+    """The format with the fewest bits that holds the codes."""
+    return next(GRIDS[name] for name in _SMALLEST_FIRST if GRIDS[name].holds(codes))
+
+
 # --- packing ----------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +126,7 @@ class Stored:
     @property
     def grid(self) -> Grid:
         """The format with the fewest bits that holds the codes."""
-        return next(GRIDS[name] for name in _SMALLEST_FIRST if GRIDS[name].holds(self.codes))
+        return grid_of(self.codes)
 
 
 def stored_weights(node: ir.Node) -> str | None:

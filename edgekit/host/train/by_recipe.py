@@ -95,14 +95,16 @@ def train_by_recipe(
     make_teacher: Callable[[], nn.Module] | None = None,
     threads: int = 1,
     checkpoint: Path | None = None,
+    start: Path | None = None,
     watch: Watch = unwatched,
 ) -> Trained:
     """A network of `make`, compressed and trained as the recipe says.
 
     trained: whether `make` gives trained weights; a recipe that starts from trained ones trains them first, by the
     recipe float32 with as many epochs, where it does not. teacher: answers with logits, for distillation in the schemes
-    B and C; make_teacher: a fresh one, for scheme A. checkpoint: a file to resume from; more are put beside it, and all
-    are removed at the end. The same arguments give the same weights to the bit. Raises BadInput, WorldFailed.
+    B and C; make_teacher: a fresh one, for scheme A. checkpoint: a file to resume from, removed at the end. start: keeps
+    the trained weights that several recipes start from; without it they lie beside the checkpoint, and are removed. The
+    same arguments give the same weights to the bit. Raises BadInput, WorldFailed.
     """
     if recipe.wants_teacher and teacher is None:
         raise BadInput(f"recipe {recipe.name}: distillation wants a trained teacher: give one")
@@ -112,13 +114,16 @@ def train_by_recipe(
         module = make()
     from_trained, resumed = recipe.start == "trained", checkpoint is not None and checkpoint.exists()
     run = _Run(samples, held_out, seed, threads, watch)
-    kept = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.start")
+    kept = start or (None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.start"))
     before: tuple[float, ...] | None = None
     if from_trained and not trained:
         resumed = resumed or (kept is not None and kept.exists())
         first = find_recipe(BASELINE)
-        schooling = replace(recipe.training, loss=first.training.loss)
-        _finished(kept, module, lambda: run.train(replace(first, training=schooling), module, checkpoint))
+        training = replace(first.training, epochs=recipe.training.epochs)
+        told = repr((training, samples.key(), seed, threads))
+        _finished(
+            kept, module, told, lambda: run.train(replace(first, training=training), module, checkpoint)
+        )
     if from_trained or trained:
         before = evaluate(module, held_out).accuracy
     with reproducible(seed, threads):
@@ -128,7 +133,7 @@ def train_by_recipe(
     started = time.monotonic()
     curve = run.train(recipe, whole, checkpoint)
     seconds = None if resumed else time.monotonic() - started
-    if kept is not None:
+    if kept is not None and start is None:
         kept.unlink(missing_ok=True)
     student.eval()
     return Trained(student, tuple(curve), before, evaluate(student, held_out), seconds)
@@ -218,9 +223,9 @@ def _depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
 
 
-def _finished(path: Path | None, module: nn.Module, train: Callable[[], object]) -> None:
-    """Train, or load what the same training left in the file."""
-    start = hashlib.sha256()
+def _finished(path: Path | None, module: nn.Module, told: str, train: Callable[[], object]) -> None:
+    """Train, or load what the same training left in the file. told: all that makes it this one, besides the weights."""
+    start = hashlib.sha256(told.encode())
     for name, value in module.state_dict().items():
         start.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     key = start.hexdigest()

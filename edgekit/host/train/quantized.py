@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit.host.stored import grid_of, packed_bytes
 from edgekit.host.train.fit import Hook, Moment
 from edgekit.host.train.quantizers import Deterministic, WeightQuantizer
-from edgekit.host.train.quantizers.base import BIPOLAR, bipolar, decoded
+from edgekit.host.train.quantizers.base import BIPOLAR, bipolar, coded, decoded
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -130,3 +131,19 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) ->
     return [
         {"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()
     ]
+
+
+def packed_weight_bytes(module: nn.Module) -> int:
+    """Bytes of all weights that products read: codes in the bits of their format with their scales, others as floats.
+
+    Without biases and batch norms, which become biases or thresholds. Raises BadInput for codes that no file can hold.
+    """
+    found = {id(held): (weight, quantizer) for held, weight, quantizer in quantized_weights(module)}
+    total = 0
+    for each in module.parameters():
+        if id(each) in found:
+            codes, scale = coded(found[id(each)][1], found[id(each)][0])
+            total += packed_bytes(codes.numel(), grid_of(codes.numpy()).bits) + 4 * scale.numel()
+        elif each.ndim > 1:
+            total += 4 * each.numel()
+    return total

@@ -17,10 +17,9 @@ from edgekit.host.graph import Graph
 from edgekit.host.load import load
 from edgekit.host.passes.base import Context, NoOptions
 from edgekit.host.passes.fold import apply as fold
-from edgekit.host.stored import stored_weights, weight_bytes
 from edgekit.host.train.by_recipe import Trained, train_by_recipe
-from edgekit.host.train.from_onnx import PRODUCTS
 from edgekit.host.train.imported import Imported
+from edgekit.host.train.quantized import packed_weight_bytes
 from edgekit.host.train.quantizers import Sign
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
 from edgekit.host.train.recipe import TrainRecipe
@@ -97,8 +96,18 @@ class Result:
         }
 
 
-def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = unwatched) -> Result:
-    """Train as wanted and write the ONNX model. A killed run goes on from OUTPUT.checkpoint. Raises BadInput."""
+def train(
+    wanted: Wanted,
+    output: Path,
+    *,
+    resume: bool = True,
+    start: Path | None = None,
+    watch: Watch = unwatched,
+) -> Result:
+    """Train as wanted and write the ONNX model. A killed run goes on from OUTPUT.checkpoint. Raises BadInput.
+
+    start: a file for trained float weights that several recipes start from.
+    """
     recipe = _adjusted(wanted.recipe, wanted.epochs, wanted.lr)
     wanted = replace(wanted, recipe=recipe)
     model = wanted.model or recipe.network
@@ -130,6 +139,7 @@ def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = u
         make_teacher=task.make,
         threads=wanted.threads,
         checkpoint=checkpoint,
+        start=start,
         watch=watch,
     )
     content = export(trained.module, task)
@@ -147,7 +157,7 @@ def train(wanted: Wanted, output: Path, *, resume: bool = True, watch: Watch = u
         hashlib.sha256(content).hexdigest(),
         sum(math.prod(each.shape) for each in trained.module.parameters()),
         sum(each.macs for each in layers(folded)),
-        sum(weight_bytes(node) for node in folded.graph if stored_weights(node) or node.op_type in PRODUCTS),
+        packed_weight_bytes(trained.module),
     )
 
 
