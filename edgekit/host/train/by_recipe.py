@@ -102,7 +102,7 @@ def train_by_recipe(
 
     trained: whether `make` gives trained weights; a recipe that starts from trained ones trains them first, by the
     recipe float32 with as many epochs, where it does not. teacher: answers with logits, for distillation in the schemes
-    B and C; make_teacher: a fresh one, for scheme A. checkpoint: a file to resume from, removed at the end. start: keeps
+    B and C; make_teacher: a fresh one, for scheme A. checkpoint: a file to resume from, removed at the end. start: for
     the trained weights that several recipes start from; without it they lie beside the checkpoint, and are removed. The
     same arguments give the same weights to the bit. Raises BadInput, WorldFailed.
     """
