@@ -35,23 +35,30 @@ _DEEP, _LARGE, _FEW_ROWS = (
     2**18,
     16,
 )  # measured: from here, and up to so many rows, it is faster than float
+_TABLE_BITS = (1, 2, 4)  # of tables, as bytes divide
 _SMALLEST_FIRST = ("binary", "ternary", "int2", "int4", "int8")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels -qmax, -qmax + step, ..., qmax. bits: of one code in a file; lowest: what the code 0 in a file means."""
+    """Levels -qmax, -qmax + step, ..., qmax. bits: of one code in a file; lowest: what the code 0 in a file means.
+
+    levels: in their place a table of up to 2^bits codes, ascending; a code in a file is a number in it.
+    """
 
     name: str
     bits: int
     qmax: int
     step: int
     lowest: int
+    levels: tuple[int, ...] = ()
 
     def holds(self, codes: Codes) -> bool:
         """Whether every code is one that a file in this format can hold."""
         if not codes.size:
             return True
+        if self.levels:
+            return bool(np.isin(codes, self.levels).all())
         top = self.lowest + self.step * (2**self.bits - 1)
         inside = self.lowest <= int(codes.min()) and int(codes.max()) <= top
         return inside and (self.step == 1 or not bool(((codes - self.lowest) % self.step).any()))
@@ -71,8 +78,16 @@ GRIDS: Mapping[str, Grid] = {
 
 
 def grid_of(codes: Codes) -> Grid:
-    """The format with the fewest bits that holds the codes."""
-    return next(GRIDS[name] for name in _SMALLEST_FIRST if GRIDS[name].holds(codes))
+    """The format with the fewest bits that holds the codes: a grid, or a table where they are few and no grid does."""
+    plain = next(GRIDS[name] for name in _SMALLEST_FIRST if GRIDS[name].holds(codes))
+    if plain.bits <= min(_TABLE_BITS):
+        return plain
+    found = np.unique(codes)
+    for bits in _TABLE_BITS:
+        if bits < plain.bits and found.size <= 2**bits:
+            levels = tuple(int(level) for level in found)
+            return Grid(f"table{bits}", bits, max(map(abs, levels)), 1, levels[0], levels)
+    return plain
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------
@@ -89,7 +104,10 @@ def pack(codes: Codes, grid: Grid) -> NDArray[np.uint8]:
     if grid.bits == 8:
         return np.ascontiguousarray(flat).view(np.uint8)
     per = 8 // grid.bits
-    numbers = ((flat.astype(np.int16) - grid.lowest) // grid.step).astype(np.uint8)
+    if grid.levels:
+        numbers = np.searchsorted(np.array(grid.levels, np.int8), flat).astype(np.uint8)
+    else:
+        numbers = ((flat.astype(np.int16) - grid.lowest) // grid.step).astype(np.uint8)
     slots = np.zeros((packed_bytes(flat.size, grid.bits), per), np.uint8)
     slots.reshape(-1)[: flat.size] = numbers
     shifts = np.arange(per, dtype=np.uint8) * grid.bits
@@ -105,7 +123,14 @@ def unpack(packed: NDArray[np.uint8], grid: Grid, count: int) -> Codes:
         return np.asarray(packed.reshape(-1).view(np.int8).copy())
     shifts = np.arange(8 // grid.bits, dtype=np.uint8) * grid.bits
     numbers = (packed.reshape(-1, 1) >> shifts) & (2**grid.bits - 1)
-    return np.asarray(numbers.reshape(-1)[:count].astype(np.int16) * grid.step + grid.lowest, np.int8)
+    numbers = numbers.reshape(-1)[:count]
+    if grid.levels:
+        if numbers.max(initial=0) >= len(grid.levels):
+            raise BadInput(
+                f"codes of a table of {len(grid.levels)} levels must be below that, got {numbers.max()}"
+            )
+        return np.asarray(np.array(grid.levels, np.int8)[numbers])
+    return np.asarray(numbers.astype(np.int16) * grid.step + grid.lowest, np.int8)
 
 
 # --- in a graph -------------------------------------------------------------------------------------------------------
@@ -130,7 +155,10 @@ class Stored:
 
 
 def stored_weights(node: ir.Node) -> str | None:
-    """The format of a layer's weights: "int8", "int4", "int2", "ternary", "binary" or "float16"; None: as computed."""
+    """The format of a layer's weights: "int8", "int4", "int2", "ternary", "binary", "table1" to "table4" or "float16".
+
+    None: as computed.
+    """
     if node.op_type not in _READERS:
         return None
     for value in node.inputs[:2]:  # not the bias
@@ -163,7 +191,8 @@ def _bytes_of(node: ir.Node, value: ir.Value) -> int:
     if found is None:
         return 0
     bits = 8 if found.direct and computes_on_codes(node) else found.grid.bits
-    return packed_bytes(found.codes.size, bits) + int(found.scale.nbytes)
+    levels = len(found.grid.levels) if bits < 8 else 0
+    return packed_bytes(found.codes.size, bits) + levels + int(found.scale.nbytes)
 
 
 def stored(node: ir.Node) -> Stored | None:

@@ -142,9 +142,13 @@ class _Decoder:
             "BitShift", self._constant(packed[:, None]), self._constant(shifts), direction="RIGHT"
         )
         value = self._node("Mod", value, self._constant(np.array([2**grid.bits], np.uint8)))
-        value = self._node("Cast", value, to=ir.DataType.FLOAT)
-        zero = np.array([-grid.lowest / grid.step], np.float32)
-        value = self._node("Sub", value, self._constant(zero))
+        if grid.levels:
+            levels = self._constant(np.array(grid.levels, np.float32))
+            value = self._node("Gather", levels, self._node("Cast", value, to=ir.DataType.INT32), axis=0)
+        else:
+            value = self._node("Cast", value, to=ir.DataType.FLOAT)
+            zero = np.array([-grid.lowest / grid.step], np.float32)
+            value = self._node("Sub", value, self._constant(zero))
         if packed.size * per != codes.size:
             value = self._node("Reshape", value, self._constant(np.array([-1], np.int64)))
             bounds = [self._constant(np.array([bound], np.int64)) for bound in (0, codes.size)]

@@ -29,6 +29,7 @@ from edgekit.host.train.teaching import Pair, teaching_losses
 from edgekit.host.watch import Watch, unwatched
 
 BASELINE = "float32"  # the recipe that trained weights come from where none are given
+_OBSERVED = 200  # samples that ranges of activations start from
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def train_by_recipe(
     with reproducible(seed, threads):
         student = compress(module, recipe, fresh=not (from_trained or trained))
         whole = Pair(student, make_teacher()) if recipe.teaching.scheme == "A" and make_teacher else student
+    if isinstance(student, Imported):
+        student.observe(samples.plain(0, _OBSERVED)["x"])
     run = replace(run, samples=samples.taught(teacher)) if recipe.wants_teacher and teacher else run
     started = time.monotonic()
     curve = run.train(recipe, whole, checkpoint)

@@ -12,7 +12,7 @@ from edgekit.core.errors import BadInput
 from edgekit.host.train.imported import Imported
 from edgekit.host.train.parts import activations_of, errors_of, weights_of
 from edgekit.host.train.quantized import QuantizedConv2d, QuantizedLinear
-from edgekit.host.train.quantizers.base import WeightQuantizer
+from edgekit.host.train.quantizers.base import WeightQuantizer, adopt
 from edgekit.host.train.recipe import TrainRecipe
 
 _EPSILON = 1e-4  # of a batch norm behind the last layer: BinaryNet's
@@ -100,7 +100,7 @@ def quantized_layer(layer: nn.Module, quantizer: WeightQuantizer, *, fresh: bool
             made.bias.copy_(layer.bias)
         if not fresh:
             made.weight.copy_(layer.weight)
-            made.quantizer.settle(made.weight)
+            adopt(made.quantizer, made.weight)
     return made
 
 

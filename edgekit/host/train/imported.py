@@ -24,11 +24,13 @@ from edgekit.host.passes.fold import apply as fold
 from edgekit.host.train.distil import before_activation
 from edgekit.host.train.from_onnx import from_onnx, write_back
 from edgekit.host.train.outputs import Outputs
-from edgekit.host.train.quantizers.base import WeightQuantizer, coded
+from edgekit.host.train.quantizers.base import WeightQuantizer, adopt, coded
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
+from edgekit.host.train.quantizers.uniform import UniformActivations
 from edgekit.host.train.to_onnx import compare
 
 _ACTIVATIONS = ("Relu", "Clip")
+_CODES = 255  # steps of 8 bits: QuantizeLinear itself ends there
 
 
 class Seen(nn.Module):
@@ -103,7 +105,7 @@ class Imported(nn.Module):
             made = Seen(name, self.network.weights[name], axis, make())
             self.seen.append(made)
             with torch.no_grad():
-                made.quantizer.settle(made.moved)
+                adopt(made.quantizer, made.moved)
 
     def quantize_activations(self, make: Callable[[], nn.Module], *, last: bool) -> None:
         """What ReLU (and Clip from 0) makes goes through modules from now on. Raises BadInput where there is none."""
@@ -120,6 +122,23 @@ class Imported(nn.Module):
         for each in self.seen:
             assert isinstance(each, Seen)  # noqa: S101
             yield each.weight, each.moved, each.quantizer
+
+    def observe(self, value: Tensor) -> None:
+        """Show samples [N, *shape] to activations whose range starts from what they see; it is not moved later."""
+        watched = {
+            name: module
+            for name, module in self.network.value_as.items()
+            if isinstance(module, UniformActivations)
+        }
+        for module in watched.values():
+            module.follows = False
+        self._see()
+        given, self.network.value_as = self.network.value_as, {}
+        with torch.no_grad():
+            made = self.network({self._input: value.contiguous()[:, None]}, tuple(watched))
+        self.network.value_as = given
+        for module, seen in zip(watched.values(), made, strict=True):
+            module.observe(seen)
 
     def content(self, samples: NDArray[Any], tolerance: float, labels: Sequence[str] | None = None) -> bytes:
         """The file: what load() read, with the trained weights, as codes where they are quantized.
@@ -159,8 +178,12 @@ def _each_weight_once(found: Sequence[Product], weights: Mapping[str, nn.Paramet
 
 
 def _put_codes(model: ir.Model, value: ir.Value, seen: Seen) -> None:
-    """DequantizeLinear on int8 codes in the place of a weight. Raises BadInput where the codes are too large."""
-    codes, scale = coded(seen.quantizer, seen.moved)
+    """DequantizeLinear on int8 codes in the place of a weight; the quantized floats where files hold no such codes."""
+    held = coded(seen.quantizer, seen.moved)
+    if held is None:
+        value.const_value = ir.tensor(seen().detach().contiguous().numpy(), name=seen.name)
+        return
+    codes, scale = held
     made = Writer(model, seen.name)
     current = made.node(
         "DequantizeLinear",
@@ -175,17 +198,17 @@ def _put_codes(model: ir.Model, value: ir.Value, seen: Seen) -> None:
 
 def _put_levels(model: ir.Model, value: ir.Value, module: nn.Module) -> None:
     """What the module makes of activations, between a node and all that read it."""
-    if not isinstance(module, ClippedActivation):
+    if not isinstance(module, (ClippedActivation, UniformActivations)):
         raise BadInput(
             f"activations of an imported model cannot be {type(module).__name__}: take dorefa's or uniform"
         )
     scale, low, high = module.scale, 0.0, module.scale * module.steps
     made = Writer(model, value.name or "")
-    numbers = {"low": low, "high": high, "step": scale}
+    numbers = {"low": low, "high": high, "step": scale} if module.steps < _CODES else {"step": scale}
     known = {key: made.constant(key, np.array(number, np.float32)) for key, number in numbers.items()}
     zero = made.constant("zero", np.array(0, np.uint8))
     readers = list(value.uses())
-    current = made.node("Clip", value, known["low"], known["high"])
+    current = value if module.steps == _CODES else made.node("Clip", value, known["low"], known["high"])
     current = made.node("QuantizeLinear", current, known["step"], zero)
     current = made.node("DequantizeLinear", current, known["step"], zero)
     current.dtype, current.shape = ir.DataType.FLOAT, value.shape

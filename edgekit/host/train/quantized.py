@@ -74,16 +74,14 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor,
 
 
 def quantized(layer: QuantizedLayer) -> Tensor:
-    """The layer's weight as it is multiplied; in an export codes and what makes numbers of them.
-
-    Raises BadInput in an export whose codes no file can hold.
-    """
+    """The layer's weight as it is multiplied; in an export codes and what makes numbers of them, if files hold such."""
     quantizer, weight = layer.quantizer, layer.weight
     if not torch.onnx.is_in_onnx_export():
         return quantizer(weight)
     if BIPOLAR.get():
         return bipolar(weight, quantizer.scale(weight))
-    return decoded(quantizer.codes(weight), quantizer.scale(weight))
+    held = coded(quantizer, weight)
+    return quantizer(weight) if held is None else decoded(*held)
 
 
 @contextlib.contextmanager
@@ -134,16 +132,18 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) ->
 
 
 def packed_weight_bytes(module: nn.Module) -> int:
-    """Bytes of all weights that products read: codes in the bits of their format with their scales, others as floats.
+    """Bytes of all weights that products read: codes in the bits of their format, scales, tables; others as floats.
 
-    Without biases and batch norms, which become biases or thresholds. Raises BadInput for codes that no file can hold.
+    Without biases and batch norms, which become biases or thresholds.
     """
     found = {id(held): (weight, quantizer) for held, weight, quantizer in quantized_weights(module)}
     total = 0
     for each in module.parameters():
-        if id(each) in found:
-            codes, scale = coded(found[id(each)][1], found[id(each)][0])
-            total += packed_bytes(codes.numel(), grid_of(codes.numpy()).bits) + 4 * scale.numel()
+        held = coded(found[id(each)][1], found[id(each)][0]) if id(each) in found else None
+        if held is not None:
+            codes, scale = held
+            grid = grid_of(codes.numpy())
+            total += packed_bytes(codes.numel(), grid.bits) + len(grid.levels) + 4 * scale.numel()
         elif each.ndim > 1:
             total += 4 * each.numel()
     return total

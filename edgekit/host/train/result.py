@@ -22,6 +22,7 @@ from edgekit.host.train.imported import Imported
 from edgekit.host.train.quantized import packed_weight_bytes
 from edgekit.host.train.quantizers import Sign
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
+from edgekit.host.train.quantizers.uniform import UniformActivations
 from edgekit.host.train.recipe import TrainRecipe
 from edgekit.host.train.samples import Augment
 from edgekit.host.train.supervised import Teach
@@ -163,7 +164,9 @@ def train(
 
 def export(module: nn.Module, task: Task) -> bytes:
     """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
-    rounding = any(isinstance(each, (ClippedActivation, Sign)) for each in module.modules())
+    rounding = any(
+        isinstance(each, (ClippedActivation, UniformActivations, Sign)) for each in module.modules()
+    )
     tolerance = ROUNDED_TOLERANCE if rounding else TOLERANCE
     compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
     if isinstance(module, Imported):

@@ -54,7 +54,8 @@ def to_qonnx(
     if samples is not None:
         compared += list(np.array(samples, np.uint8).reshape(-1, *shape))
     for layer in quantized_layers(module):
-        if float(layer.quantizer.codes(layer.weight).abs().min()) != 1:
+        codes = layer.quantizer.codes(layer.weight)
+        if codes is None or float(codes.abs().min()) != 1:
             raise BadInput(
                 f"to_qonnx: wants weights of two levels, got those of {type(layer.quantizer).__name__}: use to_onnx"
             )

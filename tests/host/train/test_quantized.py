@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from edgekit.host.train.quantized import (  # noqa: E402
     QuantizedConv2d,
     QuantizedLinear,
     Settle,
+    packed_weight_bytes,
     parameter_groups,
     quantized_layers,
 )
 from edgekit.host.train.quantizers import Constant, Deterministic, PerFilter  # noqa: E402
 from edgekit.host.train.quantizers.dorefa import ClippedActivation, SignTimesMean, TanhWeights  # noqa: E402
+from edgekit.host.train.quantizers.points import Points  # noqa: E402
+from edgekit.host.train.quantizers.ttq import Ttq  # noqa: E402
 from edgekit.host.train.quantizers.twn import Twn  # noqa: E402
 from edgekit.host.train.quantizers.wrpn import ClippedWeights  # noqa: E402
 from edgekit.host.train.to_onnx import to_onnx  # noqa: E402
@@ -48,7 +52,13 @@ HELD = [
     (TanhWeights(3), "int4", 4, 1),
     (ClippedWeights(4), "int4", 4, 1),
     (ClippedWeights(8), "int8", 8, 1),
+    (Ttq(), "table2", 2, 1),
+    (Ttq(positive=0.0, negative=0.0), "table2", 2, 1),
+    (Points(2), "table2", 2, 1),
+    (Points(3), "table4", 4, 1),
+    (Points(4, passed=False), "table4", 4, 1),
 ]
+TABLES = {"table2": range(3, 5), "table4": range(5, 17)}  # levels: two points may fall together
 
 
 class Stripes:
@@ -69,6 +79,7 @@ class Stripes:
 
 def network(quantizer: Any, bits: int | None = None) -> Any:
     torch.manual_seed(0)
+    quantizer = copy.deepcopy(quantizer)  # one may learn something of its own
     activation = torch.nn.ReLU() if bits is None else ClippedActivation(bits)
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 16, 3, padding=1),
@@ -123,7 +134,10 @@ def test_a_file_holds_codes_of_as_few_bits_as_the_method_has_and_answers_as_trai
     convs = [node for node in graph.model.graph if node.op_type == "Conv"]
     assert [stored_weights(node) for node in convs] == [None, held]
     count = 16 * 16 * 9
-    assert weight_bytes(convs[1]) - -(-count * bits // 8) - 4 * scales in (0, 64), "64: a bias"
+    more = weight_bytes(convs[1]) - -(-count * bits // 8) - 4 * scales
+    assert more in {table + bias for table in TABLES.get(held, (0,)) for bias in (0, 64)}, "64: a bias"
+    floats = 4 * (9 * 16 + 256 * CLASSES)
+    assert packed_weight_bytes(module) == weight_bytes(convs[1]) - (64 if more >= 64 else 0) + floats
     session = open_model(content)
     for image in Stripes().x[:20]:
         (answer,) = session.run(["final"], {"image": image[None].numpy()})
@@ -154,9 +168,11 @@ def test_groups_are_kept() -> None:
     assert torch.equal(layer(value), wanted)
 
 
-def test_codes_that_no_file_can_hold_are_refused() -> None:
-    with pytest.raises(BadInput, match="within -127 to 127, got 255: take fewer bits"):
-        to_onnx(network(TanhWeights(8)), IMAGE)
+def test_codes_that_no_file_can_hold_become_floats_and_are_counted_as_floats(tmp_path: Path) -> None:
+    module = network(TanhWeights(8))  # the odd numbers from -255 to 255
+    graph = read(to_onnx(module, IMAGE), tmp_path)
+    assert [stored_weights(node) for node in graph.model.graph if node.op_type == "Conv"] == [None, None]
+    assert packed_weight_bytes(module) == 4 * (9 * 16 + 16 * 16 * 9 + 256 * CLASSES)
 
 
 def test_qonnx_takes_two_levels_alone() -> None:

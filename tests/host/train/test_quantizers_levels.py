@@ -175,22 +175,54 @@ def test_coarse_gradients_take_each_samples_own_largest() -> None:
     assert not value.grad[2].any()
 
 
+def placed(weight: Any, bits: int, *, passed: bool = True) -> Any:
+    """Points that start from these weights."""
+    made = Points(bits, passed)
+    made.adopt(weight)
+    return made
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Ttq(positive=0.8, negative=0.3), lambda: Points(2), lambda: Points(4)]
+)
+def test_learned_levels_stand_in_evaluation_where_a_file_can_hold_them(make: Any) -> None:
+    weight = drawn(16, 8)
+    quantizer = make()
+    quantizer.adopt(weight)
+    learning = quantizer(weight).detach()
+    settled = quantizer.eval()(weight)
+    codes, scale = quantizer.codes(weight), quantizer.scale(weight)
+    assert torch.equal(settled, codes * scale)
+    assert float(codes.abs().max()) == 127
+    assert torch.equal(codes, codes.round())
+    assert float((settled - learning).abs().max()) <= float(scale) / 2 + 1e-7
+    assert len(torch.unique(codes)) == len(torch.unique(learning))
+
+
+def test_ttqs_scales_may_start_at_the_mean_magnitude_of_what_they_stand_for() -> None:
+    weight = torch.tensor([[-1.0, -0.5, 0.0, 0.2, 0.6]])
+    ttq = Ttq(positive=0.0, negative=0.0)
+    ttq.adopt(weight)
+    assert float(ttq.positive) == pytest.approx(0.4)
+    assert float(ttq.negative) == pytest.approx(0.75)
+
+
 def test_learned_points_get_the_sum_of_what_stands_at_them() -> None:
     weight = torch.tensor([-1.0, -0.9, 0.1, 0.2, 0.9, 1.0, 1.1, 3.0], requires_grad=True)
-    points = Points(weight, 2)
+    points = placed(weight, 2, passed=False)
     same(points.points, [-0.9, 0.2, 1.0, 3.0])
     made = points(weight)
     assert set(made.tolist()) <= set(points.points.tolist())
     made.backward(torch.arange(1.0, 9))
     same(points.points.grad, [3, 7, 18, 8])
     assert weight.grad is None
-    Points(weight, 2, passed=True)(weight).backward(torch.arange(1.0, 9))
+    placed(weight, 2)(weight).backward(torch.arange(1.0, 9))
     same(weight.grad, list(range(1, 9)))
 
 
 def test_learned_points_pass_finite_differences_and_need_not_stay_in_order() -> None:
     weight, target = drawn(40).double(), drawn(40, seed=1).double()
-    points = Points(weight, 2).double()
+    points = placed(weight, 2).double()
     with torch.no_grad():
         points.points.copy_(points.points.flip(0))
 
@@ -208,7 +240,7 @@ def test_learned_points_pass_finite_differences_and_need_not_stay_in_order() -> 
             at[place] += step
         assert float(at.grad[place]) == pytest.approx((above - below) / (2 * step), rel=1e-5)
     nearest = (weight[:, None] - points.points.detach()[None]).abs().argmin(1)
-    assert torch.equal(points.codes(weight), nearest)
+    assert torch.equal(points.numbers(weight), nearest)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +251,7 @@ def test_learned_points_pass_finite_differences_and_need_not_stay_in_order() -> 
         (lambda: TanhWeights(1), "bits must be 2 to 8, got 1"),
         (lambda: ClippedWeights(9), "bits must be 2 to 8, got 9"),
         (lambda: ClippedActivation(0), "bits must be 1 to 8, got 0"),
-        (lambda: Points(torch.zeros(3), 2), "4 points want at least as many weights, got 3"),
+        (lambda: placed(torch.zeros(3), 2), "4 points want at least as many weights, got 3"),
     ],
 )
 def test_what_cannot_be_is_said(make: Callable[[], Any], said: str) -> None:

@@ -17,6 +17,7 @@ DOMAIN = (
 OPERATOR = "BipolarQuant"
 BIPOLAR: ContextVar[bool] = ContextVar("two levels are exported as BipolarQuant", default=False)
 MOST_BITS = 8
+_CODES = 255
 _LARGEST_CODE = 127  # of int8, the same on both sides
 
 
@@ -30,8 +31,8 @@ class WeightQuantizer(Protocol):
     def __call__(self, weight: Tensor) -> Tensor:
         """scale * codes, with the gradient of the method."""
 
-    def codes(self, weight: Tensor) -> Tensor:
-        """Whole numbers, one for each weight. Without gradient."""
+    def codes(self, weight: Tensor) -> Tensor | None:
+        """Whole numbers, one for each weight; None: it is not of few levels when it is used. Without gradient."""
 
     def scale(self, weight: Tensor) -> Tensor:
         """What a code of 1 stands for: one number, or one per filter [out, 1, ...]. Without gradient."""
@@ -102,7 +103,8 @@ class _Levels(torch.autograd.Function):
             graph.op("Constant", value_t=torch.tensor(each)) for each in (0.0, scale * steps, scale)
         )
         zero = graph.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8))
-        codes = graph.op("QuantizeLinear", graph.op("Clip", value, low, high), step, zero)
+        clipped = graph.op("Clip", value, low, high) if steps < _CODES else value  # 8 bits end by themselves
+        codes = graph.op("QuantizeLinear", clipped, step, zero)
         return graph.op("DequantizeLinear", codes, step, zero).setType(value.type())
 
 
@@ -150,20 +152,38 @@ class _Decoded(torch.autograd.Function):
 
 
 def decoded(codes: Tensor, scale: Tensor) -> Tensor:
-    """scale * codes, for export alone: both become constants, the codes int8. Raises BadInput where they do not fit."""
-    codes, scale = _checked(codes, scale)
+    """scale * codes, for export alone: both become constants, the codes int8."""
     return _Decoded.apply(_constant(codes), _constant(scale))
 
 
-def coded(quantizer: WeightQuantizer, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, int8; scale, one number or one per filter) of a weight, as files hold them. Raises BadInput."""
-    return _checked(quantizer.codes(weight.detach()), quantizer.scale(weight.detach()))
+def table_step(levels: Tensor) -> Tensor:
+    """What a code of 1 stands for where the largest of a few free levels is the code 127."""
+    return levels.abs().max().clamp(min=torch.finfo(levels.dtype).tiny * _LARGEST_CODE) / _LARGEST_CODE
 
 
-def _checked(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    top = float(codes.abs().max())
-    if top > _LARGEST_CODE:
-        raise BadInput(f"export: codes of weights must be within -127 to 127, got {top:g}: take fewer bits")
+@runtime_checkable
+class Adopting(Protocol):
+    """A quantizer that learns something of its own, and starts that from weights that are trained already."""
+
+    def adopt(self, weight: Tensor) -> None:
+        """Look at the weight [out, in, ...]; it stays what it is."""
+
+
+def adopt(quantizer: WeightQuantizer, weight: Tensor) -> None:
+    """Give a quantizer weights that are trained already, in place of start()."""
+    quantizer.settle(weight)
+    if isinstance(quantizer, Adopting):
+        quantizer.adopt(weight)
+
+
+def coded(quantizer: WeightQuantizer, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(codes, int8; scale, one number or one per filter) of a weight, as files hold them; None: they cannot.
+
+    DoReFa's of 8 bits are odd numbers up to 255: such weights are floats in a file.
+    """
+    codes, scale = quantizer.codes(weight.detach()), quantizer.scale(weight.detach())
+    if codes is None or float(codes.abs().max()) > _LARGEST_CODE:
+        return None
     return codes.to(torch.int8), scale.reshape(()) if scale.numel() == 1 else scale.flatten()
 
 
