@@ -127,8 +127,10 @@ def _list(*, as_json: bool) -> None:
         print_json({"recipes": [_entry(each) for each in found]})
         return
     shown = Table(box=None, pad_edge=False)
-    for head in ("recipe", "method", "bits W/A/G/E", "source"):
-        shown.add_column(head, overflow="fold")
+    shown.add_column("recipe", no_wrap=True)
+    shown.add_column("method")
+    shown.add_column("bits W/A/G/E", no_wrap=True)
+    shown.add_column("source")
     for each in found:
         shown.add_row(each.name, each.title, "/".join(str(bits) for bits in _bits(each)), each.source)
     console.print(shown)

@@ -210,7 +210,32 @@ PREVIEW = table(
     warnings=rows(TEXT),
 )
 
+TRAIN_BITS = table(weights=COUNT, activations=COUNT, gradients=COUNT, errors=COUNT)
+
 OUTPUTS: Mapping[str, Schema] = {
+    "train": output(
+        recipe=TEXT,
+        title=TEXT,
+        source=TEXT,
+        model=TEXT,
+        output=TEXT,
+        sha256=TEXT,
+        seed=COUNT,
+        epochs=COUNT,
+        samples=table(train=COUNT, held_out=COUNT),
+        accuracy=rows(FRACTION),
+        accuracy_before={"anyOf": [{"type": "null"}, rows(FRACTION)]},  # null: it started from fresh weights
+        loss=rows(NUMBER),
+        curve=rows(table(epoch=COUNT, losses={"type": "object"}, accuracy=rows(FRACTION))),
+        parameters=COUNT,
+        macs=COUNT,
+        weight_bytes=COUNT,
+        size_bytes=COUNT,
+        seconds=NUMBER,
+    ),
+    "train list": output(
+        recipes=rows(table(name=TEXT, title=TEXT, source=TEXT, about=TEXT, bits=TRAIN_BITS, teacher=FLAG))
+    ),
     "convert": output(
         bundle=TEXT,
         profile=TEXT,
