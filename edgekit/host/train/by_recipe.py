@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from edgekit.core.errors import BadInput
 from edgekit.core.files import write_atomic
 from edgekit.host.train.bnn import squared_hinge
 from edgekit.host.train.compress import compress
-from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, reproducible
+from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, Update, reproducible
 from edgekit.host.train.hooks import Masks
 from edgekit.host.train.imported import Imported
 from edgekit.host.train.quantized import Settle, parameter_groups
 from edgekit.host.train.recipe import Schooling, TrainRecipe, find_recipe
-from edgekit.host.train.schedules import exponential, gradual_sparsity, warm_cosine
+from edgekit.host.train.schedules import drops, exponential, gradual_sparsity, warm_cosine
 from edgekit.host.train.supervised import Criterion, Judged, Labelled, Method, Teach, evaluate, train_by
 from edgekit.host.train.teaching import Pair, teaching_losses
+from edgekit.host.train.wage import WageUpdate, sum_of_squares
 from edgekit.host.watch import Watch, unwatched
 
 BASELINE = "float32"  # the recipe that trained weights come from where none are given
@@ -163,7 +164,7 @@ class _Run:
         method = Method(
             training.loss,
             (lambda logits, classes: share * criterion(logits, classes)) if scheme else criterion,
-            Gradient(_optimizer(module, training)),
+            _update(module, recipe),
             _rate(training),
             teaching_losses(recipe.teaching, criterion),
             schedules,
@@ -183,12 +184,32 @@ class _Run:
         return curve.points
 
 
+_CRITERIA: Mapping[str, Criterion] = {
+    "cross entropy": functional.cross_entropy,
+    "squared hinge": squared_hinge,
+    "sum of squares": sum_of_squares,
+}
+
+
 def _criterion(training: Schooling) -> Criterion:
-    return squared_hinge if training.loss == "squared hinge" else functional.cross_entropy
+    return _CRITERIA[training.loss]
 
 
 def _rate(training: Schooling) -> Schedule:
+    if training.schedule == "drops":
+        try:
+            return drops({float(share): factor for share, factor in training.drops.items()})
+        except ValueError as err:
+            raise BadInput(
+                f"training.drops: shares of all steps must be numbers, got {list(training.drops)}"
+            ) from err
     return warm_cosine(training.warm_up) if training.schedule == "cosine" else exponential(training.last)
+
+
+def _update(module: nn.Module, recipe: TrainRecipe) -> Update:
+    if recipe.training.optimizer == "wage":
+        return WageUpdate(module, recipe.training.lr, recipe.bits.gradients)
+    return Gradient(_optimizer(module, recipe.training))
 
 
 def _optimizer(module: nn.Module, training: Schooling) -> torch.optim.Optimizer:

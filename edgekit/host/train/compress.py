@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgekit.core.errors import BadInput
 from edgekit.host.train.imported import Imported
-from edgekit.host.train.parts import activations_of, errors_of, weights_of
+from edgekit.host.train.parts import activations_of, borders_of, errors_of, weights_of
 from edgekit.host.train.quantized import QuantizedConv2d, QuantizedLinear
 from edgekit.host.train.quantizers.base import WeightQuantizer, adopt
 from edgekit.host.train.recipe import TrainRecipe
@@ -58,6 +58,9 @@ def compress(module: nn.Module, recipe: TrainRecipe, *, fresh: bool) -> nn.Modul
         kept = 1 if recipe.layers.last_activation == "float" else 0
         for place in places[: len(places) - kept]:
             place.put(make_activation())
+    first, last = borders_of(recipe)
+    if first is not None and last is not None:
+        return nn.Sequential(first, module, last)
     if recipe.layers.output_norm:
         return _Normed(module, affine=recipe.layers.output_norm == "learned")
     return module
@@ -67,7 +70,7 @@ def _imported(module: Imported, recipe: TrainRecipe) -> Imported:
     """The same for an imported model, whose graph stays as it is."""
     make_weights, make_activation = weights_of(recipe), activations_of(recipe)
     layers = recipe.layers
-    if recipe.errors.kind:
+    if recipe.errors.kind or any(border is not None for border in borders_of(recipe)):
         raise BadInput(
             f"recipe {recipe.name}: errors are quantized in networks of ours only, not in an ONNX model"
         )

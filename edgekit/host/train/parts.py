@@ -2,7 +2,7 @@
 
 WEIGHTS: a class (or function) whose keyword arguments are the options in a recipe, and whose instances are
 WeightQuantizers; each layer gets one of its own. ACTIVATIONS, ERRORS: the same for modules that stand where a ReLU
-stood, and behind it.
+stood, and behind it. Where activations have them, INPUTS and OUTPUTS are for the network's input and its scores.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgekit.host.train.quantizers.base import WeightQuantizer
 from edgekit.host.train.recipe import Part, TrainRecipe
 
 _ROLES = {"weights": "WEIGHTS", "activations": "ACTIVATIONS", "errors": "ERRORS"}
+_BORDERS = ("INPUTS", "OUTPUTS")
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN = "relu"  # activations that stay as they are
 
@@ -45,6 +46,16 @@ def activations_of(recipe: TrainRecipe) -> Callable[[], nn.Module] | None:
 def errors_of(recipe: TrainRecipe) -> Callable[[], nn.Module] | None:
     """What makes the module behind a quantized layer that quantizes what comes back through it; None: nothing."""
     return _maker(recipe, "errors", recipe.errors)
+
+
+def borders_of(recipe: TrainRecipe) -> tuple[nn.Module | None, nn.Module | None]:
+    """Modules for the network's input and its scores, where the activations' quantizer has such."""
+    if activations_of(recipe) is None:
+        return None, None
+    part = recipe.activations
+    found = (getattr(_module(part.kind), name, None) for name in _BORDERS)
+    first, last = (None if made is None else made(**part.options) for made in found)
+    return first, last
 
 
 def _module(name: str) -> Any:

@@ -18,6 +18,7 @@ from edgekit.host.options import option, read_options
 
 FOLDER = Path(__file__).with_name("recipes")
 FLOAT_BITS = 32
+INPUTS = ("standard", "pixels", "centred")
 EDGES = ("float", "quantized")
 ARITHMETICS = ("float32", "dfp16", "fp16", "bf16")
 SCHEMES = ("", "A", "B", "C")
@@ -86,14 +87,19 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Schooling:
-    """How weights are updated. schedule: "cosine" to 0, or "exponential" to lr * last; warm_up: share of all steps."""
+    """How weights are updated.
 
-    loss: str = option("cross entropy", choices=("cross entropy", "squared hinge"))
-    optimizer: str = option("adam", choices=("adam", "sgd"))
+    schedule: "cosine" to 0, "exponential" to lr * last, or "drops": the factor on lr from a share of all steps on.
+    warm_up: share of all steps, of the cosine.
+    """
+
+    loss: str = option("cross entropy", choices=("cross entropy", "squared hinge", "sum of squares"))
+    optimizer: str = option("adam", choices=("adam", "sgd", "wage"))
     lr: float = option(2e-3, min=0.0)
     momentum: float = option(0.9, min=0.0, max=1.0)
     weight_decay: float = option(0.0, min=0.0)
-    schedule: str = option("cosine", choices=("cosine", "exponential"))
+    schedule: str = option("cosine", choices=("cosine", "exponential", "drops"))
+    drops: Mapping[str, float] = option({})
     warm_up: float = option(0.0, min=0.0, max=1.0)
     last: float = option(1e-3, min=0.0, max=1.0)
     epochs: int = option(6, min=1)
@@ -118,7 +124,8 @@ class Expected:
 class TrainRecipe:
     """One method. start: "fresh" weights, or "trained" ones that are compressed. network: where none is named.
 
-    pixels: the network reads pixels 0-255 as they are, as binary networks do. text: of the file.
+    input: of a network by name: "standard", each channel with mean 0 and deviation 1; "pixels" 0-255 as they are, as
+    binary networks read them; "centred", pixel / 127.5 - 1. text: of the file.
     """
 
     name: str
@@ -128,7 +135,7 @@ class TrainRecipe:
     start: str = "fresh"
     network: str = "small"
     batch_norm: bool = True
-    pixels: bool = False
+    input: str = "standard"
     bits: Bits = field(default_factory=Bits)
     weights: Part = field(default_factory=Part)
     activations: Part = field(default_factory=Part)
@@ -156,7 +163,7 @@ _TABLES: Mapping[str, type[Any]] = {
     "training": Schooling,
     "expected": Expected,
 }
-_OTHERS = ("start", "network", "batch_norm", "pixels")
+_OTHERS = ("start", "network", "batch_norm", "input")
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -186,9 +193,10 @@ def parse(data: Mapping[str, Any], name: str, where: str) -> TrainRecipe:
         found["start"] = checks.choice(data["start"], f"{where}: start", ("fresh", "trained"))
     if "network" in data:
         found["network"] = checks.text(data["network"], f"{where}: network")
-    for key in ("batch_norm", "pixels"):
-        if key in data:
-            found[key] = checks.flag(data[key], f"{where}: {key}")
+    if "batch_norm" in data:
+        found["batch_norm"] = checks.flag(data["batch_norm"], f"{where}: batch_norm")
+    if "input" in data:
+        found["input"] = checks.choice(data["input"], f"{where}: input", INPUTS)
     for key, kind in _PARTS.items():
         if key in data:
             table = dict(checks.table(data[key], f"{where}: {key}"))

@@ -123,7 +123,8 @@ def train(
         like=teacher,
         limit=wanted.limit,
         seed=wanted.seed,
-        pixels=recipe.pixels,
+        reads=recipe.input,
+        batch_norm=recipe.batch_norm,
     )
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if not resume:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 def warm_cosine(warm_up: float = 0.1, last: float = 0.0) -> Callable[[float], float]:
@@ -35,5 +35,15 @@ def exponential(last: float) -> Callable[[float], float]:
 
     def at(done: float) -> float:
         return last**done
+
+    return at
+
+
+def drops(factors: Mapping[float, float]) -> Callable[[float], float]:
+    """1, and from each share of all steps on its factor."""
+
+    def at(done: float) -> float:
+        passed = [share for share in factors if share <= done]
+        return factors[max(passed)] if passed else 1.0
 
     return at

@@ -49,20 +49,21 @@ def read_task(
     like: Graph | None = None,
     limit: int | None = None,
     seed: int = 0,
-    pixels: bool = False,
+    reads: str = "standard",
+    batch_norm: bool = True,
 ) -> Task:
     """The task for a network's name or an ONNX file.
 
     A network by name reads images as the data has them, or as `like` (a teacher) does. Without evaluation data a seeded
-    tenth of the data is held out. limit: so many samples, the first ones, are trained on. pixels: a network by name
-    reads them as they are. Raises BadInput.
+    tenth of the data is held out. limit: so many samples, the first ones, are trained on. reads: how a network by name
+    reads pixels, as in recipes; batch_norm: whether it has them. Raises BadInput.
     """
     graph = load(Path(model)).graph if is_file(model) else None
     seen_by = graph or like
     if seen_by is not None:
         image, labels = _only_input(seen_by), seen_by.labels
     else:
-        image, labels = image_input(data, as_they_are=pixels), None
+        image, labels = image_input(data, reads), None
     everything = load_data(data, (image,), labels)
     if everything.labels is None:
         raise BadInput(f"{data}: training needs labels, and there are none")
@@ -76,7 +77,11 @@ def read_task(
     if labels is None and data.is_dir():
         labels = tuple(sorted(each.name for each in data.iterdir() if each.is_dir()))
     classes = len(labels) if labels else max(samples.classes, held_out.classes)
-    make = (lambda: build_for(model, image, classes)) if graph is None else (lambda: Imported(graph))
+    make = (
+        (lambda: build_for(model, image, classes, batch_norm=batch_norm))
+        if graph is None
+        else (lambda: Imported(graph))
+    )
     return Task(image, labels, samples, held_out, make, graph)
 
 
@@ -90,7 +95,7 @@ def is_file(model: str) -> bool:
     raise BadInput(f"--model must be an ONNX file or one of {known}, got {model!r}")
 
 
-def build_for(name: str, image: Input, classes: int) -> nn.Module:
+def build_for(name: str, image: Input, classes: int, *, batch_norm: bool = True) -> nn.Module:
     """A network of ours for images of this input. Raises BadInput where it does not take such."""
     kind = {**NETWORKS, **BINARY_NETWORKS}[name]
     _, channels, height, width = image.tensor.shape
@@ -100,6 +105,10 @@ def build_for(name: str, image: Input, classes: int) -> nn.Module:
     if "side" in fields and height != width:
         raise BadInput(f"network {name} wants square images, got {height}x{width}")
     wanted["side"] = height
+    if not batch_norm:
+        if "batch_norm" not in fields:
+            raise BadInput(f"network {name} has batch norms, and the recipe wants none: take small")
+        wanted["batch_norm"] = False
     return build(name, replace(config, **{key: value for key, value in wanted.items() if key in fields}))
 
 
@@ -109,30 +118,28 @@ def _only_input(graph: Graph) -> Input:
     return graph.inputs[0]
 
 
-def image_input(data: Path, *, as_they_are: bool = False) -> Input:
-    """NCHW, one image as the data has them: its size and channels, its mean and deviation per channel.
-
-    as_they_are: uint8 pixels that nothing is done to.
-    """
+def image_input(data: Path, reads: str = "standard") -> Input:
+    """NCHW, one image as the data has them: its size and channels; reads: what becomes of pixels, as in recipes."""
     pixels = _some_pixels(data)
     channels = pixels.shape[3]
-    if as_they_are:
-        shape = (1, channels, pixels.shape[1], pixels.shape[2])
-        how = Preprocess("L" if channels == 1 else "RGB")
-        return Input(Tensor("image", "uint8", shape), "NCHW", how)
+    shape, colours = (1, channels, pixels.shape[1], pixels.shape[2]), "L" if channels == 1 else "RGB"
+    if reads == "pixels":
+        return Input(Tensor("image", "uint8", shape), "NCHW", Preprocess(colours))
+    if reads == "centred":
+        how = Preprocess(colours, "stretch", "bilinear", 1 / 127.5, (1.0,), (1.0,))
+        return Input(Tensor("image", "float32", shape), "NCHW", how)
     mean, std = (
         tuple(round(float(each) * SCALE, 6) for each in of(pixels.reshape(-1, channels), 0))
         for of in (np.mean, np.std)
     )
     how = Preprocess(
-        "L" if channels == 1 else "RGB",
+        colours,
         "stretch",
         "bilinear",
         SCALE,
         mean,
         tuple(max(each, SCALE) for each in std),
     )
-    shape = (1, channels, pixels.shape[1], pixels.shape[2])
     return Input(Tensor("image", "float32", shape), "NCHW", how)
 
 

@@ -14,13 +14,14 @@ from edgekit.core.errors import BadInput
 
 @dataclass(frozen=True)
 class Config:
-    """side: of the square image. widths, strides: of the convolutions."""
+    """side: of the square image. widths, strides: of the convolutions. batch_norm: without it no biases either."""
 
     side: int = 28
     channels: int = 1
     classes: int = 10
     widths: tuple[int, ...] = (32, 64, 64, 128)
     strides: tuple[int, ...] = (1, 2, 2, 2)
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         if min(self.side, self.channels, self.classes, *self.widths, *self.strides) < 1 or not self.widths:
@@ -56,11 +57,10 @@ class Small(nn.Module):
         for width, stride in zip(config.widths, config.strides, strict=True):
             conv = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [conv, *([nn.BatchNorm2d(width)] if config.batch_norm else []), nn.ReLU()]
             channels = width
-        self.layers = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(channels * config.last_side**2, config.classes)
-        )
+        last = nn.Linear(channels * config.last_side**2, config.classes, bias=config.batch_norm)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), last)
 
     def forward(self, image: Tensor) -> Tensor:
         made: Tensor = self.layers(image)

@@ -113,6 +113,30 @@ def levels(value: Tensor, scale: float, steps: int) -> Tensor:
     return _Levels.apply(value, scale, steps)
 
 
+class _SignedLevels(torch.autograd.Function):
+    """The same on both sides of 0."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, scale: float, steps: int) -> Tensor:
+        del context
+        return torch.round(value / scale).clamp(-steps, steps) * scale
+
+    @staticmethod
+    def symbolic(graph: Any, value: Any, scale: float, steps: int) -> Any:
+        low, high, step = (
+            graph.op("Constant", value_t=torch.tensor(each))
+            for each in (-scale * steps, scale * steps, scale)
+        )
+        zero = graph.op("Constant", value_t=torch.tensor(0, dtype=torch.int8))
+        codes = graph.op("QuantizeLinear", graph.op("Clip", value, low, high), step, zero)
+        return graph.op("DequantizeLinear", codes, step, zero).setType(value.type())
+
+
+def signed_levels(value: Tensor, scale: float, steps: int) -> Tensor:
+    """The nearest of -steps * scale, ..., steps * scale, for export alone."""
+    return _SignedLevels.apply(value, scale, steps)
+
+
 def checked_bits(bits: int, fewest: int, what: str) -> int:
     """The number, if there are so few and so many. Raises BadInput."""
     if not fewest <= bits <= MOST_BITS:
