@@ -30,6 +30,7 @@ SURVEY = {
     "twn": (2, 32, 32, 32, True),
     "ttq": (2, 32, 32, 32, True),
     "dorefa-w8a8g8": (8, 8, 32, 8, True),
+    "wage": (2, 8, 8, 8, False),
 }
 
 
@@ -72,7 +73,7 @@ def test_weights_have_only_the_levels_that_the_recipe_says(recipe: TrainRecipe, 
     made = quantizer(weight).detach()
     most = (
         3
-        if recipe.weights.kind in ("twn", "ttq", "wrpn") and recipe.bits.weights == 2
+        if recipe.weights.kind in ("twn", "ttq", "wrpn", "wage") and recipe.bits.weights == 2
         else 2**recipe.bits.weights
     )
     rows = made if quantizer.scale(weight).numel() > 1 else made[None]
@@ -94,7 +95,8 @@ def test_activations_have_only_the_levels_that_the_recipe_says(recipe: TrainReci
     make = activations_of(recipe)
     assert make is not None
     made = make().eval()(torch.linspace(-3, 3, 20_001)[None]).detach()
-    assert len(torch.unique(made)) == 2**recipe.bits.activations
+    signed = recipe.weights.kind == "wage"  # half of its levels are below zero, where a ReLU leaves none
+    assert len(torch.unique(made)) == 2 ** (recipe.bits.activations - signed)
 
 
 @pytest.mark.parametrize("recipe", [each for each in ALL if each.errors.kind], ids=lambda recipe: recipe.name)
@@ -110,7 +112,8 @@ def test_errors_have_only_the_levels_that_the_recipe_says(recipe: TrainRecipe) -
 @pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
 def test_each_recipe_fits_its_network_and_a_step_changes_what_is_trained(recipe: TrainRecipe) -> None:
     torch.manual_seed(0)
-    network = build("small", Config(side=8, widths=(4, 4, 4), strides=(1, 2, 2)))
+    config = Config(side=8, widths=(4, 4, 4), strides=(1, 2, 2), batch_norm=recipe.batch_norm)
+    network = build("small", config)
     module = compress(network, recipe, fresh=recipe.start == "fresh").train()
     layers = list(quantized_layers(module))
     whole = recipe.layers.first == recipe.layers.last == "quantized"
@@ -217,3 +220,4 @@ def test_quantizers_are_found_by_their_files() -> None:
     assert {"twn", "ttq", "dorefa", "uniform", "per_filter"} <= set(quantizer_names("weights"))
     assert {"sign", "dorefa", "uniform", "ternary"} <= set(quantizer_names("activations"))
     assert quantizer_names("errors") == ("dorefa",)
+    assert "wage" in quantizer_names("activations")
