@@ -21,11 +21,13 @@ from edgekit.host.train.compress import compress
 from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, Update, reproducible
 from edgekit.host.train.hooks import Masks
 from edgekit.host.train.imported import Imported
+from edgekit.host.train.mixed import FIRST, LossScaled
 from edgekit.host.train.quantized import Settle, parameter_groups
 from edgekit.host.train.recipe import Schooling, TrainRecipe, find_recipe
 from edgekit.host.train.schedules import drops, exponential, gradual_sparsity, warm_cosine
 from edgekit.host.train.supervised import Criterion, Judged, Labelled, Method, Teach, evaluate, train_by
 from edgekit.host.train.teaching import Pair, teaching_losses
+from edgekit.host.train.terngrad import TernGrad
 from edgekit.host.train.wage import WageUpdate, sum_of_squares
 from edgekit.host.watch import Watch, unwatched
 
@@ -209,7 +211,16 @@ def _rate(training: Schooling) -> Schedule:
 def _update(module: nn.Module, recipe: TrainRecipe) -> Update:
     if recipe.training.optimizer == "wage":
         return WageUpdate(module, recipe.training.lr, recipe.bits.gradients)
-    return Gradient(_optimizer(module, recipe.training))
+    training = recipe.training
+    plain = Gradient(_optimizer(module, training))
+    if training.loss_scale and training.workers:
+        raise BadInput(
+            f"recipe {recipe.name}: a loss scale and workers do not go together yet: leave one out"
+        )
+    if training.loss_scale:
+        dynamic = training.loss_scale < 0
+        return LossScaled(plain, FIRST if dynamic else training.loss_scale, dynamic=dynamic)
+    return TernGrad(plain, training.workers, training.ternary_clip) if training.workers else plain
 
 
 def _optimizer(module: nn.Module, training: Schooling) -> torch.optim.Optimizer:

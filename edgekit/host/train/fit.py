@@ -28,7 +28,7 @@ Loss: TypeAlias = "Callable[[Models, Batch], Tensor]"  # a scalar to be made sma
 Schedule: TypeAlias = "Callable[[float], float]"  # share of all steps that are done -> value
 
 _SEED_STRIDE = 1_000_003  # keeps the streams of neighbouring seeds apart
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Samples(Protocol):
@@ -47,8 +47,8 @@ class Update(Protocol):
     def set(self, values: Mapping[str, float]) -> None:
         """What the schedules say for the coming step."""
 
-    def step(self, loss: Tensor) -> None:
-        """Gradients, then new weights."""
+    def step(self, loss: Tensor) -> bool:
+        """Gradients, then new weights. False: there are none, and the schedules stay where they are."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -66,12 +66,25 @@ class Gradient:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * values.get("lr", 1.0)
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> bool:
+        self.backward(loss)
+        self.apply()
+        return True
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All that the optimizer has."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of this loss alone."""
         self.optimizer.zero_grad()
         loss.backward()
+
+    def apply(self) -> None:
+        """The optimizer's step by the gradients that are there, clipped where that is wanted."""
         if self.clip is not None:
-            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-            torch.nn.utils.clip_grad_norm_(weights, self.clip)
+            torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,9 +143,10 @@ class Checkpoint:
 
 @dataclass
 class _State:
-    """What a checkpoint holds besides the weights."""
+    """What a checkpoint holds besides the weights. left_out: of the steps, those whose update did not count."""
 
     step: int
+    left_out: int
     sums: dict[str, float]
     losses: list[dict[str, float]]
 
@@ -163,7 +177,7 @@ def fit(
     size = max(1, min(batch, data.count))
     per_epoch = data.count // size
     steps = epochs * per_epoch
-    state = _State(0, dict.fromkeys(losses, 0.0), [])
+    state = _State(0, 0, dict.fromkeys(losses, 0.0), [])
     stopped = False
     with reproducible(seed, threads), watch(what, steps) as tick:
         if checkpoint is not None and checkpoint.path.exists():
@@ -173,7 +187,10 @@ def fit(
             epoch, place = divmod(state.step, per_epoch)
             order = torch.randperm(data.count, generator=_random(seed, -1 - epoch))
             chosen = order[place * size : (place + 1) * size]
-            values = {name: value(state.step / steps) for name, value in (schedules or {}).items()}
+            values = {
+                name: value((state.step - state.left_out) / steps)
+                for name, value in (schedules or {}).items()
+            }
             update.set(values)
             _one_step(data.take(chosen, _random(seed, state.step)), models, losses, update, state)
             state.step += 1
@@ -204,7 +221,8 @@ def _one_step(
         raise BadInput(
             f"training: the loss is not finite at step {state.step} ({said}): take a smaller learning rate"
         )
-    update.step(total)
+    if not update.step(total):
+        state.left_out += 1
     for name, part in parts.items():
         state.sums[name] += part.item()
 
@@ -245,6 +263,7 @@ def _save(
         "hooks": [hook.state_dict() for hook in hooks],
         "random": torch.get_rng_state(),
         "step": state.step,
+        "left_out": state.left_out,
         "sums": state.sums,
         "losses": state.losses,
     }
@@ -274,7 +293,7 @@ def _resume(checkpoint: Checkpoint, models: Models, update: Update, hooks: Seque
         for hook, state in zip(hooks, held["hooks"], strict=True):
             hook.load_state_dict(state)
         torch.set_rng_state(held["random"])
-        return _State(int(held["step"]), dict(held["sums"]), list(held["losses"]))
+        return _State(int(held["step"]), int(held["left_out"]), dict(held["sums"]), list(held["losses"]))
     except (RuntimeError, KeyError, TypeError, ValueError) as err:
         raise BadInput(
             f"{path}: is the checkpoint of another training: {one_line(err)[:120]}; remove it to start anew"

@@ -90,7 +90,9 @@ class Schooling:
     """How weights are updated.
 
     schedule: "cosine" to 0, "exponential" to lr * last, or "drops": the factor on lr from a share of all steps on.
-    warm_up: share of all steps, of the cosine.
+    warm_up: share of all steps, of the cosine. loss_scale: of 16-bit floats, 0: none, -1: dynamic. workers: these tell
+    one another gradients of three levels, clipped to ternary_clip standard deviations (TernGrad), a step for each one's
+    batch; 0: there is one, and it tells nobody.
     """
 
     loss: str = option("cross entropy", choices=("cross entropy", "squared hinge", "sum of squares"))
@@ -106,6 +108,9 @@ class Schooling:
     batch: int = option(100, min=1)
     shift: int = option(0, min=0)
     flip: bool = False
+    loss_scale: float = option(0.0, min=-1.0)
+    workers: int = option(0, min=0, max=64)
+    ternary_clip: float = option(2.5, min=0.0)
 
 
 @dataclass(frozen=True)

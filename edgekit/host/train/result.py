@@ -22,6 +22,7 @@ from edgekit.host.train.imported import Imported
 from edgekit.host.train.quantized import packed_weight_bytes
 from edgekit.host.train.quantizers import Sign
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
+from edgekit.host.train.quantizers.half import HalfValues
 from edgekit.host.train.quantizers.uniform import UniformActivations
 from edgekit.host.train.recipe import TrainRecipe
 from edgekit.host.train.samples import Augment
@@ -34,6 +35,7 @@ from edgekit.host.watch import Watch, unwatched
 from edgekit.host.work import layers
 
 ROUNDED_TOLERANCE = 0.05  # of the largest score: a last bit may decide about a step of an activation
+_ROUNDING = (ClippedActivation, UniformActivations, HalfValues, Sign)
 _COMPARED = 20  # held-out samples on which the file must give the network's answers
 
 
@@ -165,9 +167,7 @@ def train(
 
 def export(module: nn.Module, task: Task) -> bytes:
     """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
-    rounding = any(
-        isinstance(each, (ClippedActivation, UniformActivations, Sign)) for each in module.modules()
-    )
+    rounding = any(isinstance(each, _ROUNDING) for each in module.modules())
     tolerance = ROUNDED_TOLERANCE if rounding else TOLERANCE
     compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
     if isinstance(module, Imported):

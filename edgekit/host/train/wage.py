@@ -40,7 +40,7 @@ class WageUpdate:
     def set(self, values: Mapping[str, float]) -> None:
         self._eta = _power(self._rate * values.get("lr", 1.0))
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> bool:
         for weight in self._weights:
             weight.grad = None
         loss.backward()
@@ -48,6 +48,7 @@ class WageUpdate:
             for weight in self._weights:
                 if weight.grad is not None:
                     weight.sub_(stochastic(weight.grad, self._eta) / self._steps)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return {}
