@@ -181,7 +181,7 @@ def verdict_of(line: Line, means: Mapping[str, float]) -> tuple[str, str]:
         f"{expected.against} {-expected.points:+.1f}" if expected.points else f"at least {expected.against}"
     )
     short = -expected.points - far
-    return wanted, f"{far:+.2f}, met" if short <= 0 else f"{far:+.2f}, MISSED by {short:.2f}"
+    return wanted, f"{far:+.2f}, met" if short <= 1e-9 else f"{far:+.2f}, MISSED by {short:.2f}"
 
 
 def table(lines: Sequence[Line], amount: Amount) -> str:
