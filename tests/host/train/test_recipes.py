@@ -227,5 +227,5 @@ def test_a_network_too_small_for_float_edges_is_refused() -> None:
 def test_quantizers_are_found_by_their_files() -> None:
     assert {"twn", "ttq", "dorefa", "uniform", "per_filter"} <= set(quantizer_names("weights"))
     assert {"sign", "dorefa", "uniform", "ternary"} <= set(quantizer_names("activations"))
-    assert quantizer_names("errors") == ("dorefa", "half")
+    assert quantizer_names("errors") == ("dfp", "dorefa", "half")
     assert "wage" in quantizer_names("activations")
