@@ -167,4 +167,10 @@ def _print(made: Result) -> None:
         f"{made.parameters:,} parameters, {made.macs:,} multiply-accumulates, "
         f"weights of {made.weight_bytes:,} bytes packed"
     )
+    if trained.adapted is not None:
+        adapted = trained.adapted
+        console.print(
+            f"{adapted.bits_per_weight:.2f} bits a weight and {adapted.table_bits / adapted.weights:.2f} of the table "
+            f"of widths; loss {adapted.before:.4f} before, {adapted.after:.4f} after; the file holds floats"
+        )
     console.print(f"wrote {made.output}")

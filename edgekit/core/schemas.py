@@ -232,6 +232,20 @@ OUTPUTS: Mapping[str, Schema] = {
         weight_bytes=COUNT,
         size_bytes=COUNT,
         seconds=NUMBER,
+        adapted={
+            "anyOf": [
+                {"type": "null"},
+                table(
+                    payload_bits=COUNT,
+                    table_bits=COUNT,
+                    bits_per_weight=NUMBER,
+                    loss_before=NUMBER,
+                    loss_after=NUMBER,
+                    widths=COUNTS,
+                    accepted=rows(COUNT),
+                ),
+            ]
+        },
     ),
     "train list": output(
         recipes=rows(table(name=TEXT, title=TEXT, source=TEXT, about=TEXT, bits=TRAIN_BITS, teacher=FLAG))

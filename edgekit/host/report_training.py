@@ -55,7 +55,7 @@ def _said(made: Result) -> str:
 def _curves(made: Result) -> str:
     curve = made.trained.curve
     if len(curve) < _FEWEST:
-        return "<p>One epoch makes no curve.</p>"
+        return "<p>Too few epochs for a curve.</p>"
     lines = [
         [(float(point.epoch), point.accuracy[place]) for point in curve]
         for place in range(len(curve[0].accuracy))
@@ -126,6 +126,14 @@ def _file(made: Result) -> str:
         ("sha256", made.sha256),
         ("time of training", "resumed" if trained.seconds is None else f"{trained.seconds:.0f} s"),
     ]
+    adapted = trained.adapted
+    if adapted is not None:
+        rows += [
+            ("bits of a weight, mean, without the table of widths", f"{adapted.bits_per_weight:.2f}"),
+            ("table of widths", f"{adapted.table_bits // 8:,} bytes"),
+            ("weights by their bits", ", ".join(f"{width}: {n:,}" for width, n in adapted.widths.items())),
+            ("loss on the training samples", f"{adapted.before:.4f} before, {adapted.after:.4f} after"),
+        ]
     return _table(("", ""), rows)
 
 

@@ -189,7 +189,7 @@ def test_list_and_show_tell_what_there_is(call: Call) -> None:
     ("arguments", "said"),
     [
         (["train"], "wants a RECIPE; `edgekit train --list` shows them"),
-        (["train", "nothing"], "recipe must be one of apprentice-a-twn"),
+        (["train", "nothing"], "recipe must be one of adaptive"),
         (["train", "twn"], "wants --data and -o"),
         (line("twn", "--model", "resnet"), "--model must be an ONNX file or one of small, .*got 'resnet'"),
         (["train", "twn", "--data", "none.npz", "-o", "m.onnx"], "none.npz"),

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from edgekit.core.errors import BadInput
 from edgekit.core.files import write_atomic
+from edgekit.host.train.adaptive import Adapted, adapt
 from edgekit.host.train.bnn import squared_hinge
 from edgekit.host.train.compress import compress
 from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, Update, reproducible
@@ -58,7 +59,7 @@ class Epoch:
 class Trained:
     """module: in evaluation mode. curve: per epoch. before: held-out accuracy of the weights it started from, or None.
 
-    seconds: of training; None: resumed, nobody knows all of it.
+    seconds: of training; None: resumed, nobody knows all of it. adapted: bit widths of single weights.
     """
 
     module: nn.Module
@@ -66,6 +67,7 @@ class Trained:
     before: tuple[float, ...] | None
     judged: Judged
     seconds: float | None
+    adapted: Adapted | None = None
 
 
 class _Curve(Hook):
@@ -137,12 +139,23 @@ def train_by_recipe(
         student.observe(samples.plain(0, _OBSERVED)["x"])
     run = replace(run, samples=samples.taught(teacher)) if recipe.wants_teacher and teacher else run
     started = time.monotonic()
-    curve = run.train(recipe, whole, checkpoint)
+    adapted, curve = None, list[Epoch]()
+    if recipe.adaptive.factor:
+        if isinstance(student, Imported):
+            raise BadInput(
+                f"recipe {recipe.name}: bit widths of single weights are for networks of ours by name"
+            )
+        how = recipe.adaptive
+        adapted = adapt(
+            student, samples, how.factor, delta=how.delta, directed=how.directed, rounds=how.rounds
+        )
+    else:
+        curve = run.train(recipe, whole, checkpoint)
     seconds = None if resumed else time.monotonic() - started
     if kept is not None and start is None:
         kept.unlink(missing_ok=True)
     student.eval()
-    return Trained(student, tuple(curve), before, evaluate(student, held_out), seconds)
+    return Trained(student, tuple(curve), before, evaluate(student, held_out), seconds, adapted)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,20 @@ class Pruning:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """A bit width for each weight, in the place of training. factor: the bound on the loss, of its own; 0: none.
+
+    delta: the first trust region, as a share of each tensor's range. directed: towards smaller loss a weight may go as
+    far as that. rounds: at most.
+    """
+
+    factor: float = option(0.0, min=0.0)
+    delta: float = option(0.05, min=0.0, max=1.0)
+    directed: bool = True
+    rounds: int = option(25, min=1, max=1000)
+
+
+@dataclass(frozen=True)
 class Schooling:
     """How weights are updated.
 
@@ -148,6 +162,7 @@ class TrainRecipe:
     layers: Layers = field(default_factory=Layers)
     teaching: Teaching = field(default_factory=Teaching)
     pruning: Pruning = field(default_factory=Pruning)
+    adaptive: Adaptive = field(default_factory=Adaptive)
     training: Schooling = field(default_factory=Schooling)
     expected: Expected | None = None
     text: str = ""
@@ -165,6 +180,7 @@ _TABLES: Mapping[str, type[Any]] = {
     "layers": Layers,
     "teaching": Teaching,
     "pruning": Pruning,
+    "adaptive": Adaptive,
     "training": Schooling,
     "expected": Expected,
 }

@@ -96,6 +96,17 @@ class Result:
             "weight_bytes": self.weight_bytes,
             "size_bytes": self.size_bytes,
             "seconds": trained.seconds,
+            "adapted": None
+            if trained.adapted is None
+            else {
+                "payload_bits": trained.adapted.payload_bits,
+                "table_bits": trained.adapted.table_bits,
+                "bits_per_weight": trained.adapted.bits_per_weight,
+                "loss_before": trained.adapted.before,
+                "loss_after": trained.adapted.after,
+                "widths": {str(width): count for width, count in trained.adapted.widths.items()},
+                "accepted": [step.bits for step in trained.adapted.steps],
+            },
         }
 
 
@@ -161,8 +172,16 @@ def train(
         hashlib.sha256(content).hexdigest(),
         sum(math.prod(each.shape) for each in trained.module.parameters()),
         sum(each.macs for each in layers(folded)),
-        packed_weight_bytes(trained.module),
+        _weight_bytes(trained),
     )
+
+
+def _weight_bytes(trained: Trained) -> int:
+    """Packed, with scales and tables; of adapted weights their bits and the table of widths, which no board reads."""
+    adapted = trained.adapted
+    if adapted is None:
+        return packed_weight_bytes(trained.module)
+    return -(-adapted.payload_bits // 8) - (-adapted.table_bits // 8)
 
 
 def export(module: nn.Module, task: Task) -> bytes:

@@ -206,7 +206,7 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
     )
     recipe = find_recipe(str(path))
     assert (recipe.name, recipe.weights.options["threshold"]) == ("mine", 0.5)
-    with pytest.raises(BadInput, match=r"recipe must be one of apprentice-a-twn, .*got 'mine'"):
+    with pytest.raises(BadInput, match=r"recipe must be one of adaptive, .*got 'mine'"):
         find_recipe("mine")
     with pytest.raises(BadInput, match="must be an existing TOML file"):
         find_recipe(str(tmp_path / "other.toml"))
