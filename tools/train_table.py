@@ -141,6 +141,7 @@ class Line:
     network: str
     accuracy: tuple[float, ...]
     figures: Mapping[str, Any]
+    control: float = 0.0  # mean over seeds of a lottery ticket's
 
     @property
     def mean(self) -> float:
@@ -163,6 +164,9 @@ def lines_of(found: Mapping[Job, Mapping[str, Any]]) -> list[Line]:
             str(figures[0]["model"]),
             tuple(float(each["accuracy"][-1]) for each in figures),
             figures[0],
+            statistics.fmean(
+                float(each["rounds"][-1]["control"][-1]) if each["rounds"] else 0 for each in figures
+            ),
         )
         for (recipe, _), figures in by_recipe.items()
     ]
@@ -171,6 +175,7 @@ def lines_of(found: Mapping[Job, Mapping[str, Any]]) -> list[Line]:
 def verdict_of(line: Line, means: Mapping[str, float]) -> tuple[str, str]:
     """(what is expected, whether it holds and by how much)."""
     expected = find_recipe(line.recipe).expected
+    means = {**means, "control": line.control}
     if expected is None or expected.against not in means or line.network == TEACHER:
         return "", ""
     if expected.at_most < 1:
@@ -248,7 +253,7 @@ def run(wanted: argparse.Namespace) -> None:
 
 _KEPT = (
     *("model", "accuracy", "accuracy_before", "loss", "epochs", "samples", "parameters", "macs"),
-    *("weight_bytes", "size_bytes", "bundle_bytes", "latency_ms", "on", "seconds"),
+    *("weight_bytes", "size_bytes", "bundle_bytes", "latency_ms", "on", "seconds", "rounds", "adapted"),
 )
 
 

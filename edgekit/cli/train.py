@@ -167,6 +167,9 @@ def _print(made: Result) -> None:
         f"{made.parameters:,} parameters, {made.macs:,} multiply-accumulates, "
         f"weights of {made.weight_bytes:,} bytes packed"
     )
+    for each in trained.rounds:
+        ticket, control = percent(each.ticket[-1]), percent(each.control[-1])
+        console.print(f"density {percent(each.density, 1)}: ticket {ticket}, drawn anew {control}")
     if trained.adapted is not None:
         adapted = trained.adapted
         console.print(

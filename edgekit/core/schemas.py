@@ -232,6 +232,7 @@ OUTPUTS: Mapping[str, Schema] = {
         weight_bytes=COUNT,
         size_bytes=COUNT,
         seconds=NUMBER,
+        rounds=rows(table(density=FRACTION, ticket=rows(FRACTION), control=rows(FRACTION))),
         adapted={
             "anyOf": [
                 {"type": "null"},

@@ -30,6 +30,7 @@ def page(made: Result) -> str:
         f'<p class="note">{escape(recipe.source)}. {escape(" ".join(recipe.about.split()))}</p></header>\n'
         f'<section><h2>Learning curve</h2><p class="note">{escape(_said(made))}</p>{_curves(made)}</section>\n'
         f"<section><h2>Epochs</h2>{_epochs(made)}</section>\n"
+        f"{_rounds(made)}"
         f"<section><h2>Network and file</h2>{_file(made)}</section>\n"
         f"<section><h2>Recipe</h2><pre>{escape(recipe.text)}</pre></section>\n"
         "</main></body></html>\n"
@@ -113,6 +114,25 @@ def _epochs(made: Result) -> str:
         for point in curve
     ]
     return _table(head, rows)
+
+
+def _rounds(made: Result) -> str:
+    found = made.trained.rounds
+    if not found:
+        return ""
+    rows = [
+        (
+            f"{100 * each.density:.1f} %",
+            *(
+                f"{100 * right:.2f} %"
+                for side in (each.ticket, each.control)
+                for right in (side[0], side[-1])
+            ),
+        )
+        for each in found
+    ]
+    head = ("density", "ticket, epoch 1", "ticket, last", "drawn anew, epoch 1", "drawn anew, last")
+    return f"<section><h2>Tickets</h2>{_table(head, rows)}</section>\n"
 
 
 def _file(made: Result) -> str:

@@ -22,6 +22,7 @@ pytest.importorskip("torch", reason="the extra train (PyTorch) is not installed"
 
 from edgekit.host.load import load
 from edgekit.host.stored import stored_weights
+from edgekit.host.train import by_recipe
 
 SIDE, CLASSES = 12, 3
 CODE = "import sys; from edgekit.cli.main import run; sys.exit(run(sys.argv[1:]))"
@@ -161,6 +162,49 @@ def test_pruned_weights_are_zero_in_the_file(call: Call, folder: Path) -> None:
     zeros = [float((weight == 0).mean()) for weight in weights]
     assert zeros[0] < 0.01, "the first layer is not pruned"
     assert all(share == pytest.approx(0.8, abs=0.001) for share in zeros[1:])
+
+
+def test_tickets_come_with_their_controls_and_a_killed_run_keeps_finished_rounds(
+    call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = call(*line("lottery", "--json", "--report", "m.html", output="whole.onnx"))
+    assert code == 0, err
+    told = json.loads(out)
+    check("train", told)
+    assert [round(each["density"], 2) for each in told["rounds"]] == [1.0, 0.5, 0.25, 0.13]
+    assert told["rounds"][-1]["ticket"][-1] == told["accuracy"][0]
+    assert "drawn anew" in (folder / "m.html").read_text(encoding="utf-8")
+
+    calls = []
+    trained = by_recipe.train_by
+
+    def killed(method: Any, module: Any, *rest: Any, **more: Any) -> Any:
+        calls.append(more["what"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return trained(method, module, *rest, **more)
+
+    monkeypatch.setattr(by_recipe, "train_by", killed)
+    assert call(*line("lottery", output="again.onnx"))[0] == 130
+    kept = sorted(path.name for path in folder.glob("again.onnx.checkpoint*"))
+    assert len(kept) == 3
+    code, out, _ = call(*line("lottery", "--json", output="again.onnx"))
+    assert calls[4:] == [*calls[3:4], "round 2", "round 2, drawn anew", "round 3", "round 3, drawn anew"]
+    again = json.loads(out)
+    assert (again["sha256"], again["rounds"]) == (told["sha256"], told["rounds"])
+    assert not list(folder.glob("again.onnx.checkpoint*"))
+
+
+def test_single_weights_get_widths_and_the_loss_stays_within_its_bound(call: Call) -> None:
+    code, out, err = call(*line("adaptive", "--json", "--report", "m.html"))
+    assert code == 0, err
+    told = json.loads(out)
+    check("train", told)
+    adapted = told["adapted"]
+    assert adapted["loss_after"] <= adapted["loss_before"]
+    assert adapted["accepted"] == sorted(adapted["accepted"], reverse=True)
+    assert told["weight_bytes"] == -(-adapted["payload_bits"] // 8) - (-adapted["table_bits"] // 8)
+    assert told["curve"] == []
 
 
 @pytest.mark.parametrize("recipe", ["bnn", "binaryconnect", "dorefa-w8a8g8"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import time
@@ -22,6 +23,7 @@ from edgekit.host.train.compress import compress
 from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, Update, reproducible
 from edgekit.host.train.hooks import Masks
 from edgekit.host.train.imported import Imported
+from edgekit.host.train.lottery import Round, draw_tickets
 from edgekit.host.train.mixed import FIRST, LossScaled
 from edgekit.host.train.quantized import Settle, parameter_groups
 from edgekit.host.train.recipe import Schooling, TrainRecipe, find_recipe
@@ -60,6 +62,7 @@ class Trained:
     """module: in evaluation mode. curve: per epoch. before: held-out accuracy of the weights it started from, or None.
 
     seconds: of training; None: resumed, nobody knows all of it. adapted: bit widths of single weights.
+    rounds: of lottery tickets, with their controls.
     """
 
     module: nn.Module
@@ -68,6 +71,7 @@ class Trained:
     judged: Judged
     seconds: float | None
     adapted: Adapted | None = None
+    rounds: tuple[Round, ...] = ()
 
 
 class _Curve(Hook):
@@ -118,6 +122,8 @@ def train_by_recipe(
         raise BadInput(f"recipe {recipe.name}: scheme A trains a teacher as well: name its network")
     with reproducible(seed, threads):
         module = make()
+    if recipe.lottery.rounds:
+        return _drawn(recipe, make, _Run(samples, held_out, seed, threads, watch), checkpoint)
     from_trained, resumed = recipe.start == "trained", checkpoint is not None and checkpoint.exists()
     run = _Run(samples, held_out, seed, threads, watch)
     kept = start or (None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.start"))
@@ -168,7 +174,14 @@ class _Run:
     threads: int
     watch: Watch
 
-    def train(self, recipe: TrainRecipe, module: nn.Module, checkpoint: Path | None) -> list[Epoch]:
+    def train(
+        self,
+        recipe: TrainRecipe,
+        module: nn.Module,
+        checkpoint: Path | None,
+        more: Sequence[Hook] = (),
+        what: str = "",
+    ) -> list[Epoch]:
         """One fit, in place; the learning curve."""
         hooks, schedules = _pruning(recipe, module)
         curve = _Curve(module, self.held_out)
@@ -191,10 +204,10 @@ class _Run:
             Plan(training.epochs, training.batch),
             seed=self.seed,
             threads=self.threads,
-            hooks=(Settle(module), *hooks, curve),
+            hooks=(Settle(module), *hooks, *more, curve),
             checkpoint=checkpoint,
             watch=self.watch,
-            what=recipe.name,
+            what=what or recipe.name,
         )
         return curve.points
 
@@ -271,7 +284,37 @@ def _depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
 
 
-def _finished(path: Path | None, module: nn.Module, told: str, train: Callable[[], object]) -> None:
+def _drawn(recipe: TrainRecipe, make: Callable[[], nn.Module], run: _Run, checkpoint: Path | None) -> Trained:
+    """Lottery tickets: each finished fit is kept beside the checkpoint until all are done."""
+    held_files: list[Path] = []
+    curves: list[list[Epoch]] = []
+    resumed = checkpoint is not None and bool(
+        list(checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}*"))
+    )
+
+    def fit(module: nn.Module, hook: Hook, what: str) -> list[float]:
+        path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{len(curves)}")
+        if path is not None:
+            held_files.append(path)
+        told = repr((recipe.training, run.samples.key(), run.seed, run.threads, what))
+        curve = _finished(path, module, told, lambda: run.train(recipe, module, checkpoint, (hook,), what))
+        curves.append(curve)
+        return [point.accuracy[-1] for point in curve]
+
+    how, started = recipe.lottery, time.monotonic()
+    with reproducible(run.seed, run.threads):
+        module, rounds = draw_tickets(make, fit, rounds=how.rounds, rate=how.rate, last_rate=how.last_rate)
+    seconds = None if resumed else time.monotonic() - started
+    for path in held_files:
+        path.unlink(missing_ok=True)
+    module.eval()
+    judged = evaluate(module, run.held_out)
+    return Trained(module, tuple(curves[-2]), None, judged, seconds, rounds=rounds)
+
+
+def _finished(
+    path: Path | None, module: nn.Module, told: str, train: Callable[[], list[Epoch]]
+) -> list[Epoch]:
     """Train, or load what the same training left in the file. told: all that makes it this one, besides the weights."""
     start = hashlib.sha256(told.encode())
     for name, value in module.state_dict().items():
@@ -281,9 +324,11 @@ def _finished(path: Path | None, module: nn.Module, told: str, train: Callable[[
         held = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)  # data only: it runs no code
         if held["key"] == key:
             module.load_state_dict(held["weights"])
-            return
-    train()
+            return [Epoch(epoch, dict(losses), tuple(right)) for epoch, losses, right in held["curve"]]
+    curve = train()
     if path is not None:
         content = io.BytesIO()
-        torch.save({"key": key, "weights": module.state_dict()}, content)
+        rows = [[point.epoch, point.losses, list(point.accuracy)] for point in curve]
+        torch.save({"key": key, "weights": module.state_dict(), "curve": rows}, content)
         write_atomic(path, content.getvalue())
+    return curve

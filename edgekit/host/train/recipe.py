@@ -86,6 +86,18 @@ class Pruning:
 
 
 @dataclass(frozen=True)
+class Lottery:
+    """Tickets: rounds of training, pruning and rewinding. rounds: 0: none. rate: the share of what is left that goes.
+
+    last_rate: of the last layer. Each round has a control, trained as long: the same masks on weights drawn anew.
+    """
+
+    rounds: int = option(0, min=0, max=50)
+    rate: float = option(0.2, min=0.0, max=0.99)
+    last_rate: float = option(0.1, min=0.0, max=0.99)
+
+
+@dataclass(frozen=True)
 class Adaptive:
     """A bit width for each weight, in the place of training. factor: the bound on the loss, of its own; 0: none.
 
@@ -131,7 +143,8 @@ class Schooling:
 class Expected:
     """What faithful means: on Fashion-MNIST at most `points` below another recipe's mean accuracy over three seeds.
 
-    at_most: for a method that is known to fail there: no better than this accuracy.
+    at_most: for a method that is known to fail there: no better than this accuracy. against "control": of lottery
+    tickets, the same masks on weights drawn anew.
     """
 
     against: str = "float32"
@@ -162,6 +175,7 @@ class TrainRecipe:
     layers: Layers = field(default_factory=Layers)
     teaching: Teaching = field(default_factory=Teaching)
     pruning: Pruning = field(default_factory=Pruning)
+    lottery: Lottery = field(default_factory=Lottery)
     adaptive: Adaptive = field(default_factory=Adaptive)
     training: Schooling = field(default_factory=Schooling)
     expected: Expected | None = None
@@ -180,6 +194,7 @@ _TABLES: Mapping[str, type[Any]] = {
     "layers": Layers,
     "teaching": Teaching,
     "pruning": Pruning,
+    "lottery": Lottery,
     "adaptive": Adaptive,
     "training": Schooling,
     "expected": Expected,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -96,6 +97,10 @@ class Result:
             "weight_bytes": self.weight_bytes,
             "size_bytes": self.size_bytes,
             "seconds": trained.seconds,
+            "rounds": [
+                {"density": each.density, "ticket": list(each.ticket), "control": list(each.control)}
+                for each in trained.rounds
+            ],
             "adapted": None
             if trained.adapted is None
             else {
@@ -141,7 +146,7 @@ def train(
     )
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if not resume:
-        for each in (checkpoint, checkpoint.with_name(f"{checkpoint.name}.start")):
+        for each in output.parent.glob(f"{glob.escape(checkpoint.name)}*"):
             each.unlink(missing_ok=True)
     trained = train_by_recipe(
         recipe,

@@ -17,6 +17,7 @@ from edgekit.host.train.networks import (
     cnv,
     iamnn,
     iamnn_plan,
+    lenet,
     lfc,
     mobilenet,
     msdnet,
@@ -37,6 +38,8 @@ class Kind:
 NETWORKS: Mapping[str, Kind] = {
     "small": Kind(small.Config, small.Small),
     "small-wide": Kind(small.Wide, small.Small),
+    "lenet-300-100": Kind(lenet.Dense, lenet.LeNet300),
+    "lenet-5": Kind(lenet.Convolutions, lenet.LeNet5),
     "resnet20": Kind(resnet.Config, resnet.ResNet),
     "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
     "msdnet": Kind(msdnet_plan.Config, msdnet.MSDNet),
