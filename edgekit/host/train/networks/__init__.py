@@ -23,7 +23,11 @@ from edgekit.host.train.networks import (
     msdnet,
     msdnet_plan,
     resnet,
+    shufflenet,
     small,
+    squeezenet,
+    vgg,
+    wide_resnet,
 )
 
 
@@ -41,6 +45,10 @@ NETWORKS: Mapping[str, Kind] = {
     "lenet-300-100": Kind(lenet.Dense, lenet.LeNet300),
     "lenet-5": Kind(lenet.Convolutions, lenet.LeNet5),
     "resnet20": Kind(resnet.Config, resnet.ResNet),
+    "squeezenet": Kind(squeezenet.Config, squeezenet.SqueezeNet),
+    "shufflenet": Kind(shufflenet.Config, shufflenet.ShuffleNet),
+    "wide-resnet": Kind(wide_resnet.Config, wide_resnet.WideResNet),
+    "vgg": Kind(vgg.Config, vgg.VGG),
     "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
     "msdnet": Kind(msdnet_plan.Config, msdnet.MSDNet),
     "iamnn": Kind(iamnn_plan.Config, iamnn.IamNN),
