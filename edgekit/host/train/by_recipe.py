@@ -21,6 +21,7 @@ from edgekit.host.train.adaptive import Adapted, adapt
 from edgekit.host.train.bnn import squared_hinge
 from edgekit.host.train.compress import compress
 from edgekit.host.train.fit import Gradient, Hook, Moment, Schedule, Update, reproducible
+from edgekit.host.train.group_pruning import compact, keep_positions
 from edgekit.host.train.hooks import Masks
 from edgekit.host.train.imported import Imported
 from edgekit.host.train.lottery import Round, draw_tickets
@@ -35,6 +36,7 @@ from edgekit.host.train.wage import WageUpdate, sum_of_squares
 from edgekit.host.watch import Watch, unwatched
 
 BASELINE = "float32"  # the recipe that trained weights come from where none are given
+_CONV_RANK = 4
 _OBSERVED = 200  # samples that ranges of activations start from
 
 
@@ -160,6 +162,8 @@ def train_by_recipe(
     seconds = None if resumed else time.monotonic() - started
     if kept is not None and start is None:
         kept.unlink(missing_ok=True)
+    if recipe.pruning.group == "position":
+        student = compact(student)
     student.eval()
     return Trained(student, tuple(curve), before, evaluate(student, held_out), seconds, adapted)
 
@@ -268,7 +272,12 @@ def _pruning(recipe: TrainRecipe, module: nn.Module) -> tuple[Sequence[Hook], di
         raise BadInput(
             f"recipe {recipe.name}: the network has no weight to prune beside the first and the last"
         )
-    masks = Masks({name: found[name] for name in names}, pruning.sparsity, pruning.every)
+    if pruning.group == "position":
+        if isinstance(module, Imported):
+            raise BadInput(f"recipe {recipe.name}: positions are pruned in networks of ours by name")
+        names = [name for name in names if found[name].ndim == _CONV_RANK]
+    keep = keep_positions if pruning.group == "position" else None
+    masks = Masks({name: found[name] for name in names}, pruning.sparsity, pruning.every, keep)
     return (masks,), {"sparsity": gradual_sparsity(pruning.sparsity, end=pruning.end)}
 
 

@@ -17,11 +17,18 @@ class Masks(Hook):
 
     final: the share of each tensor that shall be zero in the end. The schedule `sparsity` says how much of it already
     is; every `every` steps all weights are ranked anew by magnitude, so that one may come back, until `final` is
-    reached; then the masks stay (Zhu, Gupta 2017, arXiv 1710.01878).
+    reached; then the masks stay (Zhu, Gupta 2017, arXiv 1710.01878). keep: (weight, share that goes) -> mask.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], final: float = 0.0, every: int = 20) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        final: float = 0.0,
+        every: int = 20,
+        keep: Callable[[Tensor, float], Tensor] | None = None,
+    ) -> None:
         self._weights, self._final, self._every = dict(weights), final, max(1, every)
+        self._keep = keep or keep_largest
         self.masks = {name: (weight.detach() != 0).to(weight.dtype) for name, weight in weights.items()}
         self.finished = not final
 
@@ -34,7 +41,7 @@ class Masks(Hook):
 
     def prune(self, share: float) -> None:
         """Masks of the largest weights as they are now."""
-        self.masks = {name: keep_largest(weight, share) for name, weight in self._weights.items()}
+        self.masks = {name: self._keep(weight, share) for name, weight in self._weights.items()}
 
     def apply(self) -> None:
         """What is masked becomes zero."""

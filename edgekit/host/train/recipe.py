@@ -76,13 +76,15 @@ class Pruning:
     """sparsity: the share of each weight that is zero in the end, by Zhu and Gupta's schedule. 0: none.
 
     end: the share of all steps after which it is reached; every: steps between two rankings. edges: whether the first
-    and the last layer are pruned as well ("quantized": yes, "float": no).
+    and the last layer are pruned as well ("quantized": yes, "float": no). group: "weight", each by itself, or
+    "position", the same place of the kernel in all filters of a convolution: then the file's products are smaller.
     """
 
     sparsity: float = option(0.0, min=0.0, max=0.99)
     end: float = option(0.7, min=0.0, max=1.0)
     every: int = option(20, min=1)
     edges: str = option("float", choices=EDGES)
+    group: str = option("weight", choices=("weight", "position"))
 
 
 @dataclass(frozen=True)
