@@ -207,6 +207,18 @@ def test_single_weights_get_widths_and_the_loss_stays_within_its_bound(call: Cal
     assert told["curve"] == []
 
 
+def test_groups_learn_what_they_read_and_the_file_has_plain_convolutions(call: Call, folder: Path) -> None:
+    code, out, err = call(*line("condensenet", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["accuracy"][0] > 0.6
+    nodes = list(load(folder / "m.onnx").graph.model.graph)
+    groups = [node.attributes.get_int("group", 1) for node in nodes if node.op_type == "Conv"]
+    assert groups == [1, *[4] * 18]
+    assert call(*line("twn", "--model", "condensenet"))[0] == 2
+    assert call(*line("twn", "--model", "m.onnx", "--lr", "0.0005", "--epochs", "1", output="t.onnx"))[0] == 0
+    assert "ternary" in formats(folder / "t.onnx")
+
+
 @pytest.mark.parametrize("recipe", ["bnn", "binaryconnect", "dorefa-w8a8g8"])
 def test_networks_with_other_losses_inputs_and_gradients_come_out_as_they_were_trained(
     call: Call, recipe: str

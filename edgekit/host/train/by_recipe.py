@@ -26,6 +26,7 @@ from edgekit.host.train.hooks import Masks
 from edgekit.host.train.imported import Imported
 from edgekit.host.train.lottery import Round, draw_tickets
 from edgekit.host.train.mixed import FIRST, LossScaled
+from edgekit.host.train.networks.condensenet import Condense, converted, learned
 from edgekit.host.train.quantized import Settle, parameter_groups
 from edgekit.host.train.recipe import Schooling, TrainRecipe, find_recipe
 from edgekit.host.train.schedules import drops, exponential, gradual_sparsity, warm_cosine
@@ -164,6 +165,7 @@ def train_by_recipe(
         kept.unlink(missing_ok=True)
     if recipe.pruning.group == "position":
         student = compact(student)
+    student = converted(student) if learned(student) else student
     student.eval()
     return Trained(student, tuple(curve), before, evaluate(student, held_out), seconds, adapted)
 
@@ -189,6 +191,7 @@ class _Run:
         """One fit, in place; the learning curve."""
         hooks, schedules = _pruning(recipe, module)
         curve = _Curve(module, self.held_out)
+        hooks = (*hooks, Condense(module)) if learned(module) else hooks
         training = recipe.training
         criterion = _criterion(training)
         scheme = bool(recipe.teaching.scheme)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgekit.core.errors import BadInput
 from edgekit.host.train.imported import Imported
+from edgekit.host.train.networks.condensenet import learned
 from edgekit.host.train.parts import activations_of, borders_of, errors_of, weights_of
 from edgekit.host.train.quantized import QuantizedConv2d, QuantizedLinear
 from edgekit.host.train.quantizers.base import WeightQuantizer, adopt
@@ -42,6 +43,11 @@ def compress(module: nn.Module, recipe: TrainRecipe, *, fresh: bool) -> nn.Modul
         return _imported(module, recipe)
     layers = list(_places(module, (nn.Conv2d, nn.Linear)))
     if make_weights is not None:
+        if learned(module):
+            raise BadInput(
+                f"recipe {recipe.name}: convolutions that learn their groups are not quantized while they do: train by "
+                "the recipe condensenet first, and compress the file"
+            )
         chosen = _without_edges(layers, first=recipe.layers.first, last=recipe.layers.last)
         if not chosen:
             raise BadInput(

@@ -15,6 +15,7 @@ from torch import nn
 from edgekit.core.errors import BadInput
 from edgekit.host.train.networks import (
     cnv,
+    condensenet,
     iamnn,
     iamnn_plan,
     lenet,
@@ -48,6 +49,7 @@ NETWORKS: Mapping[str, Kind] = {
     "squeezenet": Kind(squeezenet.Config, squeezenet.SqueezeNet),
     "shufflenet": Kind(shufflenet.Config, shufflenet.ShuffleNet),
     "wide-resnet": Kind(wide_resnet.Config, wide_resnet.WideResNet),
+    "condensenet": Kind(condensenet.Config, condensenet.CondenseNet),
     "vgg": Kind(vgg.Config, vgg.VGG),
     "mobilenet": Kind(mobilenet.Config, mobilenet.MobileNet),
     "msdnet": Kind(msdnet_plan.Config, msdnet.MSDNet),
