@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -75,6 +76,14 @@ class Imported(nn.Module):
             before_activation(outputs[entry.output], self.graph.opset)[0].name or entry.output
             for entry in self.graph.exits
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Imported:
+        """A copy with the same graph, which nobody changes: its nodes hang together, too deep a chain to be copied."""
+        memo[id(self.graph)] = self.graph
+        made = Imported.__new__(Imported)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
     def forward(self, value: Tensor) -> Outputs:
         self._see()
