@@ -3,6 +3,7 @@
 
     python tools/train_table.py                 hours on two cores; what is there already is not made again
     python tools/train_table.py --only twn,ttq  some rows; the others as they were
+    python tools/train_table.py --finished        the rows whose trainings have ended, for a look in between
     python tools/train_table.py --quick --out /tmp/table   a few samples, one seed: whether all of it runs
 
 Needs the extra `train`. 12,000 of the training images, all 10,000 test images, which decide nothing. A row's result is
@@ -43,6 +44,7 @@ else:
 SAMPLES, SEEDS = 12_000, (1, 2, 3)
 QUICK_SAMPLES, QUICK_EPOCHS = 300, 1
 BASELINE, TEACHER = "float32", "small-wide"
+JUDGED = "t10k-images-idx3-ubyte.gz"
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 
@@ -77,21 +79,20 @@ def teacher_of(job: Job) -> Job:
 
 
 def run_job(job: Job, amount: Amount, data: Path, kept: Path) -> dict[str, Any]:
-    """Train, convert, measure; or what an earlier run of the same found."""
+    """Train; or what an earlier run of the same found."""
     from edgekit.host.train.result import Wanted, train  # torch: in the process that trains
 
     recipe = find_recipe(job.recipe)
     teacher = kept / f"{teacher_of(job).key(amount)}.onnx" if recipe.wants_teacher else None
-    found, model = (kept / f"{job.key(amount)}.{kind}" for kind in ("json", "onnx"))
+    found, model = _files(job, amount, kept)
     if found.exists() and model.exists():
         held: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
         return held
-    judged = data / "t10k-images-idx3-ubyte.gz"
     made = train(
         Wanted(
             recipe,
             data / "train-images-idx3-ubyte.gz",
-            judged,
+            data / JUDGED,
             job.network,
             teacher,
             epochs=amount.epochs,
@@ -101,13 +102,18 @@ def run_job(job: Job, amount: Amount, data: Path, kept: Path) -> dict[str, Any]:
         model,
         start=kept / f"start-{job.seed}-{amount.epochs}-{amount.samples}",
     )
-    figures = {**made.to_json(), **_on_board(model, judged)}
+    figures = made.to_json()
     write_atomic(found, (json.dumps(figures, indent=1) + "\n").encode())
     return figures
 
 
+def _files(job: Job, amount: Amount, kept: Path) -> tuple[Path, Path]:
+    """A training's figures and its model."""
+    return kept / f"{job.key(amount)}.json", kept / f"{job.key(amount)}.onnx"
+
+
 def _on_board(model: Path, data: Path) -> dict[str, Any]:
-    """The bundle's size and its latency on this machine: what the same command prints for anybody."""
+    """The bundle's size and its latency on this machine, with nothing else of this tool running."""
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         bundle = Path(folder) / "model.edge"
         options = ["--profile", "host", "--calib", str(data), "--effort", "quick", "--no-cache", "--json"]
@@ -216,7 +222,11 @@ def table(lines: Sequence[Line], amount: Amount) -> str:
             f"| {of['bundle_bytes']:,} | {of['macs']:,} | {of['latency_ms']:.3f} |"
         )
     machine = lines[0].figures["on"] if lines else "unknown"
-    return "\n".join([*rows, "", f"Latency on {machine}."]) + "\n"
+    rows += ["", f"Latency on {machine}."]
+    absent = [name for name in recipe_names() if name not in means]
+    if absent:
+        rows += ["", f"Recipes that are not in this table yet: {', '.join(absent)}."]
+    return "\n".join(rows) + "\n"
 
 
 def run(wanted: argparse.Namespace) -> None:
@@ -226,6 +236,9 @@ def run(wanted: argparse.Namespace) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     names = wanted.only.split(",") if wanted.only else list(recipe_names())
     jobs = [Job(name, seed) for name in names for seed in amount.seeds]
+    if wanted.finished:
+        missing = {job.recipe for job in jobs if not _files(job, amount, kept)[0].exists()}
+        jobs = [job for job in jobs if job.recipe not in missing]
     teachers = list(dict.fromkeys(teacher_of(job) for job in jobs if find_recipe(job.recipe).wants_teacher))
     fresh = [job for job in jobs if find_recipe(job.recipe).start == "fresh"]
     others = [job for job in jobs if job not in fresh]
@@ -238,11 +251,16 @@ def run(wanted: argparse.Namespace) -> None:
                 fashion_mnist.say(
                     f"{job.recipe} on {figures['model']}, seed {job.seed}: {figures['accuracy'][-1]:.2%}"
                 )
+    rows: dict[tuple[str, str | None], Job] = {}
+    for job in found:
+        rows.setdefault((job.recipe, job.network), job)
+    for job in rows.values():
+        found[job] = {**found[job], **_on_board(_files(job, amount, kept)[1], data / JUDGED)}
     lines = lines_of(found)
     wanted.out.mkdir(parents=True, exist_ok=True)
     write_atomic(wanted.out / "training.md", table(lines, amount).encode())
     kept_figures = [
-        {"recipe": job.recipe, "seed": job.seed, **{key: figures[key] for key in _KEPT}}
+        {"recipe": job.recipe, "seed": job.seed, **{key: figures[key] for key in _KEPT if key in figures}}
         for job, figures in found.items()
     ]
     write_atomic(
@@ -260,6 +278,7 @@ _KEPT = (
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", metavar="RECIPE,...", help="these rows only")
+    parser.add_argument("--finished", action="store_true", help="train nothing: the rows that are there")
     parser.add_argument("--quick", action="store_true", help="a few samples, one epoch, one seed")
     parser.add_argument("--jobs", type=fashion_mnist.positive, default=1, help="trainings at once")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", metavar="FOLDER")

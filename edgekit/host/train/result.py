@@ -22,6 +22,7 @@ from edgekit.host.train.by_recipe import Trained, train_by_recipe
 from edgekit.host.train.imported import Imported
 from edgekit.host.train.quantized import packed_weight_bytes
 from edgekit.host.train.quantizers import Sign
+from edgekit.host.train.quantizers.dfp import DfpValues
 from edgekit.host.train.quantizers.dorefa import ClippedActivation
 from edgekit.host.train.quantizers.half import HalfValues
 from edgekit.host.train.quantizers.uniform import UniformActivations
@@ -36,6 +37,7 @@ from edgekit.host.watch import Watch, unwatched
 from edgekit.host.work import layers
 
 ROUNDED_TOLERANCE = 0.05  # of the largest score: a last bit may decide about a step of an activation
+FIXED_TOLERANCE = 1e-3  # values of 16 bits with a tensor's exponent: the file has floats there
 _ROUNDING = (ClippedActivation, UniformActivations, HalfValues, Sign)
 _COMPARED = 20  # held-out samples on which the file must give the network's answers
 
@@ -191,8 +193,10 @@ def _weight_bytes(trained: Trained) -> int:
 
 def export(module: nn.Module, task: Task) -> bytes:
     """The file of a trained network: codes where weights are codes, a QONNX file where activations are bits."""
-    rounding = any(isinstance(each, _ROUNDING) for each in module.modules())
-    tolerance = ROUNDED_TOLERANCE if rounding else TOLERANCE
+    fixed, rounding = (
+        any(isinstance(each, kind) for each in module.modules()) for kind in (DfpValues, _ROUNDING)
+    )
+    tolerance = ROUNDED_TOLERANCE if rounding else FIXED_TOLERANCE if fixed else TOLERANCE
     compared = task.held_out.plain(0, _COMPARED)["x"].contiguous().numpy()
     if isinstance(module, Imported):
         return module.content(compared, tolerance, task.labels)
