@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.core.errors import BadInput
+from edgekit.core.errors import BadInput, WorldFailed
 from edgekit.core.files import write_atomic
 from edgekit.host.cache import cache_root
 from edgekit.host.train import require_torch
@@ -113,7 +113,17 @@ def _files(job: Job, amount: Amount, kept: Path) -> tuple[Path, Path]:
 
 
 def _on_board(model: Path, data: Path) -> dict[str, Any]:
-    """The bundle's size and its latency on this machine, with nothing else of this tool running."""
+    """The bundle's size and its latency on this machine, with nothing else of this tool running; or as found before."""
+    found = model.with_suffix(".board.json")
+    if found.exists():
+        held: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        return held
+    figures = _convert_and_time(model, data)
+    write_atomic(found, (json.dumps(figures, indent=1) + "\n").encode())
+    return figures
+
+
+def _convert_and_time(model: Path, data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         bundle = Path(folder) / "model.edge"
         options = ["--profile", "host", "--calib", str(data), "--effort", "quick", "--no-cache", "--json"]
@@ -243,10 +253,17 @@ def run(wanted: argparse.Namespace) -> None:
     fresh = [job for job in jobs if find_recipe(job.recipe).start == "fresh"]
     others = [job for job in jobs if job not in fresh]
     found: dict[Job, Mapping[str, Any]] = {}
+    failed: list[str] = []
     one = partial(run_job, amount=amount, data=data, kept=kept)
     with ProcessPoolExecutor(wanted.jobs, multiprocessing.get_context("spawn")) as pool:
         for stage in (teachers, fresh, others):  # who learns from another's weights or answers waits for them
-            for job, figures in zip(stage, pool.map(one, stage), strict=True):
+            for job, training in [(job, pool.submit(one, job)) for job in stage]:
+                try:
+                    figures = training.result()
+                except Exception as error:  # the others' hours are not lost for one that fails
+                    failed.append(f"{job.recipe}, seed {job.seed}: {error}")
+                    fashion_mnist.say(f"failed: {failed[-1]}")
+                    continue
                 found[job] = figures
                 fashion_mnist.say(
                     f"{job.recipe} on {figures['model']}, seed {job.seed}: {figures['accuracy'][-1]:.2%}"
@@ -267,6 +284,8 @@ def run(wanted: argparse.Namespace) -> None:
         wanted.out / "training.json", (json.dumps({"v": 1, "runs": kept_figures}, indent=1) + "\n").encode()
     )
     print(table(lines, amount))
+    if failed:
+        raise WorldFailed(f"{len(failed)} trainings failed, their rows lack them: {'; '.join(failed)}")
 
 
 _KEPT = (
