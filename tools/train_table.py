@@ -258,13 +258,12 @@ def run(wanted: argparse.Namespace) -> None:
     with ProcessPoolExecutor(wanted.jobs, multiprocessing.get_context("spawn")) as pool:
         for stage in (teachers, fresh, others):  # who learns from another's weights or answers waits for them
             for job, training in [(job, pool.submit(one, job)) for job in stage]:
-                try:
-                    figures = training.result()
-                except Exception as error:  # the others' hours are not lost for one that fails
+                error = training.exception()
+                if error is not None:  # the others' hours are not lost for one that fails
                     failed.append(f"{job.recipe}, seed {job.seed}: {error}")
                     fashion_mnist.say(f"failed: {failed[-1]}")
                     continue
-                found[job] = figures
+                found[job] = figures = training.result()
                 fashion_mnist.say(
                     f"{job.recipe} on {figures['model']}, seed {job.seed}: {figures['accuracy'][-1]:.2%}"
                 )
